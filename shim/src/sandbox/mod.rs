@@ -1,0 +1,6 @@
+//! From an OCI spec and an artifact to an isolated process.
+
+pub mod control;
+pub mod launcher;
+pub mod plan;
+pub mod record;

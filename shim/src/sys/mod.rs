@@ -1,0 +1,1 @@
+//! The kernel's objects, one file each. The only room that may use `unsafe`, beside the loading of an artifact.
