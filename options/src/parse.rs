@@ -10,14 +10,26 @@ pub enum OptionsError {
     #[error("unknown option {key:?}; {}", known(nearest))]
     Unknown { key: String, nearest: Vec<&'static str> },
     #[error("option {key}: {value} is not {wanted}")]
-    Kind { key: &'static str, value: String, wanted: String },
+    Kind {
+        key: &'static str,
+        value: String,
+        wanted: String,
+    },
     #[error("option {key}: {value} is out of range, it must be {min} to {max}")]
-    Range { key: &'static str, value: String, min: String, max: String },
+    Range {
+        key: &'static str,
+        value: String,
+        min: String,
+        max: String,
+    },
 }
 
 fn known(nearest: &[&'static str]) -> String {
     if nearest.is_empty() {
-        format!("known are {}", TABLE.iter().map(|entry| entry.key).collect::<Vec<_>>().join(", "))
+        format!(
+            "known are {}",
+            TABLE.iter().map(|entry| entry.key).collect::<Vec<_>>().join(", ")
+        )
     } else {
         format!("did you mean {}?", nearest.join(" or "))
     }
@@ -25,8 +37,9 @@ fn known(nearest: &[&'static str]) -> String {
 
 /// Reads the options of a handler from its TOML; a key that is missing has its default.
 pub fn parse(toml: &str) -> Result<Options, OptionsError> {
-    let table: toml::Table =
-        toml.parse().map_err(|error: toml::de::Error| OptionsError::Syntax(error.to_string().trim_end().to_owned()))?;
+    let table: toml::Table = toml
+        .parse()
+        .map_err(|error: toml::de::Error| OptionsError::Syntax(error.to_string().trim_end().to_owned()))?;
     let mut options = Options::default();
     for (key, value) in &table {
         // containerd's own key beside ours: it says what the body is (runtimeoptions.v1.Options.type_url).
@@ -36,7 +49,10 @@ pub fn parse(toml: &str) -> Result<Options, OptionsError> {
         let entry = TABLE
             .iter()
             .find(|entry| entry.key == key)
-            .ok_or_else(|| OptionsError::Unknown { key: key.clone(), nearest: nearest(key) })?;
+            .ok_or_else(|| OptionsError::Unknown {
+                key: key.clone(),
+                nearest: nearest(key),
+            })?;
         (entry.set)(&mut options, checked(entry, value)?);
     }
     Ok(options)
@@ -120,7 +136,11 @@ fn wrong_kind(entry: &Entry, value: String) -> OptionsError {
         Kind::Seconds { .. } => "a whole number of seconds".to_owned(),
         Kind::Count { .. } => "a whole number".to_owned(),
     };
-    OptionsError::Kind { key: entry.key, value, wanted }
+    OptionsError::Kind {
+        key: entry.key,
+        value,
+        wanted,
+    }
 }
 
 /// The keys that a mistyped one may have meant, best first.
@@ -129,7 +149,12 @@ fn nearest(key: &str) -> Vec<&'static str> {
     const LIKE: f64 = 0.8;
     let mut near: Vec<(f64, &'static str)> = TABLE
         .iter()
-        .map(|entry| (strsim::jaro_winkler(&key.to_lowercase().replace('-', "_"), entry.key), entry.key))
+        .map(|entry| {
+            (
+                strsim::jaro_winkler(&key.to_lowercase().replace('-', "_"), entry.key),
+                entry.key,
+            )
+        })
         .filter(|(likeness, _)| *likeness >= LIKE)
         .collect();
     near.sort_by(|a, b| b.0.total_cmp(&a.0));
@@ -176,14 +201,23 @@ mod tests {
 
     #[test]
     fn an_unknown_key_is_refused_with_the_nearest_known_ones() {
-        assert_eq!(refused("cache-dirr = '/x'"), "unknown option \"cache-dirr\"; did you mean cache_dir or cache_size?");
-        assert_eq!(refused("idle_timout = 1"), "unknown option \"idle_timout\"; did you mean idle_timeout?");
+        assert_eq!(
+            refused("cache-dirr = '/x'"),
+            "unknown option \"cache-dirr\"; did you mean cache_dir or cache_size?"
+        );
+        assert_eq!(
+            refused("idle_timout = 1"),
+            "unknown option \"idle_timout\"; did you mean idle_timeout?"
+        );
     }
 
     #[test]
     fn a_key_like_no_other_is_refused_with_all_known_ones() {
         let message = refused("SystemdCgroup = true");
-        assert!(message.starts_with("unknown option \"SystemdCgroup\"; known are scope, log, cache_dir"), "{message}");
+        assert!(
+            message.starts_with("unknown option \"SystemdCgroup\"; known are scope, log, cache_dir"),
+            "{message}"
+        );
     }
 
     #[test]
@@ -192,7 +226,10 @@ mod tests {
             refused("cache_size = '1Mi'"),
             "option cache_size: 1Mi is out of range, it must be 64Mi to 1024Gi"
         );
-        assert_eq!(refused("idle_timeout = -1"), "option idle_timeout: -1 is out of range, it must be 0 to 86400");
+        assert_eq!(
+            refused("idle_timeout = -1"),
+            "option idle_timeout: -1 is out of range, it must be 0 to 86400"
+        );
         assert_eq!(
             refused("compile_timeout = 9223372036854775807"),
             "option compile_timeout: 9223372036854775807 is out of range, it must be 1 to 3600"
@@ -201,9 +238,18 @@ mod tests {
 
     #[test]
     fn a_value_of_the_wrong_kind_is_refused_with_what_is_wanted() {
-        assert_eq!(refused("scope = 'cluster'"), "option scope: \"cluster\" is not one of node, namespace, pod");
-        assert_eq!(refused("cache_dir = 'cache'"), "option cache_dir: \"cache\" is not an absolute path in quotes");
-        assert_eq!(refused("idle_timeout = true"), "option idle_timeout: true is not a whole number of seconds");
+        assert_eq!(
+            refused("scope = 'cluster'"),
+            "option scope: \"cluster\" is not one of node, namespace, pod"
+        );
+        assert_eq!(
+            refused("cache_dir = 'cache'"),
+            "option cache_dir: \"cache\" is not an absolute path in quotes"
+        );
+        assert_eq!(
+            refused("idle_timeout = true"),
+            "option idle_timeout: true is not a whole number of seconds"
+        );
         assert!(refused("cache_size = '2GB'").contains("is not a number of bytes"));
         assert!(refused("log = 3").contains("option log: 3 is not text in quotes"));
     }

@@ -128,7 +128,10 @@ pub const TABLE: &[Entry] = &[
     Entry {
         key: "cache_size",
         // The largest artifacts are some 34 MB; below this one image would evict itself.
-        kind: Kind::Bytes { min: 64 * MI, max: 1024 * GI },
+        kind: Kind::Bytes {
+            min: 64 * MI,
+            max: 1024 * GI,
+        },
         default: "2Gi",
         place: Place::Handler,
         doc: "The most bytes the artifact cache keeps; the least recently used go first.",
@@ -144,7 +147,10 @@ pub const TABLE: &[Entry] = &[
     },
     Entry {
         key: "compile_memory",
-        kind: Kind::Bytes { min: 64 * MI, max: 64 * GI },
+        kind: Kind::Bytes {
+            min: 64 * MI,
+            max: 64 * GI,
+        },
         default: "1Gi",
         place: Place::Handler,
         doc: "The most memory one compilation may use.",
@@ -160,7 +166,10 @@ pub const TABLE: &[Entry] = &[
     },
     Entry {
         key: "launcher_max_forks",
-        kind: Kind::Count { min: 1, max: 1_000_000_000 },
+        kind: Kind::Count {
+            min: 1,
+            max: 1_000_000_000,
+        },
         default: "10000",
         place: Place::Handler,
         doc: "After how many forks the launcher, whose address layout its guests share, is renewed.",
@@ -220,7 +229,11 @@ pub fn reference() -> String {
             Kind::Seconds { min, max } => format!("seconds, {min} to {max}"),
             Kind::Count { min, max } => format!("number, {min} to {max}"),
         };
-        let _ = writeln!(text, "  {:<19} {} ({kind}; default {})", entry.key, entry.doc, entry.default);
+        let _ = writeln!(
+            text,
+            "  {:<19} {} ({kind}; default {})",
+            entry.key, entry.doc, entry.default
+        );
     }
     text
 }
@@ -257,7 +270,12 @@ mod tests {
     fn every_option_is_in_the_reference_with_its_default() {
         let text = reference();
         for entry in TABLE {
-            assert!(text.lines().any(|line| line.contains(entry.key) && line.contains(entry.default)), "{}", entry.key);
+            assert!(
+                text.lines()
+                    .any(|line| line.contains(entry.key) && line.contains(entry.default)),
+                "{}",
+                entry.key
+            );
         }
     }
 }

@@ -59,14 +59,23 @@ pub fn parse(args: impl IntoIterator<Item = String>) -> Result<Command, ArgsErro
     let mut flags = Flags::default();
     let mut args = args.into_iter();
     while let Some(arg) = args.next() {
-        let Some(name) = arg.strip_prefix("--").or_else(|| arg.strip_prefix('-')).filter(|name| !name.is_empty()) else {
+        let Some(name) = arg
+            .strip_prefix("--")
+            .or_else(|| arg.strip_prefix('-'))
+            .filter(|name| !name.is_empty())
+        else {
             return command(&arg, flags, args);
         };
         let (name, given) = match name.split_once('=') {
             Some((name, value)) => (name, Some(value.to_owned())),
             None => (name, None),
         };
-        let mut value = || given.clone().or_else(|| args.next()).ok_or_else(|| ArgsError::NoValue(arg.clone()));
+        let mut value = || {
+            given
+                .clone()
+                .or_else(|| args.next())
+                .ok_or_else(|| ArgsError::NoValue(arg.clone()))
+        };
         match name {
             "namespace" => flags.namespace = value()?,
             "address" => flags.address = value()?,
@@ -93,7 +102,10 @@ fn command(name: &str, flags: Flags, mut rest: impl Iterator<Item = String>) -> 
     match name {
         "start" => complete("start", flags).map(Command::Start),
         "delete" => complete("delete", flags).map(Command::Delete),
-        "serve" => rest.next().map(|folder| Command::Serve(folder.into())).ok_or(ArgsError::NoFolder),
+        "serve" => rest
+            .next()
+            .map(|folder| Command::Serve(folder.into()))
+            .ok_or(ArgsError::NoFolder),
         "status" => Ok(Command::Status),
         "launch" => Ok(Command::Launch),
         "compile" => Ok(Command::Compile),
@@ -169,14 +181,20 @@ mod tests {
     #[test]
     fn start_as_containerd_calls_it_is_understood() {
         assert_eq!(parsed(&format!("{COMMON} start")), Ok(Command::Start(flags())));
-        assert_eq!(parsed(&format!("{COMMON} -debug start")), Ok(Command::Start(Flags { debug: true, ..flags() })));
+        assert_eq!(
+            parsed(&format!("{COMMON} -debug start")),
+            Ok(Command::Start(Flags { debug: true, ..flags() }))
+        );
     }
 
     #[test]
     fn delete_as_containerd_calls_it_carries_the_bundle() {
         assert_eq!(
             parsed(&format!("{COMMON} -bundle /b delete")),
-            Ok(Command::Delete(Flags { bundle: Some("/b".into()), ..flags() }))
+            Ok(Command::Delete(Flags {
+                bundle: Some("/b".into()),
+                ..flags()
+            }))
         );
     }
 
@@ -203,10 +221,22 @@ mod tests {
     #[test]
     fn what_is_missing_or_unknown_is_named() {
         assert_eq!(parsed(""), Err(ArgsError::NoCommand));
-        assert_eq!(parsed("-socket /x start"), Err(ArgsError::UnknownFlag("-socket".into())));
+        assert_eq!(
+            parsed("-socket /x start"),
+            Err(ArgsError::UnknownFlag("-socket".into()))
+        );
         assert_eq!(parsed("-id"), Err(ArgsError::NoValue("-id".into())));
-        assert_eq!(parsed("-id c1 start"), Err(ArgsError::Missing { command: "start", flag: "namespace" }));
-        assert_eq!(parsed("-debug=perhaps start"), Err(ArgsError::NotBool("perhaps".into())));
+        assert_eq!(
+            parsed("-id c1 start"),
+            Err(ArgsError::Missing {
+                command: "start",
+                flag: "namespace"
+            })
+        );
+        assert_eq!(
+            parsed("-debug=perhaps start"),
+            Err(ArgsError::NotBool("perhaps".into()))
+        );
         assert_eq!(parsed("stop"), Err(ArgsError::UnknownCommand("stop".into())));
         assert_eq!(parsed("serve"), Err(ArgsError::NoFolder));
     }

@@ -30,10 +30,15 @@ pub fn sandbox_id(bundle: &Path) -> Result<Option<String>, BundleError> {
         annotations: Option<HashMap<String, String>>,
     }
     let path = bundle.join("config.json");
-    let file = File::open(&path).map_err(|cause| BundleError::Read { path: path.clone(), cause })?;
+    let file = File::open(&path).map_err(|cause| BundleError::Read {
+        path: path.clone(),
+        cause,
+    })?;
     let spec: Annotated =
         serde_json::from_reader(BufReader::new(file)).map_err(|cause| BundleError::Malformed { path, cause })?;
-    Ok(spec.annotations.and_then(|mut annotations| annotations.remove(SANDBOX_ID)))
+    Ok(spec
+        .annotations
+        .and_then(|mut annotations| annotations.remove(SANDBOX_ID)))
 }
 
 /// The address of the server that holds the container of `bundle`, as `start` or containerd recorded it.
@@ -53,7 +58,9 @@ pub fn sibling(bundle: &Path, id: &str) -> Option<PathBuf> {
 /// The bundles beside `bundle` whose `sandbox` file names `id`: the pod's containers that containerd never told us of,
 /// since it dialled the sandbox's address for them.
 pub fn of_sandbox(bundle: &Path, id: &str) -> Vec<PathBuf> {
-    let Some(siblings) = bundle.parent().and_then(|folder| fs::read_dir(folder).ok()) else { return Vec::new() };
+    let Some(siblings) = bundle.parent().and_then(|folder| fs::read_dir(folder).ok()) else {
+        return Vec::new();
+    };
     siblings
         .filter_map(|entry| entry.ok().map(|entry| entry.path()))
         .filter(|path| path != bundle)
@@ -75,7 +82,11 @@ mod tests {
     #[test]
     fn the_sandbox_is_read_from_the_annotations() {
         let bundle = scratch("annotations");
-        fs::write(bundle.join("config.json"), r#"{"annotations":{"io.kubernetes.cri.sandbox-id":"s1"}}"#).unwrap();
+        fs::write(
+            bundle.join("config.json"),
+            r#"{"annotations":{"io.kubernetes.cri.sandbox-id":"s1"}}"#,
+        )
+        .unwrap();
         assert_eq!(sandbox_id(&bundle).unwrap().as_deref(), Some("s1"));
         fs::write(bundle.join("config.json"), r#"{"ociVersion":"1.1.0"}"#).unwrap();
         assert_eq!(sandbox_id(&bundle).unwrap(), None);
@@ -91,14 +102,21 @@ mod tests {
         );
         fs::write(&path, "{\"annotations\": 3}").unwrap();
         let message = sandbox_id(&bundle).unwrap_err().to_string();
-        assert!(message.starts_with(&format!("{} is not an OCI runtime spec: ", path.display())), "{message}");
+        assert!(
+            message.starts_with(&format!("{} is not an OCI runtime spec: ", path.display())),
+            "{message}"
+        );
     }
 
     #[test]
     fn our_own_address_file_wins_over_containerds() {
         let bundle = scratch("address");
         assert_eq!(address(&bundle), None);
-        fs::write(bundle.join("bootstrap.json"), r#"{"version":3,"address":"unix:///b","protocol":"ttrpc"}"#).unwrap();
+        fs::write(
+            bundle.join("bootstrap.json"),
+            r#"{"version":3,"address":"unix:///b","protocol":"ttrpc"}"#,
+        )
+        .unwrap();
         assert_eq!(address(&bundle).as_deref(), Some("unix:///b"));
         fs::write(bundle.join("address"), "unix:///a").unwrap();
         assert_eq!(address(&bundle).as_deref(), Some("unix:///a"));

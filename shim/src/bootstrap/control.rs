@@ -17,9 +17,17 @@ const ANSWER: Duration = Duration::from_millis(4500);
 #[serde(tag = "op", rename_all = "lowercase")]
 pub enum Request {
     /// Stay for the container: its Create comes soon.
-    Reserve { namespace: String, id: String, bundle: PathBuf },
+    Reserve {
+        namespace: String,
+        id: String,
+        bundle: PathBuf,
+    },
     /// End the container and remove what it holds.
-    Delete { namespace: String, id: String, bundle: PathBuf },
+    Delete {
+        namespace: String,
+        id: String,
+        bundle: PathBuf,
+    },
     /// Tell how you are.
     Status,
 }
@@ -29,11 +37,17 @@ pub enum Request {
 #[serde(tag = "re", rename_all = "lowercase")]
 pub enum Reply {
     /// The server stays; the task API is at `address`.
-    Reserved { address: String },
+    Reserved {
+        address: String,
+    },
     /// The container is gone, or never was. `exit` when the server saw its end.
-    Deleted { exit: Option<Exit> },
+    Deleted {
+        exit: Option<Exit>,
+    },
     Status(serde_json::Value),
-    Failed { error: String },
+    Failed {
+        error: String,
+    },
 }
 
 /// How a container ended.
@@ -59,13 +73,19 @@ pub enum ControlError {
 
 /// Asks the server at `socket` one thing.
 pub fn ask(socket: &Path, request: &Request) -> Result<Reply, ControlError> {
-    let silent = |cause| ControlError::Silent { socket: socket.to_owned(), cause };
+    let silent = |cause| ControlError::Silent {
+        socket: socket.to_owned(),
+        cause,
+    };
     let stream = UnixStream::connect(socket).map_err(|cause| match cause.kind() {
         io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => ControlError::Refused(socket.to_owned()),
         _ => silent(cause),
     })?;
     match exchange(&stream, request).map_err(silent)? {
-        Reply::Failed { error } => Err(ControlError::Failed { socket: socket.to_owned(), error }),
+        Reply::Failed { error } => Err(ControlError::Failed {
+            socket: socket.to_owned(),
+            error,
+        }),
         reply => Ok(reply),
     }
 }
@@ -112,12 +132,26 @@ mod tests {
             let (mut stream, _) = listener.accept().unwrap();
             let mut line = String::new();
             BufReader::new(&stream).read_line(&mut line).unwrap();
-            stream.write_all(b"{\"re\":\"reserved\",\"address\":\"unix:///a\"}\n").unwrap();
+            stream
+                .write_all(b"{\"re\":\"reserved\",\"address\":\"unix:///a\"}\n")
+                .unwrap();
             line
         });
-        let request = Request::Reserve { namespace: "n".into(), id: "c".into(), bundle: "/b".into() };
-        assert_eq!(ask(&path, &request).unwrap(), Reply::Reserved { address: "unix:///a".into() });
-        assert_eq!(server.join().unwrap(), "{\"op\":\"reserve\",\"namespace\":\"n\",\"id\":\"c\",\"bundle\":\"/b\"}\n");
+        let request = Request::Reserve {
+            namespace: "n".into(),
+            id: "c".into(),
+            bundle: "/b".into(),
+        };
+        assert_eq!(
+            ask(&path, &request).unwrap(),
+            Reply::Reserved {
+                address: "unix:///a".into()
+            }
+        );
+        assert_eq!(
+            server.join().unwrap(),
+            "{\"op\":\"reserve\",\"namespace\":\"n\",\"id\":\"c\",\"bundle\":\"/b\"}\n"
+        );
     }
 
     #[test]

@@ -16,7 +16,7 @@ use containerd_shim_protos::protobuf::{Message, MessageField};
 use super::args::Flags;
 use super::bundle;
 use super::control::{self, ControlError, Exit, Reply, Request};
-use super::folder;
+use super::folder::{self, Lock};
 use crate::sandbox::record;
 
 /// 128 + SIGKILL: what containerd is told of a container whose end nobody saw.
@@ -34,6 +34,8 @@ pub enum DeleteError {
     Control(#[from] ControlError),
     #[error("cannot clean up after {}: {cause}", bundle.display())]
     Clean { bundle: PathBuf, cause: io::Error },
+    #[error("cannot remove the dead server's folder {}: {cause}", folder.display())]
+    Bury { folder: PathBuf, cause: io::Error },
     #[error("cannot answer: {0}")]
     Encode(#[from] containerd_shim_protos::protobuf::Error),
 }
@@ -44,8 +46,12 @@ pub fn run(flags: &Flags) -> Result<Vec<u8>, DeleteError> {
         Some(bundle) => bundle.clone(),
         None => env::current_dir().map_err(DeleteError::NoBundle)?,
     };
-    let pid = fs::read_to_string(bundle.join(PID_FILE)).ok().and_then(|pid| pid.trim().parse().ok()).unwrap_or(0);
-    let exit = match ask_server(flags, &bundle)? {
+    let pid = fs::read_to_string(bundle.join(PID_FILE))
+        .ok()
+        .and_then(|pid| pid.trim().parse().ok())
+        .unwrap_or(0);
+    let address = bundle::address(&bundle);
+    let exit = match ask_server(flags, &bundle, address.as_deref())? {
         Some(exit) => exit,
         None => {
             clean(&bundle)?;
@@ -53,19 +59,29 @@ pub fn run(flags: &Flags) -> Result<Vec<u8>, DeleteError> {
             for sibling in bundle::of_sandbox(&bundle, &flags.id) {
                 clean(&sibling)?;
             }
+            if let Some(address) = &address {
+                bury(address)?;
+            }
             None
         }
     };
-    Ok(response(&exit.unwrap_or_else(|| Exit { pid, code: KILLED, at: nanoseconds(SystemTime::now()) }))?)
+    Ok(response(&exit.unwrap_or_else(|| Exit {
+        pid,
+        code: KILLED,
+        at: nanoseconds(SystemTime::now()),
+    }))?)
 }
 
 /// The live server's answer: `None` when no server lives, `Some(None)` when it knows no end of the container.
-fn ask_server(flags: &Flags, bundle: &Path) -> Result<Option<Option<Exit>>, DeleteError> {
-    let Some(folder) = bundle::address(bundle).and_then(|address| folder::of_address(&address)) else {
+fn ask_server(flags: &Flags, bundle: &Path, address: Option<&str>) -> Result<Option<Option<Exit>>, DeleteError> {
+    let Some(folder) = address.and_then(folder::of_address) else {
         return Ok(None);
     };
-    let request =
-        Request::Delete { namespace: flags.namespace.clone(), id: flags.id.clone(), bundle: bundle.to_owned() };
+    let request = Request::Delete {
+        namespace: flags.namespace.clone(),
+        id: flags.id.clone(),
+        bundle: bundle.to_owned(),
+    };
     match control::ask(&folder::control(&folder), &request) {
         Ok(Reply::Deleted { exit }) => Ok(Some(exit)),
         Ok(_) => Ok(Some(None)),
@@ -74,13 +90,40 @@ fn ask_server(flags: &Flags, bundle: &Path) -> Result<Option<Option<Exit>>, Dele
     }
 }
 
+/// Removes the folder and the socket of a server that was killed, unless a new one lives there by now.
+fn bury(address: &str) -> Result<(), DeleteError> {
+    let Some(folder) = folder::of_address(address).filter(|folder| folder.exists()) else {
+        return Ok(());
+    };
+    let failed = |cause| DeleteError::Bury {
+        folder: folder.clone(),
+        cause,
+    };
+    let lock = Lock::take(&folder).map_err(failed)?;
+    if !matches!(
+        control::ask(&folder::control(&folder), &Request::Status),
+        Err(ControlError::Refused(_))
+    ) {
+        return Ok(());
+    }
+    match address.strip_prefix("unix://").map(fs::remove_file) {
+        Some(Err(cause)) if cause.kind() != io::ErrorKind::NotFound => return Err(failed(cause)),
+        _ => {}
+    }
+    lock.remove().map_err(failed)
+}
+
 fn clean(bundle: &Path) -> Result<(), DeleteError> {
-    record::clean(bundle).map_err(|cause| DeleteError::Clean { bundle: bundle.to_owned(), cause })
+    record::clean(bundle).map_err(|cause| DeleteError::Clean {
+        bundle: bundle.to_owned(),
+        cause,
+    })
 }
 
 /// Nanoseconds since the epoch; 0 for a clock before it.
 pub fn nanoseconds(time: SystemTime) -> u64 {
-    time.duration_since(UNIX_EPOCH).map_or(0, |since| u64::try_from(since.as_nanos()).unwrap_or(u64::MAX))
+    time.duration_since(UNIX_EPOCH)
+        .map_or(0, |since| u64::try_from(since.as_nanos()).unwrap_or(u64::MAX))
 }
 
 fn response(exit: &Exit) -> Result<Vec<u8>, containerd_shim_protos::protobuf::Error> {
@@ -104,9 +147,17 @@ mod tests {
 
     #[test]
     fn the_response_carries_pid_code_and_time() {
-        let bytes = response(&Exit { pid: 7, code: 137, at: 1_700_000_000_000_000_005 }).unwrap();
+        let bytes = response(&Exit {
+            pid: 7,
+            code: 137,
+            at: 1_700_000_000_000_000_005,
+        })
+        .unwrap();
         let response = DeleteResponse::parse_from_bytes(&bytes).unwrap();
         assert_eq!((response.pid, response.exit_status), (7, 137));
-        assert_eq!((response.exited_at.seconds, response.exited_at.nanos), (1_700_000_000, 5));
+        assert_eq!(
+            (response.exited_at.seconds, response.exited_at.nanos),
+            (1_700_000_000, 5)
+        );
     }
 }

@@ -65,7 +65,10 @@ pub fn input(stdin: &[u8], namespace: &str, id: &str) -> Result<Input, InputErro
         && params.instance_id == id
         && params.namespace == namespace
     {
-        let options = params.extensions.iter().filter_map(|extension| extension.value.as_ref());
+        let options = params
+            .extensions
+            .iter()
+            .filter_map(|extension| extension.value.as_ref());
         let options = options.map(runtime_options).find_map(Result::transpose).transpose()?;
         return Ok(Input {
             dialect: Dialect::Bootstrap,
@@ -131,11 +134,18 @@ mod tests {
     use super::*;
 
     fn any(type_url: &str, options: &RuntimeOptions) -> Any {
-        Any { type_url: type_url.into(), value: prost::Message::encode_to_vec(options), ..Any::default() }
+        Any {
+            type_url: type_url.into(),
+            value: prost::Message::encode_to_vec(options),
+            ..Any::default()
+        }
     }
 
     fn body() -> RuntimeOptions {
-        RuntimeOptions { config_body: b"scope = 'pod'".to_vec(), ..RuntimeOptions::default() }
+        RuntimeOptions {
+            config_body: b"scope = 'pod'".to_vec(),
+            ..RuntimeOptions::default()
+        }
     }
 
     fn params(id: &str) -> BootstrapParams {
@@ -161,7 +171,15 @@ mod tests {
     #[test]
     fn an_empty_stdin_is_answered_with_a_plain_address() {
         let input = input(b"", "k8s.io", "c1").unwrap();
-        assert_eq!(input, Input { dialect: Dialect::Plain, options: None, socket_dir: None, ttrpc_address: None });
+        assert_eq!(
+            input,
+            Input {
+                dialect: Dialect::Plain,
+                options: None,
+                socket_dir: None,
+                ttrpc_address: None
+            }
+        );
         assert_eq!(reply(input.dialect, "unix:///run/s/k"), b"unix:///run/s/k");
     }
 
@@ -204,12 +222,17 @@ mod tests {
     fn a_bootstrap_result_survives_containerds_trimming_of_white_space() {
         let reply = reply(Dialect::Bootstrap, "unix:///run/containerd/s/0123456789abcdef");
         let white = |byte: &u8| matches!(byte, 9..=13 | b' ' | 0x85 | 0xa0);
-        assert!(!white(reply.first().unwrap()) && !white(reply.last().unwrap()), "{reply:?}");
+        assert!(
+            !white(reply.first().unwrap()) && !white(reply.last().unwrap()),
+            "{reply:?}"
+        );
     }
 
     #[test]
     fn options_of_other_types_are_not_ours() {
-        let bytes = any("containerd.runc.v1.Options", &RuntimeOptions::default()).write_to_bytes().unwrap();
+        let bytes = any("containerd.runc.v1.Options", &RuntimeOptions::default())
+            .write_to_bytes()
+            .unwrap();
         assert_eq!(input(&bytes, "n", "c").unwrap().options, None);
     }
 
@@ -223,7 +246,10 @@ mod tests {
         let address = "unix:///run/s/k";
         let json = br#"{"version":3,"address":"unix:///run/s/k","protocol":"ttrpc"}"#;
         assert_eq!(recorded_address(json).as_deref(), Some(address));
-        assert_eq!(recorded_address(&reply(Dialect::Bootstrap, address)).as_deref(), Some(address));
+        assert_eq!(
+            recorded_address(&reply(Dialect::Bootstrap, address)).as_deref(),
+            Some(address)
+        );
         assert_eq!(recorded_address(b"unix:///run/s/k\n").as_deref(), Some(address));
         assert_eq!(recorded_address(b"vsock://1:2"), None);
     }

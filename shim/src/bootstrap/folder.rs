@@ -60,7 +60,11 @@ pub fn key(grouping: &Grouping<'_>) -> Result<String, serde_json::Error> {
         Scope::Pod => (grouping.namespace, grouping.pod),
     };
     let parts = serde_json::to_vec(&(grouping.address, grouping.build, grouping.options, namespace, pod))?;
-    Ok(Sha256::digest(parts).iter().take(16).map(|byte| format!("{byte:02x}")).collect())
+    Ok(Sha256::digest(parts)
+        .iter()
+        .take(16)
+        .map(|byte| format!("{byte:02x}"))
+        .collect())
 }
 
 /// Which build the running binary is, without reading it: its version, and the file's identity and time.
@@ -80,7 +84,11 @@ pub fn build() -> io::Result<String> {
 /// The task API's socket: in `dir` when its path is short enough, else in the server's own `folder`.
 pub fn socket(dir: &Path, folder: &Path, key: &str) -> PathBuf {
     let socket = dir.join(key);
-    if socket.as_os_str().len() <= SOCKET_PATH_MAX { socket } else { folder.join("task.sock") }
+    if socket.as_os_str().len() <= SOCKET_PATH_MAX {
+        socket
+    } else {
+        folder.join("task.sock")
+    }
 }
 
 /// The control socket of the server in `folder`.
@@ -106,7 +114,7 @@ pub fn make(folder: &Path) -> io::Result<()> {
 #[derive(Debug)]
 pub struct Lock {
     folder: PathBuf,
-    _file: File,
+    file: File,
 }
 
 impl Lock {
@@ -125,7 +133,10 @@ impl Lock {
             let held = file.metadata()?;
             match fs::metadata(&path) {
                 Ok(now) if (now.dev(), now.ino()) == (held.dev(), held.ino()) => {
-                    return Ok(Lock { folder: folder.to_owned(), _file: file });
+                    return Ok(Lock {
+                        folder: folder.to_owned(),
+                        file,
+                    });
                 }
                 Ok(_) => {}
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
@@ -141,7 +152,13 @@ impl Lock {
 
     /// Removes the folder and what is in it; the lock goes with it.
     pub fn remove(self) -> io::Result<()> {
-        fs::remove_dir_all(&self.folder)
+        // Moved away at one stroke: whoever waits finds a lock that is no longer in its place, and makes a new folder.
+        let name = self.folder.file_name().unwrap_or_default().to_string_lossy();
+        let ended = self
+            .folder
+            .with_file_name(format!(".{name}.{}", self.file.metadata()?.ino()));
+        fs::rename(&self.folder, &ended)?;
+        fs::remove_dir_all(&ended)
     }
 }
 
@@ -164,8 +181,18 @@ mod tests {
     }
 
     fn key_of(scope: Scope, namespace: &str, pod: &str, build: &str) -> String {
-        let options = Options { scope, ..Options::default() };
-        key(&Grouping { address: "/run/containerd/containerd.sock", build, options: &options, namespace, pod }).unwrap()
+        let options = Options {
+            scope,
+            ..Options::default()
+        };
+        key(&Grouping {
+            address: "/run/containerd/containerd.sock",
+            build,
+            options: &options,
+            namespace,
+            pod,
+        })
+        .unwrap()
     }
 
     #[test]
@@ -184,11 +211,23 @@ mod tests {
         let default = key_of(Scope::Node, "a", "p", "1");
         assert_ne!(default, key_of(Scope::Node, "a", "p", "2"));
         let options = Options::default();
-        let grouping =
-            Grouping { address: "/tmp/containerd.sock", build: "1", options: &options, namespace: "a", pod: "p" };
+        let grouping = Grouping {
+            address: "/tmp/containerd.sock",
+            build: "1",
+            options: &options,
+            namespace: "a",
+            pod: "p",
+        };
         assert_ne!(default, key(&grouping).unwrap());
-        let options = Options { cache_size: 1 << 30, ..Options::default() };
-        let grouping = Grouping { address: "/run/containerd/containerd.sock", options: &options, ..grouping };
+        let options = Options {
+            cache_size: 1 << 30,
+            ..Options::default()
+        };
+        let grouping = Grouping {
+            address: "/run/containerd/containerd.sock",
+            options: &options,
+            ..grouping
+        };
         assert_ne!(default, key(&grouping).unwrap());
     }
 

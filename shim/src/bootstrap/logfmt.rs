@@ -21,7 +21,11 @@ pub struct Fields {
 impl Fields {
     /// The value of `key`, the last one when it was recorded twice.
     pub fn get(&self, key: &str) -> Option<&str> {
-        self.pairs.iter().rev().find(|(name, _)| *name == key).map(|(_, value)| value.as_str())
+        self.pairs
+            .iter()
+            .rev()
+            .find(|(name, _)| *name == key)
+            .map(|(_, value)| value.as_str())
     }
 
     fn put(&mut self, field: &Field, value: String) {
@@ -94,7 +98,11 @@ mod tests {
 
     #[test]
     fn a_line_is_what_containerd_itself_would_write() {
-        let fields = [("namespace", "k8s.io".to_owned()), ("id", "c1".to_owned()), ("cause", "no space".to_owned())];
+        let fields = [
+            ("namespace", "k8s.io".to_owned()),
+            ("id", "c1".to_owned()),
+            ("cause", "no space".to_owned()),
+        ];
         assert_eq!(
             line(at(1_700_000_000_123_456_789), Level::WARN, "cannot compile", &fields),
             "time=\"2023-11-14T22:13:20.123456789Z\" level=warning msg=\"cannot compile\" namespace=k8s.io id=c1 \
@@ -104,7 +112,10 @@ mod tests {
 
     #[test]
     fn a_value_can_not_forge_a_line_or_a_field() {
-        let fields = [("id", "x level=error\nmsg=\"forged\"".to_owned()), ("empty", String::new())];
+        let fields = [
+            ("id", "x level=error\nmsg=\"forged\"".to_owned()),
+            ("empty", String::new()),
+        ];
         assert_eq!(
             line(at(0), Level::INFO, "a", &fields),
             "time=\"1970-01-01T00:00:00Z\" level=info msg=a id=\"x level=error\\nmsg=\\\"forged\\\"\" empty=\"\"\n"

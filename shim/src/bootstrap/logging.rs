@@ -17,7 +17,10 @@ use super::sinks::{Key, Sinks};
 #[derive(Debug, thiserror::Error)]
 pub enum LoggingError {
     #[error("the log filter {filter:?} is not in the syntax of RUST_LOG: {cause}")]
-    Filter { filter: String, cause: tracing_subscriber::filter::ParseError },
+    Filter {
+        filter: String,
+        cause: tracing_subscriber::filter::ParseError,
+    },
     #[error("logging is set up twice: {0}")]
     Twice(#[from] tracing_subscriber::util::TryInitError),
 }
@@ -35,9 +38,14 @@ pub fn filter(environment: Option<&str>, option: &str, debug: bool) -> String {
 
 /// Sends the events that `filter` lets through to `sinks`, and panics with them.
 pub fn set_up(sinks: Arc<Sinks>, filter: &str) -> Result<(), LoggingError> {
-    let filter = EnvFilter::try_new(filter)
-        .map_err(|cause| LoggingError::Filter { filter: filter.to_owned(), cause })?;
-    tracing_subscriber::registry().with(filter).with(ToSinks { sinks }).try_init()?;
+    let filter = EnvFilter::try_new(filter).map_err(|cause| LoggingError::Filter {
+        filter: filter.to_owned(),
+        cause,
+    })?;
+    tracing_subscriber::registry()
+        .with(filter)
+        .with(ToSinks { sinks })
+        .try_init()?;
     // stderr is /dev/null: without this nobody would hear of a panic.
     std::panic::set_hook(Box::new(|panic| {
         let at = panic.location().map(ToString::to_string).unwrap_or_default();
@@ -70,7 +78,11 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for ToSinks {
 
     fn on_event(&self, event: &Event<'_>, context: Context<'_, S>) {
         let mut all = Fields::default();
-        for span in context.event_scope(event).into_iter().flat_map(|scope| scope.from_root()) {
+        for span in context
+            .event_scope(event)
+            .into_iter()
+            .flat_map(|scope| scope.from_root())
+        {
             if let Some(fields) = span.extensions().get::<Fields>() {
                 all.pairs.extend(fields.pairs.iter().cloned());
             }
@@ -100,6 +112,9 @@ mod tests {
     #[test]
     fn a_malformed_filter_is_named() {
         let message = set_up(Arc::default(), "a=b=c").unwrap_err().to_string();
-        assert!(message.starts_with("the log filter \"a=b=c\" is not in the syntax of RUST_LOG"), "{message}");
+        assert!(
+            message.starts_with("the log filter \"a=b=c\" is not in the syntax of RUST_LOG"),
+            "{message}"
+        );
     }
 }

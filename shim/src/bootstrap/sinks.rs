@@ -46,7 +46,11 @@ impl Sinks {
         let mut open = self.lock();
         let opened = open.next;
         open.next += 1;
-        open.sinks.entry(key).or_insert_with(|| Sink { path: bundle.join("log"), fifo: None, opened });
+        open.sinks.entry(key).or_insert_with(|| Sink {
+            path: bundle.join("log"),
+            fifo: None,
+            opened,
+        });
         for line in std::mem::take(&mut open.early) {
             self.server_wide(&mut open, &line);
         }
@@ -142,7 +146,11 @@ mod tests {
 
     fn reader(bundle: &Path) -> File {
         let nonblock = i32::try_from(OFlags::NONBLOCK.bits()).unwrap();
-        File::options().read(true).custom_flags(nonblock).open(bundle.join("log")).unwrap()
+        File::options()
+            .read(true)
+            .custom_flags(nonblock)
+            .open(bundle.join("log"))
+            .unwrap()
     }
 
     fn read(reader: &mut File) -> String {
@@ -164,7 +172,10 @@ mod tests {
         sinks.open(key("b"), &b);
         sinks.write(Some(&key("a")), "for a\n");
         sinks.write(Some(&key("b")), "for b\n");
-        assert_eq!((read(&mut from_a).as_str(), read(&mut from_b).as_str()), ("for a\n", "for b\n"));
+        assert_eq!(
+            (read(&mut from_a).as_str(), read(&mut from_b).as_str()),
+            ("for a\n", "for b\n")
+        );
     }
 
     #[test]

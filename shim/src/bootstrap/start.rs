@@ -30,7 +30,11 @@ const INPUT_MAX: u64 = 10 << 20;
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     #[error("cannot {act} {}: {cause}", path.display())]
-    Io { act: &'static str, path: PathBuf, cause: io::Error },
+    Io {
+        act: &'static str,
+        path: PathBuf,
+        cause: io::Error,
+    },
     #[error(transparent)]
     Input(#[from] InputError),
     /// `place` is the file they stand in, or says that containerd's configuration holds them itself.
@@ -78,8 +82,11 @@ pub fn run(flags: &Flags) -> Result<Vec<u8>, StartError> {
 fn serve(flags: &Flags, input: &Input, bundle: &Path) -> Result<String, StartError> {
     let options = options(input.options.as_ref())?;
     let sandbox = bundle::sandbox_id(bundle)?;
-    let reserve =
-        Request::Reserve { namespace: flags.namespace.clone(), id: flags.id.clone(), bundle: bundle.to_owned() };
+    let reserve = Request::Reserve {
+        namespace: flags.namespace.clone(),
+        id: flags.id.clone(),
+        bundle: bundle.to_owned(),
+    };
 
     // The pod may live on the server of an older build: its containers stay together.
     if let Some(sandbox) = sandbox.as_deref().filter(|sandbox| *sandbox != flags.id)
@@ -119,7 +126,8 @@ fn serve(flags: &Flags, input: &Input, bundle: &Path) -> Result<String, StartErr
     let reply = match control::ask(&folder::control(&folder), &reserve) {
         Err(ControlError::Refused(_)) => {
             folder::make(socket_dir).map_err(io_error("make", socket_dir))?;
-            lock.write(&settings).map_err(io_error("write settings into", &folder))?;
+            lock.write(&settings)
+                .map_err(io_error("write settings into", &folder))?;
             spawn(&folder)?;
             control::ask(&folder::control(&folder), &reserve)?
         }
@@ -133,24 +141,34 @@ fn serve(flags: &Flags, input: &Input, bundle: &Path) -> Result<String, StartErr
 
 /// The handler's options: containerd's TOML, else the file it names, else the defaults.
 fn options(given: Option<&RuntimeOptions>) -> Result<Options, StartError> {
-    let Some(given) = given else { return Ok(Options::default()) };
+    let Some(given) = given else {
+        return Ok(Options::default());
+    };
     if !given.config_body.is_empty() {
         let body = String::from_utf8_lossy(&given.config_body);
-        return kubewasi_options::parse(&body).map_err(|cause| StartError::Options { place: "the runtime options".into(), cause });
+        return kubewasi_options::parse(&body).map_err(|cause| StartError::Options {
+            place: "the runtime options".into(),
+            cause,
+        });
     }
     if given.config_path.is_empty() {
         return Ok(Options::default());
     }
     let path = PathBuf::from(&given.config_path);
     let toml = fs::read_to_string(&path).map_err(io_error("read the runtime options in", &path))?;
-    kubewasi_options::parse(&toml).map_err(|cause| StartError::Options { place: given.config_path.clone(), cause })
+    kubewasi_options::parse(&toml).map_err(|cause| StartError::Options {
+        place: given.config_path.clone(),
+        cause,
+    })
 }
 
 /// Starts the server of `folder` and waits until it listens.
 fn spawn(folder: &Path) -> Result<(), StartError> {
     let exe = Path::new("/proc/self/exe");
     // containerd's environment holds proxies and other people's secrets; a server needs none of it.
-    let kept = ["PATH", "RUST_LOG", "RUST_BACKTRACE"].into_iter().filter_map(|name| Some((name, env::var_os(name)?)));
+    let kept = ["PATH", "RUST_LOG", "RUST_BACKTRACE"]
+        .into_iter()
+        .filter_map(|name| Some((name, env::var_os(name)?)));
     let mut server = Command::new(exe)
         .arg0(ARGV0)
         .arg("serve")
@@ -165,7 +183,9 @@ fn spawn(folder: &Path) -> Result<(), StartError> {
         .map_err(io_error("run", exe))?;
     let mut said = String::new();
     if let Some(stdout) = server.stdout.take() {
-        BufReader::new(stdout).read_line(&mut said).map_err(io_error("hear", folder))?;
+        BufReader::new(stdout)
+            .read_line(&mut said)
+            .map_err(io_error("hear", folder))?;
     }
     match said.trim() {
         READY => Ok(()),
@@ -179,19 +199,28 @@ mod tests {
     use super::*;
 
     fn body(toml: &str) -> RuntimeOptions {
-        RuntimeOptions { config_body: toml.into(), ..RuntimeOptions::default() }
+        RuntimeOptions {
+            config_body: toml.into(),
+            ..RuntimeOptions::default()
+        }
     }
 
     #[test]
     fn the_options_in_containerds_configuration_win_over_a_file() {
-        let given = RuntimeOptions { config_path: "/nowhere".into(), ..body("idle_timeout = 0") };
+        let given = RuntimeOptions {
+            config_path: "/nowhere".into(),
+            ..body("idle_timeout = 0")
+        };
         assert_eq!(options(Some(&given)).unwrap().idle_timeout, std::time::Duration::ZERO);
         assert_eq!(options(None).unwrap(), Options::default());
     }
 
     #[test]
     fn a_file_that_cannot_be_read_is_named() {
-        let given = RuntimeOptions { config_path: "/nowhere/options.toml".into(), ..RuntimeOptions::default() };
+        let given = RuntimeOptions {
+            config_path: "/nowhere/options.toml".into(),
+            ..RuntimeOptions::default()
+        };
         assert_eq!(
             options(Some(&given)).unwrap_err().to_string(),
             "cannot read the runtime options in /nowhere/options.toml: No such file or directory (os error 2)"
@@ -206,7 +235,10 @@ mod tests {
         );
         let path = std::env::temp_dir().join(format!("kubewasi-options-{}.toml", std::process::id()));
         fs::write(&path, "scop = 'pod'").unwrap();
-        let given = RuntimeOptions { config_path: path.display().to_string(), ..RuntimeOptions::default() };
+        let given = RuntimeOptions {
+            config_path: path.display().to_string(),
+            ..RuntimeOptions::default()
+        };
         assert_eq!(
             options(Some(&given)).unwrap_err().to_string(),
             format!("{}: unknown option \"scop\"; did you mean scope?", path.display())

@@ -44,9 +44,17 @@ impl Kept {
 #[derive(Debug, thiserror::Error)]
 pub enum StreamError {
     #[error("cannot open {stream} at {}: {cause}", path.display())]
-    Open { stream: &'static str, path: PathBuf, cause: io::Error },
+    Open {
+        stream: &'static str,
+        path: PathBuf,
+        cause: io::Error,
+    },
     #[error("{stream} {uri:?}: streams of scheme {scheme:?} are not supported, use a fifo or file://")]
-    Scheme { stream: &'static str, uri: String, scheme: String },
+    Scheme {
+        stream: &'static str,
+        uri: String,
+        scheme: String,
+    },
     #[error("stdin {} is not a fifo", .0.display())]
     StdinNotFifo(PathBuf),
 }
@@ -65,7 +73,11 @@ fn target<'a>(stream: &'static str, uri: &'a str) -> Result<Target<'a>, StreamEr
         None => Ok(Target::Fifo(Path::new(uri))),
         Some(("fifo", path)) => Ok(Target::Fifo(Path::new(path))),
         Some(("file", path)) => Ok(Target::File(Path::new(path))),
-        Some((scheme, _)) => Err(StreamError::Scheme { stream, uri: uri.to_owned(), scheme: scheme.to_owned() }),
+        Some((scheme, _)) => Err(StreamError::Scheme {
+            stream,
+            uri: uri.to_owned(),
+            scheme: scheme.to_owned(),
+        }),
     }
 }
 
@@ -74,7 +86,14 @@ pub fn open(streams: &Streams) -> Result<(Stdio, Kept), StreamError> {
     let (stdin, kept_stdin) = input(&streams.stdin)?;
     let (stdout, kept_stdout) = output("stdout", &streams.stdout)?;
     let (stderr, kept_stderr) = output("stderr", &streams.stderr)?;
-    Ok((Stdio { stdin, stdout, stderr }, Kept { stdin: kept_stdin, _stdout: kept_stdout, _stderr: kept_stderr }))
+    Ok((
+        Stdio { stdin, stdout, stderr },
+        Kept {
+            stdin: kept_stdin,
+            _stdout: kept_stdout,
+            _stderr: kept_stderr,
+        },
+    ))
 }
 
 type Ends = (Option<OwnedFd>, Option<OwnedFd>);
@@ -84,7 +103,11 @@ fn input(uri: &str) -> Result<Ends, StreamError> {
         Target::Nothing => Ok((None, None)),
         Target::File(path) => Err(StreamError::StdinNotFifo(path.to_owned())),
         Target::Fifo(path) => {
-            let failed = |cause| StreamError::Open { stream: "stdin", path: path.to_owned(), cause };
+            let failed = |cause| StreamError::Open {
+                stream: "stdin",
+                path: path.to_owned(),
+                cause,
+            };
             if !is_fifo(path).map_err(failed)? {
                 return Err(StreamError::StdinNotFifo(path.to_owned()));
             }
@@ -99,13 +122,21 @@ fn input(uri: &str) -> Result<Ends, StreamError> {
 fn output(stream: &'static str, uri: &str) -> Result<Ends, StreamError> {
     let failed = |path: &Path| {
         let path = path.to_owned();
-        move |cause| StreamError::Open { stream, path: path.clone(), cause }
+        move |cause| StreamError::Open {
+            stream,
+            path: path.clone(),
+            cause,
+        }
     };
     match target(stream, uri)? {
         Target::Nothing => Ok((None, None)),
         Target::File(path) => {
             if let Some(folder) = path.parent() {
-                fs::DirBuilder::new().recursive(true).mode(0o755).create(folder).map_err(failed(path))?;
+                fs::DirBuilder::new()
+                    .recursive(true)
+                    .mode(0o755)
+                    .create(folder)
+                    .map_err(failed(path))?;
             }
             Ok((Some(append(path).map_err(failed(path))?), None))
         }
@@ -125,11 +156,20 @@ fn is_fifo(path: &Path) -> io::Result<bool> {
 }
 
 fn append(path: &Path) -> io::Result<OwnedFd> {
-    File::options().create(true).append(true).mode(0o644).open(path).map(OwnedFd::from)
+    File::options()
+        .create(true)
+        .append(true)
+        .mode(0o644)
+        .open(path)
+        .map(OwnedFd::from)
 }
 
 fn open_end(path: &Path, direction: OFlags) -> io::Result<OwnedFd> {
-    Ok(rustix::fs::open(path, direction | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty())?)
+    Ok(rustix::fs::open(
+        path,
+        direction | OFlags::NONBLOCK | OFlags::CLOEXEC,
+        Mode::empty(),
+    )?)
 }
 
 /// Clears `O_NONBLOCK`, which the open needed and a guest's program does not expect.
@@ -173,8 +213,11 @@ mod tests {
     #[test]
     fn fifos_open_without_anybody_at_the_other_end_and_block_for_the_guest() {
         let folder = scratch("alone");
-        let streams =
-            Streams { stdin: fifo(&folder, "0"), stdout: fifo(&folder, "1"), stderr: format!("fifo://{}", fifo(&folder, "2")) };
+        let streams = Streams {
+            stdin: fifo(&folder, "0"),
+            stdout: fifo(&folder, "1"),
+            stderr: format!("fifo://{}", fifo(&folder, "2")),
+        };
         let (stdio, _kept) = open(&streams).unwrap();
         for end in [&stdio.stdin, &stdio.stdout, &stdio.stderr] {
             let flags = rustix::fs::fcntl_getfl(end.as_ref().unwrap()).unwrap();
@@ -186,7 +229,11 @@ mod tests {
     fn stdin_ends_at_close_io_and_not_when_a_client_goes_away() {
         let folder = scratch("stdin");
         let path = fifo(&folder, "0");
-        let (stdio, mut kept) = open(&Streams { stdin: path.clone(), ..Streams::default() }).unwrap();
+        let (stdio, mut kept) = open(&Streams {
+            stdin: path.clone(),
+            ..Streams::default()
+        })
+        .unwrap();
         let mut stdin = file(stdio.stdin);
         let mut client = File::options().write(true).open(&path).unwrap();
         client.write_all(b"one").unwrap();
@@ -204,7 +251,11 @@ mod tests {
     fn output_written_while_nobody_reads_is_there_for_the_next_reader() {
         let folder = scratch("stdout");
         let path = fifo(&folder, "1");
-        let (stdio, kept) = open(&Streams { stdout: path.clone(), ..Streams::default() }).unwrap();
+        let (stdio, kept) = open(&Streams {
+            stdout: path.clone(),
+            ..Streams::default()
+        })
+        .unwrap();
         let mut stdout = file(stdio.stdout);
         let first = File::options().read(true).open(&path).unwrap();
         drop(first);
@@ -221,7 +272,11 @@ mod tests {
         let path = scratch("file").join("logs/out");
         let uri = format!("file://{}", path.display());
         for line in ["one\n", "two\n"] {
-            let (stdio, _kept) = open(&Streams { stdout: uri.clone(), ..Streams::default() }).unwrap();
+            let (stdio, _kept) = open(&Streams {
+                stdout: uri.clone(),
+                ..Streams::default()
+            })
+            .unwrap();
             file(stdio.stdout).write_all(line.as_bytes()).unwrap();
         }
         assert_eq!(fs::read_to_string(&path).unwrap(), "one\ntwo\n");
@@ -231,14 +286,26 @@ mod tests {
     fn what_is_not_supported_or_missing_is_named() {
         let refused = |streams: Streams| open(&streams).unwrap_err().to_string();
         assert_eq!(
-            refused(Streams { stdout: "binary:///bin/logger?id=x".into(), ..Streams::default() }),
+            refused(Streams {
+                stdout: "binary:///bin/logger?id=x".into(),
+                ..Streams::default()
+            }),
             "stdout \"binary:///bin/logger?id=x\": streams of scheme \"binary\" are not supported, use a fifo or \
              file://"
         );
         assert_eq!(
-            refused(Streams { stderr: "/nowhere/2".into(), ..Streams::default() }),
+            refused(Streams {
+                stderr: "/nowhere/2".into(),
+                ..Streams::default()
+            }),
             "cannot open stderr at /nowhere/2: No such file or directory (os error 2)"
         );
-        assert_eq!(refused(Streams { stdin: "file:///etc/passwd".into(), ..Streams::default() }), "stdin /etc/passwd is not a fifo");
+        assert_eq!(
+            refused(Streams {
+                stdin: "file:///etc/passwd".into(),
+                ..Streams::default()
+            }),
+            "stdin /etc/passwd is not a fifo"
+        );
     }
 }

@@ -49,9 +49,13 @@ async fn converse(stream: UnixStream, node: &Arc<Node>) -> io::Result<()> {
         Ok(request) => {
             let node = node.clone();
             let answered = tokio::spawn(async move { answer(&node, request).await }).await;
-            answered.unwrap_or_else(|panic| Reply::Failed { error: panic.to_string() })
+            answered.unwrap_or_else(|panic| Reply::Failed {
+                error: panic.to_string(),
+            })
         }
-        Err(error) => Reply::Failed { error: format!("not a request this build knows: {error}") },
+        Err(error) => Reply::Failed {
+            error: format!("not a request this build knows: {error}"),
+        },
     };
     let mut line = serde_json::to_vec(&reply)?;
     line.push(b'\n');
@@ -63,22 +67,36 @@ async fn answer(node: &Node, request: Request) -> Reply {
         Request::Reserve { namespace, id, bundle } => {
             let key = (namespace, id);
             if !node.containers.reserve(key.clone(), Instant::now() + RESERVATION) {
-                return Reply::Failed { error: "it is shutting down".to_owned() };
+                return Reply::Failed {
+                    error: "it is shutting down".to_owned(),
+                };
             }
             node.sinks.open(key, &bundle);
-            Reply::Reserved { address: node.address.clone() }
+            Reply::Reserved {
+                address: node.address.clone(),
+            }
         }
         Request::Delete { namespace, id, bundle } => match service::force_delete(node, &(namespace, id)).await {
-            Ok(Some((pid, exit))) => {
-                Reply::Deleted { exit: Some(Exit { pid, code: exit.code, at: nanoseconds(exit.at) }) }
-            }
+            Ok(Some((pid, exit))) => Reply::Deleted {
+                exit: Some(Exit {
+                    pid,
+                    code: exit.code,
+                    at: nanoseconds(exit.at),
+                }),
+            },
             // Not known here: deleted already, or never created. What is left of it goes all the same.
             Ok(None) => match tokio::task::spawn_blocking(move || record::clean(&bundle)).await {
                 Ok(Ok(())) => Reply::Deleted { exit: None },
-                Ok(Err(error)) => Reply::Failed { error: error.to_string() },
-                Err(panic) => Reply::Failed { error: panic.to_string() },
+                Ok(Err(error)) => Reply::Failed {
+                    error: error.to_string(),
+                },
+                Err(panic) => Reply::Failed {
+                    error: panic.to_string(),
+                },
             },
-            Err(error) => Reply::Failed { error: error.to_string() },
+            Err(error) => Reply::Failed {
+                error: error.to_string(),
+            },
         },
         Request::Status => Reply::Status(status(node)),
     }

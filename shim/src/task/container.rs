@@ -1,7 +1,7 @@
 //! One container: its phase, its process and our ends of its streams.
 
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::SystemTime;
 
 use tokio::sync::watch;
@@ -58,9 +58,10 @@ impl Container {
 
     /// The process; an error while there is none.
     pub fn guest(&self) -> Result<&Arc<Guest>, TaskError> {
-        self.guest
-            .get()
-            .ok_or_else(|| TaskError::NoProcessYet { id: self.facts.id.clone(), phase: self.phase.borrow().name() })
+        self.guest.get().ok_or_else(|| TaskError::NoProcessYet {
+            id: self.facts.id.clone(),
+            phase: self.phase.borrow().name(),
+        })
     }
 
     /// The pid in the server's namespace; 0 while there is no process.
@@ -94,7 +95,12 @@ impl Container {
                 false
             }
         });
-        refused.map_or(Ok(()), |cause| Err(TaskError::Phase { id: self.facts.id.clone(), cause }))
+        refused.map_or(Ok(()), |cause| {
+            Err(TaskError::Phase {
+                id: self.facts.id.clone(),
+                cause,
+            })
+        })
     }
 
     /// Waits until `reached` says so of the phase, and returns it.
@@ -123,7 +129,11 @@ impl Container {
         }
         match self.guest()?.kill(KILL) {
             Err(cause) if cause.raw_os_error() != Some(libc::ESRCH) => {
-                return Err(TaskError::Io { id: self.facts.id.clone(), act: "kill its process", cause });
+                return Err(TaskError::Io {
+                    id: self.facts.id.clone(),
+                    act: "kill its process",
+                    cause,
+                });
             }
             _ => {}
         }
@@ -143,6 +153,8 @@ impl Container {
 
     /// Closes our ends of the streams.
     pub fn close_streams(&self) {
-        drop(std::mem::take(&mut *self.kept.lock().unwrap_or_else(PoisonError::into_inner)));
+        drop(std::mem::take(
+            &mut *self.kept.lock().unwrap_or_else(PoisonError::into_inner),
+        ));
     }
 }

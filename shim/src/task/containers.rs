@@ -41,8 +41,14 @@ pub enum Need {
 impl Containers {
     /// Holds nothing but a place for the container that the server is started for, until `first`.
     pub fn new(first: Instant) -> Containers {
-        let held = Held { reserved: HashMap::from([(Key::default(), first)]), ..Held::default() };
-        Containers { held: Mutex::new(held), changed: watch::Sender::new(()) }
+        let held = Held {
+            reserved: HashMap::from([(Key::default(), first)]),
+            ..Held::default()
+        };
+        Containers {
+            held: Mutex::new(held),
+            changed: watch::Sender::new(()),
+        }
     }
 
     /// Announces a container; `false` when the server is about to end.
@@ -66,7 +72,10 @@ impl Containers {
             return Err(TaskError::ShuttingDown);
         }
         if held.containers.contains_key(&key) {
-            return Err(TaskError::Exists { namespace: key.0, id: key.1 });
+            return Err(TaskError::Exists {
+                namespace: key.0,
+                id: key.1,
+            });
         }
         held.reserved.remove(&key);
         held.containers.insert(key, container.clone());
@@ -77,7 +86,10 @@ impl Containers {
 
     pub fn get(&self, namespace: &str, id: &str) -> Result<Arc<Container>, TaskError> {
         self.find(&(namespace.to_owned(), id.to_owned()))
-            .ok_or_else(|| TaskError::NoContainer { namespace: namespace.to_owned(), id: id.to_owned() })
+            .ok_or_else(|| TaskError::NoContainer {
+                namespace: namespace.to_owned(),
+                id: id.to_owned(),
+            })
     }
 
     pub fn find(&self, key: &Key) -> Option<Arc<Container>> {
@@ -88,7 +100,11 @@ impl Containers {
     pub fn remove(&self, container: &Arc<Container>) {
         let key = container.key();
         let mut held = self.lock();
-        if held.containers.get(&key).is_some_and(|present| Arc::ptr_eq(present, container)) {
+        if held
+            .containers
+            .get(&key)
+            .is_some_and(|present| Arc::ptr_eq(present, container))
+        {
             held.containers.remove(&key);
         }
         drop(held);
@@ -108,8 +124,12 @@ impl Containers {
     /// Forgets the announcements that were not kept by `now` and returns them.
     pub fn expire(&self, now: Instant) -> Vec<Key> {
         let mut held = self.lock();
-        let expired: Vec<Key> =
-            held.reserved.iter().filter(|(_, until)| **until <= now).map(|(key, _)| key.clone()).collect();
+        let expired: Vec<Key> = held
+            .reserved
+            .iter()
+            .filter(|(_, until)| **until <= now)
+            .map(|(key, _)| key.clone())
+            .collect();
         for key in &expired {
             held.reserved.remove(key);
         }
@@ -149,7 +169,10 @@ impl Held {
         if !self.containers.is_empty() {
             return Need::Containers;
         }
-        self.reserved.values().max().map_or(Need::None, |until| Need::Announced(*until))
+        self.reserved
+            .values()
+            .max()
+            .map_or(Need::None, |until| Need::Announced(*until))
     }
 }
 
@@ -159,7 +182,11 @@ mod tests {
     use crate::task::events::Facts;
 
     fn container(id: &str) -> Arc<Container> {
-        Arc::new(Container::new(Facts { namespace: "n".into(), id: id.into(), ..Facts::default() }))
+        Arc::new(Container::new(Facts {
+            namespace: "n".into(),
+            id: id.into(),
+            ..Facts::default()
+        }))
     }
 
     fn key(id: &str) -> Key {
@@ -200,8 +227,11 @@ mod tests {
         containers.insert(&a).unwrap();
         let again = container("a");
         assert!(matches!(containers.insert(&again), Err(TaskError::Exists { .. })));
-        let elsewhere =
-            Arc::new(Container::new(Facts { namespace: "m".into(), id: "a".into(), ..Facts::default() }));
+        let elsewhere = Arc::new(Container::new(Facts {
+            namespace: "m".into(),
+            id: "a".into(),
+            ..Facts::default()
+        }));
         containers.insert(&elsewhere).unwrap();
         containers.remove(&again);
         assert!(Arc::ptr_eq(&containers.get("n", "a").unwrap(), &a));

@@ -50,8 +50,14 @@ pub async fn create(
     }));
     node.containers.insert(&container)?;
     node.sinks.open(container.key(), &container.facts.bundle);
-    let unfinished = Unfinished { node: &node, container: &container, finished: false };
-    let made = make(&node, &container, api, &request).instrument(container.span.clone()).await;
+    let unfinished = Unfinished {
+        node: &node,
+        container: &container,
+        finished: false,
+    };
+    let made = make(&node, &container, api, &request)
+        .instrument(container.span.clone())
+        .await;
     match made {
         Ok(()) => {
             unfinished.finish();
@@ -59,7 +65,9 @@ pub async fn create(
             Ok(container.pid())
         }
         Err(error) => {
-            container.span.in_scope(|| tracing::error!(cause = %error, "cannot create the container"));
+            container
+                .span
+                .in_scope(|| tracing::error!(cause = %error, "cannot create the container"));
             Err(error)
         }
     }
@@ -103,9 +111,18 @@ async fn make(node: &Node, container: &Container, api: Api, request: &CreateTask
     if let Some(pod) = annotation(SANDBOX_ID) {
         container.span.record("pod", pod.as_str());
     }
-    record(&facts.bundle, api, annotation(SANDBOX_ID).map(String::as_str), &node.address);
+    record(
+        &facts.bundle,
+        api,
+        annotation(SANDBOX_ID).map(String::as_str),
+        &node.address,
+    );
     let holder = annotation(CONTAINER_TYPE).is_some_and(|kind| kind == "sandbox");
-    let (role, artifact) = if holder { (Role::Holder, None) } else { program(node, container, &spec).await? };
+    let (role, artifact) = if holder {
+        (Role::Holder, None)
+    } else {
+        program(node, container, &spec).await?
+    };
     let plan = plan::plan(plan::Request {
         namespace: &facts.namespace,
         id: &facts.id,
@@ -115,7 +132,10 @@ async fn make(node: &Node, container: &Container, api: Api, request: &CreateTask
         role,
     })?;
     let (stdio, kept) = streams::open(&facts.streams)?;
-    let guest = node.launcher.spawn(&facts.bundle, &plan, stdio, artifact.as_ref()).await?;
+    let guest = node
+        .launcher
+        .spawn(&facts.bundle, &plan, stdio, artifact.as_ref())
+        .await?;
     let guest = Arc::new(guest);
     if let Err(error) = fs::write(facts.bundle.join(PID_FILE), guest.pid().to_string()) {
         // Only the pid in the exit event of a dead server's container hangs on it.
@@ -130,7 +150,10 @@ async fn make(node: &Node, container: &Container, api: Api, request: &CreateTask
 /// The container's spec; errors name the file and the cause.
 async fn read(bundle: &Path) -> Result<Spec, BundleError> {
     let path = bundle.join("config.json");
-    let bytes = tokio::fs::read(&path).await.map_err(|cause| BundleError::Read { path: path.clone(), cause })?;
+    let bytes = tokio::fs::read(&path).await.map_err(|cause| BundleError::Read {
+        path: path.clone(),
+        cause,
+    })?;
     serde_json::from_slice(&bytes).map_err(|cause| BundleError::Malformed { path, cause })
 }
 
@@ -138,9 +161,14 @@ async fn read(bundle: &Path) -> Result<Spec, BundleError> {
 async fn program(node: &Node, container: &Container, spec: &Spec) -> Result<(Role, Option<Artifact>), TaskError> {
     let facts = &container.facts;
     let process = spec.process().as_ref();
-    let args = process.and_then(|process| process.args().as_deref()).unwrap_or_default();
+    let args = process
+        .and_then(|process| process.args().as_deref())
+        .unwrap_or_default();
     let env = process.and_then(|process| process.env().as_deref()).unwrap_or_default();
-    let root = spec.root().as_ref().map_or(Path::new("rootfs"), |root| root.path().as_path());
+    let root = spec
+        .root()
+        .as_ref()
+        .map_or(Path::new("rootfs"), |root| root.path().as_path());
     let program = node
         .images
         .resolve(image::Request {
@@ -157,9 +185,17 @@ async fn program(node: &Node, container: &Container, spec: &Spec) -> Result<(Rol
         Program::Wasm(wasm) => {
             let artifact = node.artifacts.get(&node.images, &wasm, Profile::Command).await?;
             tracing::info!(program = wasm.name, digest = %wasm.digest, world = ?artifact.world, "program found");
-            Ok((Role::Guest { world: artifact.world, export: wasm.export }, Some(artifact)))
+            Ok((
+                Role::Guest {
+                    world: artifact.world,
+                    export: wasm.export,
+                },
+                Some(artifact),
+            ))
         }
-        Program::Native => Err(TaskError::Native { entry_point: args.first().cloned().unwrap_or_default() }),
+        Program::Native => Err(TaskError::Native {
+            entry_point: args.first().cloned().unwrap_or_default(),
+        }),
     }
 }
 
@@ -172,7 +208,9 @@ fn record(bundle: &Path, api: Api, sandbox: Option<&str>, address: &str) {
         wrote = fs::write(bundle.join("address"), address);
     }
     if api == Api::V3 && missing("shim-binary-path") {
-        let sandboxes = sandbox.and_then(|id| bundle::sibling(bundle, id)).map(|path| path.join("shim-binary-path"));
+        let sandboxes = sandbox
+            .and_then(|id| bundle::sibling(bundle, id))
+            .map(|path| path.join("shim-binary-path"));
         let path = sandboxes.and_then(|path| fs::read(path).ok()).or_else(|| {
             let exe = fs::read_link("/proc/self/exe").ok()?;
             Some(std::os::unix::ffi::OsStringExt::into_vec(exe.into_os_string()))
@@ -201,5 +239,9 @@ async fn watch(node: Arc<Node>, container: Arc<Container>) {
 }
 
 fn mount(mount: &containerd_shim_protos::api::Mount) -> Mount {
-    Mount { kind: mount.type_.clone(), source: mount.source.clone(), options: mount.options.clone() }
+    Mount {
+        kind: mount.type_.clone(),
+        source: mount.source.clone(),
+        options: mount.options.clone(),
+    }
 }

@@ -57,7 +57,11 @@ pub enum TaskError {
     #[error(transparent)]
     Sandbox(#[from] SandboxError),
     #[error("container {id}: cannot {act}: {cause}")]
-    Io { id: String, act: &'static str, cause: io::Error },
+    Io {
+        id: String,
+        act: &'static str,
+        cause: io::Error,
+    },
     #[error("internal error, the request panicked; the server's log has more")]
     Panicked(#[from] JoinError),
 }
@@ -117,11 +121,34 @@ mod tests {
     fn containerd_gets_the_codes_it_relies_on() {
         let id = || "c1".to_owned();
         let (code, message) = status(TaskError::Finished { id: id() });
-        assert_eq!((code, message.as_str()), (Code::NOT_FOUND, "process already finished: container c1 has exited"));
-        assert_eq!(status(TaskError::NoContainer { namespace: "n".into(), id: id() }).0, Code::NOT_FOUND);
-        assert_eq!(status(TaskError::Exists { namespace: "n".into(), id: id() }).0, Code::ALREADY_EXISTS);
-        let cause = InvalidMove { phase: "running", attempt: "delete" };
-        assert_eq!(status(TaskError::Phase { id: id(), cause }).0, Code::FAILED_PRECONDITION);
+        assert_eq!(
+            (code, message.as_str()),
+            (Code::NOT_FOUND, "process already finished: container c1 has exited")
+        );
+        assert_eq!(
+            status(TaskError::NoContainer {
+                namespace: "n".into(),
+                id: id()
+            })
+            .0,
+            Code::NOT_FOUND
+        );
+        assert_eq!(
+            status(TaskError::Exists {
+                namespace: "n".into(),
+                id: id()
+            })
+            .0,
+            Code::ALREADY_EXISTS
+        );
+        let cause = InvalidMove {
+            phase: "running",
+            attempt: "delete",
+        };
+        assert_eq!(
+            status(TaskError::Phase { id: id(), cause }).0,
+            Code::FAILED_PRECONDITION
+        );
         assert_eq!(status(TaskError::Signal(99)).0, Code::INVALID_ARGUMENT);
         assert_eq!(status(TaskError::NotYet("exec".into())).0, Code::UNIMPLEMENTED);
     }
@@ -129,9 +156,16 @@ mod tests {
     #[test]
     fn a_cause_is_told_once() {
         let error = SandboxError::LauncherGone(io::Error::other("broken pipe"));
-        assert_eq!(status(error.into()), (Code::INTERNAL, "the launcher is gone: broken pipe".to_owned()));
+        assert_eq!(
+            status(error.into()),
+            (Code::INTERNAL, "the launcher is gone: broken pipe".to_owned())
+        );
         let cause = io::Error::other("no space");
-        let error = TaskError::Io { id: "c1".into(), act: "clean up", cause };
+        let error = TaskError::Io {
+            id: "c1".into(),
+            act: "clean up",
+            cause,
+        };
         assert_eq!(status(error).1, "container c1: cannot clean up: no space");
     }
 }

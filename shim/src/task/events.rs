@@ -47,7 +47,11 @@ pub fn envelope(facts: &Facts, pid: u32, owed: &Owed, at: SystemTime) -> Envelop
             (topics::TASK_CREATE_EVENT_TOPIC, any("TaskCreate", &create))
         }
         Owed::Start => {
-            let start = TaskStart { container_id, pid, ..TaskStart::default() };
+            let start = TaskStart {
+                container_id,
+                pid,
+                ..TaskStart::default()
+            };
             (topics::TASK_START_EVENT_TOPIC, any("TaskStart", &start))
         }
         Owed::Exit(exit) => {
@@ -118,24 +122,43 @@ mod tests {
     use crate::sandbox::control::Exit;
 
     fn facts() -> Facts {
-        Facts { namespace: "k8s.io".into(), id: "c1".into(), bundle: "/b".into(), ..Facts::default() }
+        Facts {
+            namespace: "k8s.io".into(),
+            id: "c1".into(),
+            bundle: "/b".into(),
+            ..Facts::default()
+        }
     }
 
     #[test]
     fn an_exit_names_the_container_as_its_first_process() {
         let at = UNIX_EPOCH + Duration::new(5, 6);
-        let owed = Owed::Exit(Exit { code: 134, at, message: None });
+        let owed = Owed::Exit(Exit {
+            code: 134,
+            at,
+            message: None,
+        });
         let envelope = envelope(&facts(), 9, &owed, at);
-        assert_eq!((envelope.topic.as_str(), envelope.namespace.as_str()), ("/tasks/exit", "k8s.io"));
+        assert_eq!(
+            (envelope.topic.as_str(), envelope.namespace.as_str()),
+            ("/tasks/exit", "k8s.io")
+        );
         assert_eq!(envelope.event.type_url, "containerd.events.TaskExit");
         let exit = TaskExit::parse_from_bytes(&envelope.event.value).unwrap();
         assert_eq!((exit.id.as_str(), exit.container_id.as_str()), ("c1", "c1"));
-        assert_eq!((exit.pid, exit.exit_status, exit.exited_at.seconds, exit.exited_at.nanos), (9, 134, 5, 6));
+        assert_eq!(
+            (exit.pid, exit.exit_status, exit.exited_at.seconds, exit.exited_at.nanos),
+            (9, 134, 5, 6)
+        );
     }
 
     #[test]
     fn each_event_has_containerds_topic_and_type() {
-        let exit = || Exit { code: 0, at: UNIX_EPOCH, message: None };
+        let exit = || Exit {
+            code: 0,
+            at: UNIX_EPOCH,
+            message: None,
+        };
         let named = |owed| {
             let envelope = envelope(&facts(), 1, &owed, UNIX_EPOCH);
             (envelope.topic.clone(), envelope.event.type_url.clone())

@@ -48,7 +48,14 @@ impl Publisher {
         let (queue, items) = mpsc::channel(QUEUE);
         let dropped = Arc::new(AtomicU64::new(0));
         let socket = PathBuf::from(address.strip_prefix("unix://").unwrap_or(address));
-        tokio::spawn(Forwarder { socket, client: None, dropped: dropped.clone() }.run(items));
+        tokio::spawn(
+            Forwarder {
+                socket,
+                client: None,
+                dropped: dropped.clone(),
+            }
+            .run(items),
+        );
         Publisher { queue, dropped }
     }
 
@@ -113,7 +120,9 @@ impl Forwarder {
             let lost = match self.forward(&envelope).await {
                 Outcome::Taken => return,
                 Outcome::Refused(error) => error,
-                Outcome::Unanswered if unanswered + 1 == ATTEMPTS => format!("no answer in {ATTEMPTS} times {FORWARD:?}"),
+                Outcome::Unanswered if unanswered + 1 == ATTEMPTS => {
+                    format!("no answer in {ATTEMPTS} times {FORWARD:?}")
+                }
                 Outcome::Unanswered => {
                     unanswered += 1;
                     continue;
@@ -139,7 +148,10 @@ impl Forwarder {
             },
         };
         let mut context = ttrpc::context::with_duration(FORWARD);
-        context.set("containerd-namespace-ttrpc".to_owned(), vec![envelope.namespace.clone()]);
+        context.set(
+            "containerd-namespace-ttrpc".to_owned(),
+            vec![envelope.namespace.clone()],
+        );
         let mut request = ForwardRequest::new();
         request.set_envelope(envelope.clone());
         // The client's own limit is left a little later than ours, so that which of them ends it is certain.
@@ -175,7 +187,10 @@ mod tests {
     #[async_trait]
     impl Events for Containerd {
         async fn forward(&self, context: &TtrpcContext, request: ForwardRequest) -> ttrpc::Result<Empty> {
-            assert_eq!(context.metadata["containerd-namespace-ttrpc"], [request.envelope.namespace.clone()]);
+            assert_eq!(
+                context.metadata["containerd-namespace-ttrpc"],
+                [request.envelope.namespace.clone()]
+            );
             if request.envelope.topic == "/refused" {
                 let status = ttrpc::get_status(ttrpc::Code::INVALID_ARGUMENT, "no such topic");
                 return Err(ttrpc::Error::RpcStatus(status));
@@ -195,7 +210,11 @@ mod tests {
     }
 
     fn envelope(topic: &str) -> Envelope {
-        Envelope { topic: topic.to_owned(), namespace: "k8s.io".to_owned(), ..Envelope::default() }
+        Envelope {
+            topic: topic.to_owned(),
+            namespace: "k8s.io".to_owned(),
+            ..Envelope::default()
+        }
     }
 
     #[tokio::test]

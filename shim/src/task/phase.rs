@@ -86,9 +86,10 @@ impl Phase {
             (Phase::Starting, Move::Started) => (Phase::Running, vec![Owed::Start]),
             (Phase::Starting, Move::FailStart) => (Phase::Created, vec![]),
             (Phase::Starting, Move::Exit(exit)) => (Phase::EndedEarly(exit), vec![]),
-            (Phase::EndedEarly(exit), Move::Started) => {
-                (Phase::Stopped(exit.clone()), vec![Owed::Start, Owed::Exit(exit.clone())])
-            }
+            (Phase::EndedEarly(exit), Move::Started) => (
+                Phase::Stopped(exit.clone()),
+                vec![Owed::Start, Owed::Exit(exit.clone())],
+            ),
             (Phase::EndedEarly(exit), Move::FailStart) => {
                 (Phase::Stopped(exit.clone()), vec![Owed::Exit(exit.clone())])
             }
@@ -97,7 +98,12 @@ impl Phase {
             (Phase::Deleting(exit), Move::Deleted) => {
                 (Phase::Deleted(Some(exit.clone())), vec![Owed::Delete(exit.clone())])
             }
-            (phase, attempt) => return Err(InvalidMove { phase: phase.name(), attempt: attempt.name() }),
+            (phase, attempt) => {
+                return Err(InvalidMove {
+                    phase: phase.name(),
+                    attempt: attempt.name(),
+                });
+            }
         })
     }
 
@@ -146,15 +152,21 @@ mod tests {
     use super::*;
 
     fn exit(code: u32) -> Exit {
-        Exit { code, at: SystemTime::UNIX_EPOCH, message: None }
+        Exit {
+            code,
+            at: SystemTime::UNIX_EPOCH,
+            message: None,
+        }
     }
 
     fn walk(moves: Vec<Move>) -> (Phase, Vec<Owed>) {
-        moves.into_iter().fold((Phase::Creating, vec![]), |(phase, mut owed), attempt| {
-            let (next, more) = phase.step(attempt).unwrap();
-            owed.extend(more);
-            (next, owed)
-        })
+        moves
+            .into_iter()
+            .fold((Phase::Creating, vec![]), |(phase, mut owed), attempt| {
+                let (next, more) = phase.step(attempt).unwrap();
+                owed.extend(more);
+                (next, owed)
+            })
     }
 
     #[test]
@@ -189,9 +201,15 @@ mod tests {
     #[test]
     fn a_process_killed_before_its_start_has_no_start_event() {
         let (phase, owed) = walk(vec![Move::Create, Move::Exit(exit(137))]);
-        assert_eq!((phase, owed), (Phase::Stopped(exit(137)), vec![Owed::Create, Owed::Exit(exit(137))]));
+        assert_eq!(
+            (phase, owed),
+            (Phase::Stopped(exit(137)), vec![Owed::Create, Owed::Exit(exit(137))])
+        );
         let (phase, owed) = walk(vec![Move::Create, Move::Start, Move::Exit(exit(137)), Move::FailStart]);
-        assert_eq!((phase, owed), (Phase::Stopped(exit(137)), vec![Owed::Create, Owed::Exit(exit(137))]));
+        assert_eq!(
+            (phase, owed),
+            (Phase::Stopped(exit(137)), vec![Owed::Create, Owed::Exit(exit(137))])
+        );
     }
 
     #[test]
@@ -201,7 +219,13 @@ mod tests {
 
     #[test]
     fn a_delete_that_failed_can_be_tried_again() {
-        let (phase, owed) = walk(vec![Move::Create, Move::Exit(exit(1)), Move::Delete, Move::FailDelete, Move::Delete]);
+        let (phase, owed) = walk(vec![
+            Move::Create,
+            Move::Exit(exit(1)),
+            Move::Delete,
+            Move::FailDelete,
+            Move::Delete,
+        ]);
         assert_eq!(phase, Phase::Deleting(exit(1)));
         assert_eq!(owed, vec![Owed::Create, Owed::Exit(exit(1))]);
     }
@@ -209,13 +233,37 @@ mod tests {
     #[test]
     fn moves_out_of_order_are_refused_by_name() {
         let refused = |phase: Phase, attempt: Move| phase.step(attempt).unwrap_err().to_string();
-        assert_eq!(refused(Phase::Running, Move::Start), "cannot start a container that is running");
-        assert_eq!(refused(Phase::Starting, Move::Start), "cannot start a container that is being started");
-        assert_eq!(refused(Phase::Stopped(exit(0)), Move::Start), "cannot start a container that is stopped");
-        assert_eq!(refused(Phase::Creating, Move::Start), "cannot start a container that is being created");
-        assert_eq!(refused(Phase::Running, Move::Delete), "cannot delete a container that is running");
-        assert_eq!(refused(Phase::Deleting(exit(0)), Move::Delete), "cannot delete a container that is being deleted");
-        assert_eq!(refused(Phase::Stopped(exit(0)), Move::Exit(exit(1))), "cannot end a container that is stopped");
-        assert_eq!(refused(Phase::Deleted(None), Move::Create), "cannot create a container that is deleted");
+        assert_eq!(
+            refused(Phase::Running, Move::Start),
+            "cannot start a container that is running"
+        );
+        assert_eq!(
+            refused(Phase::Starting, Move::Start),
+            "cannot start a container that is being started"
+        );
+        assert_eq!(
+            refused(Phase::Stopped(exit(0)), Move::Start),
+            "cannot start a container that is stopped"
+        );
+        assert_eq!(
+            refused(Phase::Creating, Move::Start),
+            "cannot start a container that is being created"
+        );
+        assert_eq!(
+            refused(Phase::Running, Move::Delete),
+            "cannot delete a container that is running"
+        );
+        assert_eq!(
+            refused(Phase::Deleting(exit(0)), Move::Delete),
+            "cannot delete a container that is being deleted"
+        );
+        assert_eq!(
+            refused(Phase::Stopped(exit(0)), Move::Exit(exit(1))),
+            "cannot end a container that is stopped"
+        );
+        assert_eq!(
+            refused(Phase::Deleted(None), Move::Create),
+            "cannot create a container that is deleted"
+        );
     }
 }

@@ -39,7 +39,11 @@ const FAREWELL: Duration = Duration::from_secs(5);
 #[derive(Debug, thiserror::Error)]
 enum ServeError {
     #[error("cannot {act} {}: {cause}", path.display())]
-    Io { act: &'static str, path: PathBuf, cause: io::Error },
+    Io {
+        act: &'static str,
+        path: PathBuf,
+        cause: io::Error,
+    },
     #[error(transparent)]
     Logging(#[from] LoggingError),
     #[error("cannot start the launcher: {0}")]
@@ -111,7 +115,10 @@ fn prepare(folder: &Path, sinks: &Arc<Sinks>) -> Result<(Settings, tokio::runtim
 /// A container costs the server half a dozen descriptors: the usual soft limit of 1024 ends at 150 containers.
 fn raise_open_files() {
     let limit = rustix::process::getrlimit(Resource::Nofile);
-    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    let raised = Rlimit {
+        current: limit.maximum,
+        maximum: limit.maximum,
+    };
     if let Err(error) = rustix::process::setrlimit(Resource::Nofile, raised) {
         tracing::warn!(%error, "cannot raise the limit of open files");
     }
@@ -147,13 +154,19 @@ async fn serve(folder: &Path, settings: &Settings, sinks: Arc<Sinks>, stdout: &m
         address: format!("unix://{}", settings.socket.display()),
         requests: AtomicUsize::new(0),
     });
-    let mut server =
-        Server::new().add_listener(Listener::from(task_api)).register_service(service::services(&node));
+    let mut server = Server::new()
+        .add_listener(Listener::from(task_api))
+        .register_service(service::services(&node));
     server.start().await?;
     let control = tokio::spawn(answer::accept(control, node.clone()));
     let signals = |kind| signal(kind).map_err(io_error("take signals of", Path::new("/proc/self")));
     let (mut term, mut int) = (signals(SignalKind::terminate())?, signals(SignalKind::interrupt())?);
-    tracing::info!(pid = std::process::id(), address = node.address, version = env!("CARGO_PKG_VERSION"), "server started");
+    tracing::info!(
+        pid = std::process::id(),
+        address = node.address,
+        version = env!("CARGO_PKG_VERSION"),
+        "server started"
+    );
     writeln!(stdout, "{READY}").map_err(io_error("tell", Path::new("stdout")))?;
 
     tokio::select! {
@@ -208,7 +221,8 @@ async fn idle_end(folder: &Path, settings: &Settings, node: &Node) {
             _ = changes.changed() => continue,
             () = waited => {}
         }
-        if node.containers.need() == Need::None && leave(folder, settings, || node.containers.close_if_unneeded()).await {
+        if node.containers.need() == Need::None && leave(folder, settings, || node.containers.close_if_unneeded()).await
+        {
             return;
         }
     }
@@ -244,7 +258,10 @@ async fn end_all(folder: &Path, settings: &Settings, node: &Arc<Node>) {
 /// Removes the sockets and the folder under the lock, if `ready` still says so when it is held.
 async fn leave(folder: &Path, settings: &Settings, ready: impl FnOnce() -> bool) -> bool {
     let taken = folder.to_owned();
-    let lock = match tokio::task::spawn_blocking(move || Lock::take(&taken)).await.map_err(io::Error::other) {
+    let lock = match tokio::task::spawn_blocking(move || Lock::take(&taken))
+        .await
+        .map_err(io::Error::other)
+    {
         Ok(Ok(lock)) => lock,
         Ok(Err(error)) | Err(error) => {
             tracing::error!(%error, "cannot lock the server's folder");

@@ -57,9 +57,18 @@ pub enum Api {
 
 /// Both names of the task API on one table of methods: v3 is v2 renamed.
 pub fn services(node: &Arc<Node>) -> HashMap<String, Service> {
-    let service = |api| create_task(Arc::new(TaskService { node: node.clone(), api }));
+    let service = |api| {
+        create_task(Arc::new(TaskService {
+            node: node.clone(),
+            api,
+        }))
+    };
     let mut services = service(Api::V3);
-    services.extend(service(Api::V2).into_values().map(|v2| ("containerd.task.v2.Task".to_owned(), v2)));
+    services.extend(
+        service(Api::V2)
+            .into_values()
+            .map(|v2| ("containerd.task.v2.Task".to_owned(), v2)),
+    );
     services
 }
 
@@ -93,7 +102,10 @@ async fn whole<T: Send + 'static>(
 
 fn namespace(context: &TtrpcContext) -> Result<&str, TaskError> {
     let values = context.metadata.get("containerd-namespace-ttrpc");
-    values.and_then(|values| values.first()).map(String::as_str).ok_or(TaskError::NoNamespace)
+    values
+        .and_then(|values| values.first())
+        .map(String::as_str)
+        .ok_or(TaskError::NoNamespace)
 }
 
 impl TaskService {
@@ -103,7 +115,10 @@ impl TaskService {
         if exec_id.is_empty() {
             Ok(container)
         } else {
-            Err(TaskError::NoProcess { id: id.to_owned(), exec_id: exec_id.to_owned() })
+            Err(TaskError::NoProcess {
+                id: id.to_owned(),
+                exec_id: exec_id.to_owned(),
+            })
         }
     }
 
@@ -122,7 +137,9 @@ fn start(node: &Node, container: &Container) -> Result<u32, TaskError> {
     if let Err(error) = guest.start() {
         tracing::warn!(%error, "cannot start the container");
         container.step(Move::FailStart, &node.events)?;
-        return Err(TaskError::DeadAtStart { id: container.facts.id.clone() });
+        return Err(TaskError::DeadAtStart {
+            id: container.facts.id.clone(),
+        });
     }
     container.step(Move::Started, &node.events)?;
     tracing::info!(pid = guest.pid(), "container started");
@@ -141,7 +158,11 @@ pub async fn delete(node: &Node, container: &Arc<Container>) -> Result<Exit, Tas
     if let Err(cause) = cleaned.unwrap_or_else(|panic| Err(io::Error::other(panic))) {
         container.step(Move::FailDelete, &node.events)?;
         tracing::error!(%cause, "cannot delete the container");
-        return Err(TaskError::Io { id: container.facts.id.clone(), act: "remove what it holds", cause });
+        return Err(TaskError::Io {
+            id: container.facts.id.clone(),
+            act: "remove what it holds",
+            cause,
+        });
     }
     container.close_streams();
     let exit = container.ended().await?;
@@ -154,7 +175,9 @@ pub async fn delete(node: &Node, container: &Arc<Container>) -> Result<Exit, Tas
 
 /// Ends and removes a container that containerd has given up; `None` when there is none.
 pub async fn force_delete(node: &Node, key: &(String, String)) -> Result<Option<(u32, Exit)>, TaskError> {
-    let Some(container) = node.containers.find(key) else { return Ok(None) };
+    let Some(container) = node.containers.find(key) else {
+        return Ok(None);
+    };
     container.hush();
     container.kill().await?;
     let pid = container.pid();
@@ -162,7 +185,9 @@ pub async fn force_delete(node: &Node, key: &(String, String)) -> Result<Option<
         Ok(exit) => Ok(Some((pid, exit))),
         // Somebody else deletes it already; a Create that failed has left nothing.
         Err(TaskError::Phase { .. }) => {
-            let phase = container.until(|phase| matches!(phase, Phase::Deleted(_) | Phase::Stopped(_))).await;
+            let phase = container
+                .until(|phase| matches!(phase, Phase::Deleted(_) | Phase::Stopped(_)))
+                .await;
             Ok(phase.exit().map(|exit| (pid, exit.clone())))
         }
         Err(error) => Err(error),
@@ -175,7 +200,10 @@ impl Task for TaskService {
         let _answering = Answering::new(&self.node.requests);
         let namespace = namespace(context)?.to_owned();
         let pid = whole(create::create(self.node.clone(), namespace, self.api, request)).await?;
-        Ok(CreateTaskResponse { pid, ..CreateTaskResponse::default() })
+        Ok(CreateTaskResponse {
+            pid,
+            ..CreateTaskResponse::default()
+        })
     }
 
     async fn start(&self, context: &TtrpcContext, request: StartRequest) -> ttrpc::Result<StartResponse> {
@@ -183,7 +211,10 @@ impl Task for TaskService {
         let container = self.container(context, &request.id, &request.exec_id)?;
         let (node, span) = (self.node.clone(), container.span.clone());
         let pid = whole(async move { start(&node, &container) }.instrument(span)).await?;
-        Ok(StartResponse { pid, ..StartResponse::default() })
+        Ok(StartResponse {
+            pid,
+            ..StartResponse::default()
+        })
     }
 
     async fn state(&self, context: &TtrpcContext, request: StateRequest) -> ttrpc::Result<StateResponse> {
@@ -213,10 +244,17 @@ impl Task for TaskService {
             return Err(TaskError::Finished { id: request.id }.into());
         }
         // A container has one process, so `all` adds nothing.
-        container.guest()?.kill(signal).map_err(|cause| match cause.raw_os_error() {
-            Some(libc::ESRCH) => TaskError::Finished { id: request.id },
-            _ => TaskError::Io { id: request.id, act: "signal its process", cause },
-        })?;
+        container
+            .guest()?
+            .kill(signal)
+            .map_err(|cause| match cause.raw_os_error() {
+                Some(libc::ESRCH) => TaskError::Finished { id: request.id },
+                _ => TaskError::Io {
+                    id: request.id,
+                    act: "signal its process",
+                    cause,
+                },
+            })?;
         Ok(Empty::new())
     }
 
@@ -237,8 +275,14 @@ impl Task for TaskService {
         let _answering = Answering::new(&self.node.requests);
         // An exited process is listed until its Delete: an empty answer makes a restarted containerd give us up.
         let pid = self.container(context, &request.id, "")?.guest()?.pid();
-        let process = api::ProcessInfo { pid, ..api::ProcessInfo::default() };
-        Ok(PidsResponse { processes: vec![process], ..PidsResponse::default() })
+        let process = api::ProcessInfo {
+            pid,
+            ..api::ProcessInfo::default()
+        };
+        Ok(PidsResponse {
+            processes: vec![process],
+            ..PidsResponse::default()
+        })
     }
 
     async fn connect(&self, context: &TtrpcContext, request: ConnectRequest) -> ttrpc::Result<ConnectResponse> {
@@ -269,11 +313,23 @@ impl Task for TaskService {
     async fn stats(&self, context: &TtrpcContext, request: StatsRequest) -> ttrpc::Result<StatsResponse> {
         let _answering = Answering::new(&self.node.requests);
         let guest = self.container(context, &request.id, "")?.guest()?.clone();
-        let stats = tokio::task::spawn_blocking(move || guest.stats()).await.map_err(TaskError::Panicked)?;
-        let (type_url, value) =
-            stats.map_err(|cause| TaskError::Io { id: request.id, act: "read its cgroup's figures", cause })?;
-        let stats = Any { type_url, value, ..Any::default() };
-        Ok(StatsResponse { stats: MessageField::some(stats), ..StatsResponse::default() })
+        let stats = tokio::task::spawn_blocking(move || guest.stats())
+            .await
+            .map_err(TaskError::Panicked)?;
+        let (type_url, value) = stats.map_err(|cause| TaskError::Io {
+            id: request.id,
+            act: "read its cgroup's figures",
+            cause,
+        })?;
+        let stats = Any {
+            type_url,
+            value,
+            ..Any::default()
+        };
+        Ok(StatsResponse {
+            stats: MessageField::some(stats),
+            ..StatsResponse::default()
+        })
     }
 
     /// containerd says this after every Delete; the server ends by itself when it is idle.
