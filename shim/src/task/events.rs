@@ -7,7 +7,7 @@ use containerd_shim_protos::api;
 use containerd_shim_protos::events::task::{TaskCreate, TaskDelete, TaskExit, TaskIO, TaskStart};
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use containerd_shim_protos::protobuf::well_known_types::timestamp::Timestamp;
-use containerd_shim_protos::protobuf::{Message, MessageField};
+use containerd_shim_protos::protobuf::{MessageDyn, MessageField};
 use containerd_shim_protos::shim::event::Envelope;
 use containerd_shim_protos::topics;
 
@@ -86,7 +86,7 @@ pub fn envelope(facts: &Facts, pid: u32, owed: &Owed, at: SystemTime) -> Envelop
     }
 }
 
-fn any(name: &str, event: &dyn containerd_shim_protos::protobuf::MessageDyn) -> Any {
+fn any(name: &str, event: &dyn MessageDyn) -> Any {
     Any {
         type_url: format!("containerd.events.{name}"),
         // Writing a message without required fields into memory cannot fail.
@@ -117,6 +117,8 @@ pub fn timestamp(time: SystemTime) -> Timestamp {
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
+
+    use containerd_shim_protos::protobuf::Message;
 
     use super::*;
     use crate::sandbox::control::Exit;

@@ -189,7 +189,7 @@ mod tests {
         async fn forward(&self, context: &TtrpcContext, request: ForwardRequest) -> ttrpc::Result<Empty> {
             assert_eq!(
                 context.metadata["containerd-namespace-ttrpc"],
-                [request.envelope.namespace.clone()]
+                *std::slice::from_ref(&request.envelope.namespace)
             );
             if request.envelope.topic == "/refused" {
                 let status = ttrpc::get_status(ttrpc::Code::INVALID_ARGUMENT, "no such topic");
