@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use crate::image::{Images, Wasm};
 
+pub mod artifact;
 pub mod engine;
 pub mod worker;
 

@@ -84,7 +84,7 @@ pub enum Source {
 
 /// Resolves containers to programs; asks containerd (gRPC at `address`) only for what the root filesystem cannot tell.
 pub struct Images {
-    #[expect(dead_code, reason = "the gRPC client comes with the resolver")]
+    
     address: PathBuf,
 }
 
