@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -46,7 +46,7 @@ pub enum StoreError {
         address: PathBuf,
         source: tonic::transport::Error,
     },
-    #[error("asking containerd for {what} failed: {status}")]
+    #[error("asking containerd for {what} failed: {} ({:?})", status.message(), status.code())]
     Call { what: String, status: Box<Status> },
     #[error("containerd did not answer within {} s when asked for {what}", TIMEOUT.as_secs())]
     Timeout { what: String },
@@ -74,13 +74,16 @@ const MOST_INDEXES: usize = 3;
 /// As many images are remembered; one takes a few hundred bytes.
 const MOST_IMAGES: usize = 1024;
 
+/// A namespace and the digest of an image's index or manifest.
+type Target = (String, String);
+
 /// The containerd at one address.
 pub struct ContentStore {
     address: PathBuf,
     /// Connected at the first call; tonic connects it again after containerd was restarted.
     channel: OnceCell<Channel>,
-    /// What images are, by namespace and the digest of their target: the content of a digest never changes.
-    images: Mutex<HashMap<(String, String), Arc<Vec<Manifest>>>>,
+    /// What images are: the content of a digest never changes.
+    images: Mutex<HashMap<Target, Arc<Vec<Manifest>>>>,
     reads: Arc<Reads>,
 }
 
@@ -92,10 +95,6 @@ impl ContentStore {
             images: Mutex::default(),
             reads,
         }
-    }
-
-    pub fn address(&self) -> &Path {
-        &self.address
     }
 
     /// A channel to containerd. Made anew by tonic when it breaks.
@@ -198,6 +197,7 @@ impl ContentStore {
         })
         .await?;
         memory::seal(&file).map_err(memory_error)?;
+        self.reads.layer();
         Ok(file)
     }
 
@@ -245,7 +245,7 @@ impl ContentStore {
                 continue;
             }
             let manifest: ImageManifest = serde_json::from_value(value).map_err(json_error)?;
-            let config = self.json(namespace, &manifest.config().digest().to_string()).await?;
+            let config = self.json(namespace, manifest.config().digest().as_ref()).await?;
             whole &= config.is_some();
             let os = config
                 .and_then(|bytes| serde_json::from_slice::<Config>(&bytes).ok())

@@ -97,9 +97,11 @@ pub enum Source {
 pub struct Counters {
     /// Wasm files of root filesystems that were read whole.
     pub files_read: u64,
-    /// Blobs of the content store, manifests included.
+    /// Wasm layers that were read from the content store.
+    pub layers_read: u64,
+    /// Blobs of the content store: those layers, manifests, indexes and configs.
     pub blobs_read: u64,
-    /// Bytes of both.
+    /// Bytes of files and blobs.
     pub bytes_read: u64,
 }
 
@@ -107,6 +109,7 @@ pub struct Counters {
 #[derive(Debug, Default)]
 struct Reads {
     files: AtomicU64,
+    layers: AtomicU64,
     blobs: AtomicU64,
     bytes: AtomicU64,
 }
@@ -115,6 +118,10 @@ impl Reads {
     fn file(&self, size: u64) {
         self.files.fetch_add(1, Ordering::Relaxed);
         self.bytes.fetch_add(size, Ordering::Relaxed);
+    }
+
+    fn layer(&self) {
+        self.layers.fetch_add(1, Ordering::Relaxed);
     }
 
     fn blob(&self, size: u64) {
@@ -222,6 +229,7 @@ impl Images {
     pub fn counters(&self) -> Counters {
         Counters {
             files_read: self.reads.files.load(Ordering::Relaxed),
+            layers_read: self.reads.layers.load(Ordering::Relaxed),
             blobs_read: self.reads.blobs.load(Ordering::Relaxed),
             bytes_read: self.reads.bytes.load(Ordering::Relaxed),
         }

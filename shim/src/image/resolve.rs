@@ -87,11 +87,11 @@ impl Images {
                     Ok(Program::Native)
                 }
             }
-            Finding::Missing => self.from_layers(request.namespace, request.id, &entry).await,
+            Finding::Missing => self.choose_layer(request.namespace, request.id, &entry).await,
         }
     }
 
-    async fn from_layers(&self, namespace: &str, id: &str, entry: &str) -> Result<Program, ImageError> {
+    async fn choose_layer(&self, namespace: &str, id: &str, entry: &str) -> Result<Program, ImageError> {
         let missing = |image: String| ImageError::Missing {
             entry: entry.to_owned(),
             image,
