@@ -38,3 +38,40 @@ pub fn load(engine: &Engine, artifact: OwnedFd, world: World) -> wasmtime::Resul
     }
 }
 
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::compile::{Profile, engine::engine, worker};
+    use crate::image::memory;
+    use std::io::Write;
+
+    fn artifact(text: &str) -> (OwnedFd, World) {
+        let wasm = wat::parse_str(text).expect("valid text");
+        let (bytes, world) = worker::compile(&wasm, Profile::Command).expect("compiled");
+        let mut file = memory::file("artifact").expect("memfd");
+        file.write_all(&bytes).expect("write");
+        memory::seal(&file).expect("seal");
+        (file.into(), world)
+    }
+
+    #[test]
+    fn a_module_and_a_component_load_from_a_sealed_file() {
+        let engine = engine(Profile::Command).expect("engine");
+        let (file, world) = artifact(r#"(module (memory 1) (data (i32.const 0) "x") (func (export "_start")))"#);
+        assert!(matches!(load(&engine, file, world), Ok(Loaded::Module(_))));
+        let component = r#"(component (core module $m (func (export "run") (result i32) i32.const 0))
+            (core instance $i (instantiate $m))
+            (func $run (result (result)) (canon lift (core func $i "run")))
+            (instance $e (export "run" (func $run)))
+            (export "wasi:cli/run@0.2.0" (instance $e)))"#;
+        let (file, world) = artifact(component);
+        assert_eq!(world, World::Command02);
+        assert!(matches!(load(&engine, file, world), Ok(Loaded::Component(_))));
+    }
+
+    #[test]
+    fn an_artifact_of_the_other_profile_is_refused() {
+        let (file, world) = artifact("(module)");
+        assert!(load(&engine(Profile::Service).expect("engine"), file, world).is_err());
+    }
+}

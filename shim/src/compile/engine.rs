@@ -12,7 +12,9 @@ pub fn engine(profile: Profile) -> wasmtime::Result<Engine> {
     config.wasm_component_model(true).wasm_component_model_async(true);
     config.cranelift_opt_level(OptLevel::Speed);
     // File and line in a trap's backtrace, when the module brings DWARF. The default asks an environment variable.
-    config.wasm_backtrace_details(WasmBacktraceDetails::Enable).generate_address_map(true);
+    config
+        .wasm_backtrace_details(WasmBacktraceDetails::Enable)
+        .generate_address_map(true);
     // Tables for native debuggers and unwinders: wasm backtraces use frame pointers, and registering the tables costs
     // every guest time and private memory.
     config.native_unwind_info(false);

@@ -1,7 +1,9 @@
 //! The kernel's objects, one file each. Beside the one function that loads an artifact, the only room with `unsafe`.
 
+pub mod allocator;
 pub mod cgroup;
 pub mod credentials;
+pub mod descriptors;
 pub mod fds;
 pub mod fork;
 pub mod memfd;

@@ -37,11 +37,20 @@ pub fn allow_list(allowed: &[Allow]) -> Result<BpfProgram, FilterError> {
             Allow::Call(call) => (call, None),
             Allow::Bits { call, index, mask } => {
                 let all_set = SeccompCmpOp::MaskedEq(mask);
-                (call, Some(SeccompCondition::new(index, SeccompCmpArgLen::Qword, all_set, mask)?))
+                (
+                    call,
+                    Some(SeccompCondition::new(index, SeccompCmpArgLen::Qword, all_set, mask)?),
+                )
             }
-            Allow::Equals { call, index, value } => {
-                (call, Some(SeccompCondition::new(index, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, value)?))
-            }
+            Allow::Equals { call, index, value } => (
+                call,
+                Some(SeccompCondition::new(
+                    index,
+                    SeccompCmpArgLen::Dword,
+                    SeccompCmpOp::Eq,
+                    value,
+                )?),
+            ),
         };
         // A call without rules is allowed with any arguments.
         let entry = rules.entry(call).or_default();
@@ -69,7 +78,11 @@ mod tests {
     fn allows(filter: &BpfProgram, call: i64, argument: u64) -> bool {
         let mut data = [0_u8; 64];
         data[..4].copy_from_slice(&(call as u32).to_ne_bytes());
-        let arch: u32 = if cfg!(target_arch = "x86_64") { 0xc000_003e } else { 0xc000_00b7 };
+        let arch: u32 = if cfg!(target_arch = "x86_64") {
+            0xc000_003e
+        } else {
+            0xc000_00b7
+        };
         data[4..8].copy_from_slice(&arch.to_ne_bytes());
         data[16..24].copy_from_slice(&argument.to_ne_bytes());
         let (mut pc, mut a) = (0, 0_u32);
@@ -103,8 +116,16 @@ mod tests {
 
     #[test]
     fn conditions_look_at_bits_and_values() {
-        let bits = Allow::Bits { call: libc::SYS_clone, index: 0, mask: 0x1_0000 };
-        let equals = Allow::Equals { call: libc::SYS_prctl, index: 0, value: 15 };
+        let bits = Allow::Bits {
+            call: libc::SYS_clone,
+            index: 0,
+            mask: 0x1_0000,
+        };
+        let equals = Allow::Equals {
+            call: libc::SYS_prctl,
+            index: 0,
+            value: 15,
+        };
         let filter = allow_list(&[bits, equals]).expect("filter");
         assert!(allows(&filter, libc::SYS_clone, 0x3d_0f00 | 0x1_0000) && !allows(&filter, libc::SYS_clone, 17));
         assert!(allows(&filter, libc::SYS_prctl, 15) && !allows(&filter, libc::SYS_prctl, 22));
