@@ -7,7 +7,7 @@
 use std::collections::{HashMap, HashSet};
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -348,8 +348,12 @@ fn is_own_folder(owner: u32, mode: u32, user: u32) -> bool {
 
 /// Whether a file has the owner and mode that ours are made with.
 fn is_own_file(owner: u32, mode: u32, user: u32) -> bool {
-    owner == user && mode & 0o7777 == 0o600
+    owner == user && mode & 0o7777 == MODE
 }
+
+/// Nobody writes a file of the cache again. Others may read it, since a guest opens its artifact once more after it has
+/// given up root; the folder keeps everybody else out.
+const MODE: u32 = 0o444;
 
 fn own_user() -> u32 {
     rustix::process::geteuid().as_raw()
@@ -363,7 +367,10 @@ fn open(path: &Path) -> io::Result<File> {
 }
 
 fn create(path: &Path) -> io::Result<File> {
-    OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)
+    let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+    // Whatever the umask is.
+    file.set_permissions(fs::Permissions::from_mode(MODE))?;
+    Ok(file)
 }
 
 fn read_index(path: &Path) -> io::Result<Index> {

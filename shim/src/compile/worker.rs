@@ -14,8 +14,9 @@ use rustix::process::{DumpableBehavior, Resource, Rlimit, Signal};
 
 use super::world::world;
 use super::{Profile, World, engine};
+use crate::sys::credentials::{Capabilities, Ids};
 use crate::sys::seccomp::{Allow, FilterError};
-use crate::sys::{allocator, descriptors, seccomp};
+use crate::sys::{allocator, credentials, fds, seccomp};
 
 /// What a worker is told, as arguments.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -165,7 +166,7 @@ fn said(panic: &(dyn Any + Send)) -> &str {
 /// Gives up everything that compiling does not need. The order matters: each step needs what a later one takes away.
 fn confine(job: &Job) -> Result<(), String> {
     let step = |what: &'static str| move |error: io::Error| format!("confining the compiler failed: {what}: {error}");
-    descriptors::close_from(3).map_err(step("closing descriptors"))?;
+    fds::close_all_but(&[]).map_err(step("closing descriptors"))?;
     let rustix_step = |what| move |errno: rustix::io::Errno| step(what)(errno.into());
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL)).map_err(rustix_step("death signal"))?;
     // Before guests and the server: what it does can be done again.
@@ -200,23 +201,14 @@ fn confine(job: &Job) -> Result<(), String> {
 }
 
 /// Drops all capabilities, groups and the user; there is one thread yet, so the thread's are the process's.
-fn become_nobody() -> Result<(), Box<dyn std::error::Error>> {
-    use rustix::process::{Gid, Uid};
-    caps::clear(None, caps::CapSet::Ambient)?;
-    caps::clear(None, caps::CapSet::Bounding)?;
-    let (uid, gid) = (Uid::from_raw(NOBODY), Gid::from_raw(NOBODY));
-    rustix::thread::set_thread_groups(&[])?;
-    rustix::thread::set_thread_res_gid(gid, gid, gid)?;
-    rustix::thread::set_thread_res_uid(uid, uid, uid)?;
-    // Leaving uid 0 cleared the others, unless securebits say otherwise.
-    for set in [
-        caps::CapSet::Inheritable,
-        caps::CapSet::Effective,
-        caps::CapSet::Permitted,
-    ] {
-        caps::clear(None, set)?;
-    }
-    Ok(())
+fn become_nobody() -> Result<(), String> {
+    let ids = Ids {
+        uid: NOBODY,
+        gid: NOBODY,
+        groups: Vec::new(),
+        umask: None,
+    };
+    credentials::take(&ids, &Capabilities::default()).map_err(|(step, error)| format!("{step}: {error}"))
 }
 
 /// What the compiler calls: memory, threads of its own, its three files, time.

@@ -1,5 +1,3 @@
-use std::os::unix::fs::PermissionsExt;
-
 use super::*;
 use crate::compile::Profile;
 use crate::compile::key::Compatibility;
@@ -66,7 +64,7 @@ fn what_was_stored_is_found_also_by_the_next_server() {
     assert_eq!(test.get("a").as_deref(), Some("artifact"));
     assert_eq!(get(&test.reopened(), "a").as_deref(), Some("artifact"));
     assert_eq!(fs::metadata(&test.cache.folder).expect("folder").mode() & 0o777, 0o700);
-    assert_eq!(fs::metadata(test.path("a")).expect("file").mode() & 0o777, 0o600);
+    assert_eq!(fs::metadata(test.path("a")).expect("file").mode() & 0o777, 0o444);
     assert_eq!(test.cache.files().expect("files").len(), 2, "nothing temporary is left");
 }
 
@@ -78,13 +76,20 @@ fn a_found_artifact_cannot_be_written_through() {
     assert!(file.write_all(b"x").is_err());
 }
 
+/// Writes into the very file, which is read-only, and leaves it so.
+fn overwrite(path: &Path, text: &str) {
+    fs::set_permissions(path, PermissionsExt::from_mode(0o644)).expect("chmod");
+    fs::write(path, text).expect("write");
+    fs::set_permissions(path, PermissionsExt::from_mode(MODE)).expect("chmod");
+}
+
 #[test]
 fn altered_truncated_or_foreign_artifacts_are_removed_and_never_given() {
     type Damage = (&'static str, fn(&Path));
     let damages: [Damage; 6] = [
-        ("altered in place", |path| fs::write(path, "ARTIFACT").expect("write")),
-        ("truncated", |path| fs::write(path, "art").expect("write")),
-        ("readable by others", |path| {
+        ("altered in place", |path| overwrite(path, "ARTIFACT")),
+        ("truncated", |path| overwrite(path, "art")),
+        ("writable", |path| {
             fs::set_permissions(path, PermissionsExt::from_mode(0o644)).expect("chmod")
         }),
         ("a link", |path| {
@@ -96,7 +101,7 @@ fn altered_truncated_or_foreign_artifacts_are_removed_and_never_given() {
             fs::remove_file(path.with_extension("json")).expect("remove")
         }),
         ("with a broken index", |path| {
-            fs::write(path.with_extension("json"), "{").expect("write")
+            overwrite(&path.with_extension("json"), "{")
         }),
     ];
     for (what, damage) in damages {
@@ -208,6 +213,6 @@ fn a_folder_that_others_can_write_is_refused() {
 fn what_belongs_to_another_user_is_never_our_own() {
     assert!(is_own_folder(0, 0o700, 0) && is_own_folder(0, 0o755, 0));
     assert!(!is_own_folder(1000, 0o700, 0) && !is_own_folder(0, 0o720, 0) && !is_own_folder(0, 0o1777, 0));
-    assert!(is_own_file(0, 0o100_600, 0));
-    assert!(!is_own_file(1000, 0o100_600, 0) && !is_own_file(0, 0o100_644, 0) && !is_own_file(0, 0o104_600, 0));
+    assert!(is_own_file(0, 0o100_444, 0));
+    assert!(!is_own_file(1000, 0o100_444, 0) && !is_own_file(0, 0o100_644, 0) && !is_own_file(0, 0o104_444, 0));
 }
