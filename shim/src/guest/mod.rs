@@ -1,1 +1,90 @@
-//! The guest room.
+//! What runs only inside a sandboxed process: an artifact becomes a program, the program becomes an outcome.
+
+use std::os::fd::OwnedFd;
+use std::path::Path;
+
+use tokio::runtime::{Builder, Runtime};
+
+use crate::compile::World;
+use crate::compile::artifact::{self, Loaded};
+
+pub mod context;
+pub mod p1;
+pub mod p2;
+pub mod p3;
+pub mod trap;
+pub mod warm;
+
+pub use trap::{TRAPPED, tell};
+
+/// What a program is given.
+pub struct Settings<'a> {
+    pub arguments: &'a [String],
+    pub environment: &'a [(String, String)],
+    pub working_directory: &'a str,
+}
+
+/// A program that is loaded and linked, and the event loop it runs in; only instantiating is left.
+pub struct Ready {
+    /// One thread: a guest is one program, and its process ends with it.
+    runtime: Runtime,
+    program: Program,
+}
+
+enum Program {
+    Module(p1::Program),
+    Command02(p2::Program),
+    Command03(p3::Program),
+}
+
+/// How a program ended.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// With an exit code of its own.
+    Exit(i32),
+    /// By a trap: its message and wasm backtrace.
+    Trap(String),
+}
+
+/// Loads an artifact and links it against its world. The working directory is this process's `/proc/self/fd`.
+///
+/// # Errors
+///
+/// Names the import that is missing, or the export; or says why there is no event loop.
+pub fn load(warm: &warm::Warm, file: OwnedFd, world: World, export: Option<&str>) -> wasmtime::Result<Ready> {
+    let program = match (artifact::load(&warm.engine, file, Path::new("."), world)?, world) {
+        (Loaded::Module(module), _) => Program::Module(p1::link(warm, &module, export)?),
+        (Loaded::Component(component), World::Command03) => Program::Command03(p3::link(warm, &component, export)?),
+        (Loaded::Component(component), _) => Program::Command02(p2::link(warm, &component, export)?),
+    };
+    let runtime = Builder::new_current_thread().enable_all().build()?;
+    Ok(Ready { runtime, program })
+}
+
+/// Runs a program to its end.
+pub fn run(ready: Ready, settings: &Settings<'_>) -> Outcome {
+    let Ready { runtime, program } = ready;
+    let result = runtime.block_on(async {
+        match program {
+            Program::Module(program) => program.run(settings).await,
+            Program::Command02(program) => program.run(settings).await,
+            Program::Command03(program) => program.run(settings).await,
+        }
+    });
+    // Blocking threads, such as one that waits for input, end with the process.
+    std::mem::forget(runtime);
+    match result {
+        Ok(code) => Outcome::Exit(code),
+        Err(error) => trap::outcome(&error),
+    }
+}
+
+/// A component has one entry point, so an export cannot be chosen.
+fn no_export(export: Option<&str>) -> wasmtime::Result<()> {
+    match export {
+        None => Ok(()),
+        Some(export) => wasmtime::bail!(
+            "the export {export:?} cannot be called: a component runs its wasi:cli/run; #export is for core modules"
+        ),
+    }
+}

@@ -40,8 +40,8 @@ pub struct Node {
     pub containers: Containers,
     pub events: Publisher,
     pub sinks: Arc<Sinks>,
-    pub images: Images,
-    pub artifacts: Artifacts,
+    pub images: Arc<Images>,
+    pub artifacts: Arc<Artifacts>,
     pub launcher: Launcher,
     pub sockets: Sockets,
     /// How many requests are being answered.
