@@ -5,7 +5,8 @@
 use std::io::{self, BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
@@ -71,23 +72,39 @@ pub enum ControlError {
     Failed { socket: PathBuf, error: String },
 }
 
-/// Asks the server at `socket` one thing.
+/// How long a dying server may hang up on us before its socket refuses: the kernel closes a killed process's sockets one
+/// after the other.
+const DYING: Duration = Duration::from_secs(2);
+
+/// Asks the server at `socket` one thing. Every request may be repeated, and is when the server hangs up.
 pub fn ask(socket: &Path, request: &Request) -> Result<Reply, ControlError> {
     let silent = |cause| ControlError::Silent {
         socket: socket.to_owned(),
         cause,
     };
-    let stream = UnixStream::connect(socket).map_err(|cause| match cause.kind() {
-        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => ControlError::Refused(socket.to_owned()),
-        _ => silent(cause),
-    })?;
-    match exchange(&stream, request).map_err(silent)? {
-        Reply::Failed { error } => Err(ControlError::Failed {
-            socket: socket.to_owned(),
-            error,
-        }),
-        reply => Ok(reply),
+    let asked = Instant::now();
+    loop {
+        let stream = UnixStream::connect(socket).map_err(|cause| match cause.kind() {
+            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => ControlError::Refused(socket.to_owned()),
+            _ => silent(cause),
+        })?;
+        match exchange(&stream, request) {
+            Ok(Reply::Failed { error }) => {
+                return Err(ControlError::Failed {
+                    socket: socket.to_owned(),
+                    error,
+                });
+            }
+            Ok(reply) => return Ok(reply),
+            Err(cause) if hung_up(&cause) && asked.elapsed() < DYING => thread::sleep(Duration::from_millis(10)),
+            Err(cause) => return Err(silent(cause)),
+        }
     }
+}
+
+fn hung_up(error: &io::Error) -> bool {
+    use io::ErrorKind::{BrokenPipe, ConnectionReset, UnexpectedEof};
+    matches!(error.kind(), BrokenPipe | ConnectionReset | UnexpectedEof)
 }
 
 fn exchange(mut stream: &UnixStream, request: &Request) -> io::Result<Reply> {
@@ -105,10 +122,8 @@ fn exchange(mut stream: &UnixStream, request: &Request) -> io::Result<Reply> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::net::UnixListener;
-    use std::thread;
-
     use super::*;
+    use std::os::unix::net::UnixListener;
 
     fn path(name: &str) -> PathBuf {
         let path = std::env::temp_dir().join(format!("kubewasi-control-{}-{name}", std::process::id()));
@@ -155,11 +170,31 @@ mod tests {
     }
 
     #[test]
-    fn a_server_that_hangs_up_is_silent_and_not_refused() {
-        let path = path("eof");
+    fn a_server_that_dies_while_it_is_asked_refuses() {
+        let path = path("dying");
         let listener = UnixListener::bind(&path).unwrap();
-        let server = thread::spawn(move || drop(listener.accept().unwrap()));
-        assert!(matches!(ask(&path, &Request::Status), Err(ControlError::Silent { .. })));
+        let server = thread::spawn(move || {
+            drop(listener.accept().unwrap());
+            thread::sleep(Duration::from_millis(50));
+        });
+        assert!(matches!(ask(&path, &Request::Status), Err(ControlError::Refused(_))));
+        server.join().unwrap();
+    }
+
+    #[test]
+    fn what_a_server_refuses_is_told_with_its_socket() {
+        let path = path("failed");
+        let listener = UnixListener::bind(&path).unwrap();
+        let server = thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut line = String::new();
+            BufReader::new(&stream).read_line(&mut line).unwrap();
+            stream
+                .write_all(b"{\"re\":\"failed\",\"error\":\"it is shutting down\"}\n")
+                .unwrap();
+        });
+        let error = ask(&path, &Request::Status).unwrap_err().to_string();
+        assert_eq!(error, format!("the server at {}: it is shutting down", path.display()));
         server.join().unwrap();
     }
 }
