@@ -128,7 +128,11 @@ fn serve(flags: &Flags, input: &Input, bundle: &Path) -> Result<String, StartErr
             folder::make(socket_dir).map_err(io_error("make", socket_dir))?;
             lock.write(&settings)
                 .map_err(io_error("write settings into", &folder))?;
-            spawn(&folder)?;
+            if let Err(error) = spawn(&folder) {
+                // The error is what matters; a folder that stays is found and used by the next `start`.
+                let _ = lock.remove();
+                return Err(error);
+            }
             control::ask(&folder::control(&folder), &reserve)?
         }
         answer => answer?,

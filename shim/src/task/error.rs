@@ -152,11 +152,8 @@ mod tests {
 
     #[test]
     fn a_cause_is_told_once() {
-        let error = SandboxError::LauncherGone(io::Error::other("broken pipe"));
-        assert_eq!(
-            status(error.into()),
-            (Code::INTERNAL, "the launcher is gone: broken pipe".to_owned())
-        );
+        let message = status(SandboxError::LauncherGone(io::Error::other("broken pipe")).into()).1;
+        assert_eq!(message.matches("broken pipe").count(), 1, "{message}");
         let cause = io::Error::other("no space");
         let error = TaskError::Io {
             id: "c1".into(),
