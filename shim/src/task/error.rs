@@ -158,7 +158,7 @@ mod tests {
         let error = SandboxError::LauncherGone(io::Error::other("broken pipe"));
         assert_eq!(
             status(error.into()),
-            (Code::INTERNAL, "the launcher is gone: broken pipe".to_owned())
+            (Code::INTERNAL, "the launcher died while it made the process: broken pipe".to_owned())
         );
         let cause = io::Error::other("no space");
         let error = TaskError::Io {
