@@ -144,7 +144,8 @@ static ENDED: AtomicUsize = AtomicUsize::new(0);
 #[derive(Debug)]
 pub struct Lock {
     folder: PathBuf,
-    file: File,
+    /// Locked for as long as it is open.
+    _file: File,
 }
 
 impl Lock {
@@ -170,7 +171,7 @@ impl Lock {
                 Ok(now) if (now.dev(), now.ino()) == (held.dev(), held.ino()) => {
                     return Ok(Lock {
                         folder: folder.to_owned(),
-                        file,
+                        _file: file,
                     });
                 }
                 Ok(_) => {}
