@@ -11,6 +11,7 @@ use std::fs::{self, DirBuilder, File};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use kubewasi_options::{Options, Scope};
 use serde::{Deserialize, Serialize};
@@ -136,11 +137,15 @@ pub fn make(folder: &Path) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(folder)
 }
 
+/// Tells the folders that this process moved away apart.
+static ENDED: AtomicUsize = AtomicUsize::new(0);
+
 /// Holds a server's folder: nobody else looks for, spawns or ends the server meanwhile.
 #[derive(Debug)]
 pub struct Lock {
     folder: PathBuf,
-    file: File,
+    /// Locked for as long as it is open.
+    _file: File,
 }
 
 impl Lock {
@@ -148,7 +153,12 @@ impl Lock {
     pub fn take(folder: &Path) -> io::Result<Lock> {
         let path = folder.join("lock");
         loop {
-            make(folder)?;
+            match make(folder) {
+                Ok(()) => {}
+                // It was there and was moved away before std could look what it is.
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists && !folder.is_file() => continue,
+                Err(error) => return Err(error),
+            }
             let file = match File::options().create(true).truncate(false).write(true).open(&path) {
                 Ok(file) => file,
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
@@ -161,7 +171,7 @@ impl Lock {
                 Ok(now) if (now.dev(), now.ino()) == (held.dev(), held.ino()) => {
                     return Ok(Lock {
                         folder: folder.to_owned(),
-                        file,
+                        _file: file,
                     });
                 }
                 Ok(_) => {}
@@ -180,11 +190,16 @@ impl Lock {
     pub fn remove(self) -> io::Result<()> {
         // Moved away at one stroke: whoever waits finds a lock that is no longer in its place, and makes a new folder.
         let name = self.folder.file_name().unwrap_or_default().to_string_lossy();
-        let ended = self
-            .folder
-            .with_file_name(format!(".{name}.{}", self.file.metadata()?.ino()));
+        let number = ENDED.fetch_add(1, Ordering::Relaxed);
+        let ended = self.folder.with_file_name(format!(".{name}.{}-{number}", std::process::id()));
         fs::rename(&self.folder, &ended)?;
-        fs::remove_dir_all(&ended)
+        loop {
+            match fs::remove_dir_all(&ended) {
+                // One that was on its way to the lock made it anew; it will find the folder gone.
+                Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => {}
+                result => return result,
+            }
+        }
     }
 }
 
@@ -196,7 +211,6 @@ pub fn settings(folder: &Path) -> io::Result<Settings> {
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
-    use std::sync::atomic::{AtomicUsize, Ordering};
 
     use super::*;
 

@@ -179,6 +179,7 @@ async fn serve(folder: &Path, settings: &Settings, sinks: Arc<Sinks>, stdout: &m
     };
     let _ = timeout(FAREWELL, answered).await;
     node.events.flush(FAREWELL).await;
+    node.launcher.stop().await;
     Ok(())
 }
 
