@@ -72,7 +72,8 @@ fn perform(command: &str, values: &[String]) -> io::Result<()> {
 }
 
 fn number<T: std::str::FromStr>(text: &str) -> io::Result<T> {
-    text.parse().map_err(|_| io::Error::other(format!("{text:?} is not a number in range")))
+    text.parse()
+        .map_err(|_| io::Error::other(format!("{text:?} is not a number in range")))
 }
 
 fn hex(bytes: &[u8]) -> String {

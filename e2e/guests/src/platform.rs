@@ -29,7 +29,9 @@ mod world {
 
     /// WASI 0.1 has no working directory of its own: PWD is how a guest learns it.
     pub fn cwd() -> io::Result<PathBuf> {
-        std::env::var_os("PWD").map(PathBuf::from).ok_or_else(|| io::Error::other("PWD is not set"))
+        std::env::var_os("PWD")
+            .map(PathBuf::from)
+            .ok_or_else(|| io::Error::other("PWD is not set"))
     }
 }
 

@@ -77,9 +77,7 @@ pub enum Source {
     /// A file of the root filesystem, open for reading.
     File(Arc<OwnedFd>),
     /// A blob in containerd's content store.
-    Content {
-        namespace: String,
-    },
+    Content { namespace: String },
 }
 
 /// Resolves containers to programs; asks containerd (gRPC at `address`) only for what the root filesystem cannot tell.
