@@ -110,10 +110,10 @@ impl<'a> Run<'a> {
         (self.id, pid, log)
     }
 
-    /// A detached run that is expected to fail; its container record is removed.
+    /// A run in the foreground that is expected to fail before it starts; its container record is removed.
     #[track_caller]
-    pub fn fail_detached(self) -> Finished {
-        let finished = run(&mut self.command(&["--detach", "--null-io"]));
+    pub fn fail(self) -> Finished {
+        let finished = run(&mut self.command(&["--rm"]));
         self.node.ctr(&["container", "delete", &self.id]);
         finished
     }

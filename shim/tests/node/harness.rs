@@ -5,7 +5,6 @@ use std::os::unix::net::UnixListener;
 use std::process::{Command, Stdio};
 
 use crate::container::{Run, root_folder, spec};
-use crate::containerd::Node;
 use crate::guests::Probe;
 use crate::image_builder::Image;
 use crate::machine::Machine;

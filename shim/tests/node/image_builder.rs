@@ -53,11 +53,17 @@ impl Image {
 
     /// Form B: wasm layers under an ordinary image config whose diff_ids are empty.
     pub fn with_wasm_layers(name: &str, layers: &[(&str, &[u8])]) -> Image {
-        let mut image = Image::new(name).platform("wasi", "wasm").entrypoint(&[layers[0].0]);
-        image.diff_ids = false;
+        let image = Image::without_diff_ids(name).entrypoint(&[layers[0].0]);
         layers
             .iter()
             .fold(image, |image, (title, bytes)| image.layer(WASM, Some(title), bytes))
+    }
+
+    /// An image for wasi whose config will list no diff_ids, whatever layers are added.
+    pub fn without_diff_ids(name: &str) -> Image {
+        let mut image = Image::new(name).platform("wasi", "wasm");
+        image.diff_ids = false;
+        image
     }
 
     /// Form C: as B, but the config lists diff_ids.

@@ -41,10 +41,19 @@ macro_rules! on_every_containerd {
 mod command;
 mod container;
 mod containerd;
-mod cri;
 mod guests;
 mod image_builder;
 mod machine;
 mod server;
 
+mod bad_input;
+mod cache;
+mod cri;
+mod faults;
 mod harness;
+mod images;
+mod load;
+mod run;
+mod sandbox;
+mod stdio;
+mod task_api;

@@ -1,13 +1,11 @@
-//! The shim's server as tests look at it: its control socket and its process.
+//! The shim's server as tests look at it: its status and its processes.
 
 use std::fs;
-use std::io::{BufRead, BufReader, Write};
-use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
-use std::time::Duration;
+use std::process::Command;
 
 use serde_json::Value;
 
+use crate::command::run;
 use crate::containerd::{Node, SHIM};
 use crate::machine::shim_processes;
 
@@ -33,20 +31,19 @@ pub fn pid(node: &Node) -> i32 {
     }
 }
 
-/// Asks the server for its status: counters of containers, compilations and reads.
+/// The server's status, counters of containers, compilations and reads, as `containerd-shim-wasi-v1 status` prints it.
 #[track_caller]
 pub fn status(node: &Node) -> Value {
     let server = pid(node);
-    let socket = control_socket(server);
-    let mut stream = UnixStream::connect(&socket).unwrap();
-    stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
-    stream.write_all(b"{\"status\":{}}\n").unwrap();
-    let mut line = String::new();
-    BufReader::new(stream).read_line(&mut line).unwrap();
-    serde_json::from_str(&line).unwrap_or_else(|error| panic!("{}: {error}: {line:?}", socket.display()))
+    let lines = run(Command::new(SHIM).arg("status")).ok().stdout;
+    lines
+        .lines()
+        .map(|line| serde_json::from_str::<Value>(line).unwrap())
+        .find(|status| status["pid"] == server)
+        .unwrap_or_else(|| panic!("no status of the server {server} in:\n{lines}"))
 }
 
-/// A number of the status, by its path: `compile.compiled`.
+/// A number of the status, by its path: `artifacts.compiled`.
 #[track_caller]
 pub fn count(status: &Value, path: &str) -> u64 {
     let found = path.split('.').try_fold(status, |value, key| value.get(key));
@@ -55,30 +52,29 @@ pub fn count(status: &Value, path: &str) -> u64 {
         .unwrap_or_else(|| panic!("no number {path} in {status}"))
 }
 
+/// The one launcher of this node: of all that were forked from it and look like it, the one that is nobody's guest.
+#[track_caller]
+pub fn launcher(node: &Node) -> i32 {
+    let guests: Vec<i32> = node
+        .ctr(&["task", "ls"])
+        .ok()
+        .stdout
+        .lines()
+        .filter_map(second_number)
+        .collect();
+    let mut launchers = pids_of(node, "launch");
+    launchers.retain(|pid| !guests.contains(pid));
+    match launchers[..] {
+        [pid] => pid,
+        ref other => panic!("there had to be one launcher, not {other:?}"),
+    }
+}
+
+fn second_number(line: &str) -> Option<i32> {
+    line.split_whitespace().nth(1)?.parse().ok()
+}
+
 /// How many file descriptors a process holds.
 pub fn open_files(pid: i32) -> usize {
     fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count()
-}
-
-/// The control socket below /run/kubewasi whose other end is `server`.
-#[track_caller]
-fn control_socket(server: i32) -> PathBuf {
-    let folders = fs::read_dir("/run/kubewasi")
-        .unwrap()
-        .flatten()
-        .map(|entry| entry.path());
-    let sockets = folders.flat_map(|folder| fs::read_dir(folder).into_iter().flatten().flatten());
-    sockets
-        .map(|entry| entry.path())
-        .filter(|path| {
-            path.file_name()
-                .is_some_and(|name| name.to_string_lossy().contains("control"))
-        })
-        .find(|path| {
-            let Ok(stream) = UnixStream::connect(path) else {
-                return false;
-            };
-            rustix::net::sockopt::socket_peercred(&stream).is_ok_and(|peer| peer.pid.as_raw_nonzero().get() == server)
-        })
-        .unwrap_or_else(|| panic!("no control socket of {SHIM}, pid {server}, below /run/kubewasi"))
 }
