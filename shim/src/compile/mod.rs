@@ -1,14 +1,37 @@
 //! From wasm bytes to a trusted artifact: compiled once, cached by content, mapped by every guest.
+//!
+//! ```text
+//! Artifacts ──> key ──> cache (found: open, check once)
+//!     └─ one flight a key ──> driver ══ stdin, stdout, stderr ══> worker (confined: world, engine)
+//! guest ──> artifact (maps it)
+//! ```
 
+use std::collections::{HashMap, HashSet};
+use std::fs::File;
+use std::io;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use crate::image::{Images, Wasm};
+use tokio::sync::{OnceCell, Semaphore};
 
+use crate::image::{Digest, Images, Source, Wasm};
+
+pub mod artifact;
+mod cache;
+mod driver;
 pub mod engine;
+pub mod keeper;
+mod key;
 pub mod worker;
+mod world;
+
+use cache::Cache;
+use driver::{Driver, WorkerError};
+use key::{Compatibility, Key};
 
 /// The engine settings an artifact is compiled for; both are warm in the launcher.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
@@ -37,6 +60,8 @@ pub struct Artifact {
     pub file: Arc<OwnedFd>,
     pub world: World,
     pub profile: Profile,
+    /// It was there already, or another caller was compiling it.
+    pub cached: bool,
 }
 
 /// Where artifacts are kept and what compiling may cost.
@@ -58,30 +83,251 @@ pub struct Counters {
     pub hits: u64,
     pub compiled: u64,
     pub failed: u64,
+    /// Compiled, but the cache could not keep it.
+    pub unkept: u64,
 }
 
 /// The artifacts of a node.
-pub struct Artifacts;
+pub struct Artifacts {
+    settings: Settings,
+    driver: Driver,
+    command: Compatibility,
+    service: Compatibility,
+    /// `None` while the folder cannot be used; tried again at the next artifact.
+    cache: Mutex<Option<Arc<Cache>>>,
+    /// The keys being compiled now.
+    flights: Mutex<HashMap<Key, Arc<Flight>>>,
+    /// So many workers run at once.
+    workers: Arc<Semaphore>,
+    counters: Arc<Tally>,
+}
+
+type Flight = OnceCell<Result<Artifact, CompileError>>;
+
+#[derive(Default)]
+struct Tally {
+    hits: AtomicU64,
+    compiled: AtomicU64,
+    failed: AtomicU64,
+    unkept: AtomicU64,
+}
 
 /// Why there is no artifact.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 pub enum CompileError {
     #[error("{name}: the file is empty, not a wasm module or component")]
     Empty { name: String },
+    #[error("{name}: not a wasm module or component: it does not begin with \\0asm")]
+    NotWasm { name: String },
+    /// The module's own fault, the compiler's limits included.
+    #[error("{name}: {source}")]
+    Worker { name: String, source: Arc<WorkerError> },
+    #[error("{name}: {source}")]
+    Read {
+        name: String,
+        source: Arc<crate::image::ImageError>,
+    },
+    #[error("the wasm engine cannot be configured: {message}")]
+    Engine { message: String },
+    #[error("compiling {name} failed: {message}")]
+    Internal { name: String, message: String },
 }
+
+/// Two compilations at once: a burst of new images waits rather than taking the node's memory.
+const WORKERS: usize = 2;
 
 impl Artifacts {
-    /// Opens the cache, making its folder when it is missing.
-    pub fn open(_settings: Settings) -> Result<Artifacts, CompileError> {
-        todo!()
+    /// Opens the cache, making its folder when it is missing. A folder that cannot be used is no error: artifacts are
+    /// compiled anew each time, with a warning, until it can.
+    pub fn open(settings: Settings) -> Result<Artifacts, CompileError> {
+        Artifacts::open_with(settings, PathBuf::from("/proc/self/exe"))
     }
 
-    /// The artifact of `wasm`, from the cache or compiled now; two callers for one key compile once.
-    pub async fn get(&self, _images: &Images, _wasm: &Wasm, _profile: Profile) -> Result<Artifact, CompileError> {
-        todo!()
+    /// As [`Artifacts::open`], with workers that run `program`.
+    pub fn open_with(settings: Settings, program: PathBuf) -> Result<Artifacts, CompileError> {
+        let compatibility = |profile| {
+            Compatibility::of(profile).map_err(|error| CompileError::Engine {
+                message: format!("{error:#}"),
+            })
+        };
+        let artifacts = Artifacts {
+            driver: Driver {
+                program,
+                timeout: settings.timeout,
+                memory: settings.memory,
+            },
+            command: compatibility(Profile::Command)?,
+            service: compatibility(Profile::Service)?,
+            settings,
+            cache: Mutex::default(),
+            flights: Mutex::default(),
+            workers: Arc::new(Semaphore::new(WORKERS)),
+            counters: Arc::default(),
+        };
+        artifacts.cache();
+        Ok(artifacts)
     }
 
+    /// The artifact of `wasm`, from the cache or compiled now; two callers for one key compile once, and get the same
+    /// error when that fails.
+    pub async fn get(&self, images: &Images, wasm: &Wasm, profile: Profile) -> Result<Artifact, CompileError> {
+        let key = match profile {
+            Profile::Command => self.command.key(&wasm.digest),
+            Profile::Service => self.service.key(&wasm.digest),
+        };
+        let flight = self
+            .flights
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .entry(key)
+            .or_default()
+            .clone();
+        let first = AtomicBool::new(false);
+        let result = flight
+            .get_or_init(|| {
+                first.store(true, Ordering::Relaxed);
+                self.find_or_compile(images, wasm, profile, key)
+            })
+            .await
+            .clone();
+        let mut flights = self.flights.lock().unwrap_or_else(PoisonError::into_inner);
+        if flights.get(&key).is_some_and(|current| Arc::ptr_eq(current, &flight)) {
+            flights.remove(&key);
+        }
+        drop(flights);
+        let artifact = result.map(|artifact| Artifact {
+            cached: artifact.cached || !first.load(Ordering::Relaxed),
+            ..artifact
+        })?;
+        if artifact.cached {
+            self.counters.hits.fetch_add(1, Ordering::Relaxed);
+        }
+        Ok(artifact)
+    }
+
+    /// Removes the artifacts of images whose wasm is not in `live`; answers how many.
+    pub async fn sweep(&self, live: HashSet<Digest>) -> io::Result<usize> {
+        let Some(cache) = self.cache() else { return Ok(0) };
+        tokio::task::spawn_blocking(move || cache.sweep(&live))
+            .await
+            .map_err(io::Error::other)?
+    }
+
+    /// What was done so far.
     pub fn counters(&self) -> Counters {
-        todo!()
+        let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        Counters {
+            hits: count(&self.counters.hits),
+            compiled: count(&self.counters.compiled),
+            failed: count(&self.counters.failed),
+            unkept: count(&self.counters.unkept),
+        }
+    }
+
+    async fn find_or_compile(
+        &self,
+        images: &Images,
+        wasm: &Wasm,
+        profile: Profile,
+        key: Key,
+    ) -> Result<Artifact, CompileError> {
+        let name = || wasm.name.clone();
+        let internal = |error: &dyn std::fmt::Display| CompileError::Internal {
+            name: name(),
+            message: error.to_string(),
+        };
+        let cache = self.cache();
+        let artifact = move |file: File, world, cached| Artifact {
+            file: Arc::new(file.into()),
+            world,
+            profile,
+            cached,
+        };
+        if let Some(cache) = cache.clone() {
+            let found = tokio::task::spawn_blocking(move || cache.get(key))
+                .await
+                .map_err(|error| internal(&error))?;
+            if let Some((file, world)) = found {
+                return Ok(artifact(file, world, true));
+            }
+        }
+        let compiled = async {
+            let input = images.open(wasm).await;
+            let input = input.map_err(|error| CompileError::Read {
+                name: name(),
+                source: Arc::new(error),
+            })?;
+            let input = begins_as_wasm(input, &wasm.name)?;
+            let permit = self
+                .workers
+                .clone()
+                .acquire_owned()
+                .await
+                .map_err(|error| internal(&error))?;
+            let (driver, tally, digest) = (self.driver.clone(), self.counters.clone(), wasm.digest);
+            let from_image = !matches!(wasm.source, Source::Copy(_));
+            // On a thread of its own to the end, also when the caller goes away: the next one finds the artifact.
+            tokio::task::spawn_blocking(move || {
+                let _permit = permit;
+                let (compiled, world) = driver.compile(input, profile)?;
+                tally.compiled.fetch_add(1, Ordering::Relaxed);
+                let kept = cache.map(|cache| cache.put(key, &compiled, world, digest, from_image));
+                let file = match kept {
+                    Some(Ok(file)) => file,
+                    Some(Err(error)) => {
+                        tracing::warn!(%error, "an artifact could not be kept: it is used once and compiled again next time");
+                        tally.unkept.fetch_add(1, Ordering::Relaxed);
+                        compiled
+                    }
+                    None => {
+                        tally.unkept.fetch_add(1, Ordering::Relaxed);
+                        compiled
+                    }
+                };
+                Ok(artifact(file, world, false))
+            })
+            .await
+            .map_err(|error| internal(&error))?
+            .map_err(|source| CompileError::Worker { name: name(), source: Arc::new(source) })
+        };
+        compiled.await.inspect_err(|_| {
+            self.counters.failed.fetch_add(1, Ordering::Relaxed);
+        })
+    }
+
+    /// The cache, opened when it was not yet; a warning each time it cannot be.
+    fn cache(&self) -> Option<Arc<Cache>> {
+        let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
+        if cache.is_none() {
+            match Cache::open(&self.settings.folder, self.settings.size) {
+                Ok(opened) => *cache = Some(Arc::new(opened)),
+                Err(error) => tracing::warn!(%error, "no cache: every start compiles"),
+            }
+        }
+        cache.clone()
     }
 }
+
+/// Refuses what needs no compiler to be refused.
+fn begins_as_wasm(input: OwnedFd, name: &str) -> Result<OwnedFd, CompileError> {
+    let file = File::from(input);
+    let mut magic = [0; 4];
+    let internal = |error: io::Error| CompileError::Internal {
+        name: name.to_owned(),
+        message: error.to_string(),
+    };
+    match file.metadata().map_err(internal)?.len() {
+        0 => Err(CompileError::Empty { name: name.to_owned() }),
+        1..4 => Err(CompileError::NotWasm { name: name.to_owned() }),
+        _ => {
+            file.read_exact_at(&mut magic, 0).map_err(internal)?;
+            match magic == *b"\0asm" {
+                true => Ok(file.into()),
+                false => Err(CompileError::NotWasm { name: name.to_owned() }),
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,6 +1,318 @@
-//! The confined child that compiles: one input fd, one output fd, nothing else.
+//! The confined child that compiles: wasm on stdin, the artifact to stdout, the outcome as JSON on stderr.
+//!
+//! The bytes are hostile and the compiler is large, so it runs where a mistake is worth little: as nobody, without
+//! capabilities, descriptors, files, network, or other processes' memory, within limits of memory and time.
 
-/// `containerd-shim-wasi-v1 compile`: compiles what the input fd holds and exits.
+use std::any::Any;
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::fd::AsFd;
+use std::os::unix::fs::FileExt;
+use std::panic;
+
+use rustix::process::{DumpableBehavior, Resource, Rlimit, Signal};
+
+use super::world::world;
+use super::{Profile, World, engine};
+use crate::sys::seccomp::{Allow, FilterError};
+use crate::sys::{allocator, descriptors, seccomp};
+
+/// What a worker is told, as arguments.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Job {
+    pub profile: Profile,
+    /// The most memory it may map, in bytes.
+    pub memory: u64,
+    /// The most processor time, in seconds: a second limit, for a worker whose server is gone.
+    pub seconds: u64,
+}
+
+/// What a worker says when it ends by itself.
+#[derive(Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Outcome {
+    Compiled {
+        world: World,
+        length: u64,
+    },
+    /// The module is at fault, and this is the compiler's message.
+    Rejected {
+        message: String,
+    },
+    /// The worker is: it could not confine itself, read or write.
+    Broken {
+        message: String,
+    },
+}
+
+/// The exit code when memory ran out: nothing can be allocated to say so.
+pub const EXHAUSTED: i32 = 12;
+
+/// `nobody` on every distribution.
+const NOBODY: u32 = 65534;
+
+impl Job {
+    /// The arguments that follow the binary's name.
+    pub fn arguments(&self) -> [String; 4] {
+        let profile = match self.profile {
+            Profile::Command => "command",
+            Profile::Service => "service",
+        };
+        [
+            "compile".to_owned(),
+            profile.to_owned(),
+            self.memory.to_string(),
+            self.seconds.to_string(),
+        ]
+    }
+
+    fn parse(mut arguments: impl Iterator<Item = String>) -> Option<Job> {
+        let profile = match (arguments.next()?.as_str(), arguments.next()?.as_str()) {
+            ("compile", "command") => Profile::Command,
+            ("compile", "service") => Profile::Service,
+            _ => return None,
+        };
+        let memory = arguments.next()?.parse().ok()?;
+        Some(Job {
+            profile,
+            memory,
+            seconds: arguments.next()?.parse().ok()?,
+        })
+    }
+}
+
+/// `containerd-shim-wasi-v1 compile`: compiles what stdin holds and exits.
 pub fn run() -> ! {
-    todo!()
+    let outcome = Job::parse(std::env::args().skip(1)).map_or_else(
+        || Outcome::Broken {
+            message: "compile is for the server's own use".to_owned(),
+        },
+        |job| {
+            allocator::exit_when_exhausted(EXHAUSTED);
+            confine(&job)
+                .and_then(|()| perform(&job))
+                .unwrap_or_else(|message| Outcome::Broken { message })
+        },
+    );
+    let code = match outcome {
+        Outcome::Compiled { .. } => 0,
+        Outcome::Rejected { .. } | Outcome::Broken { .. } => 1,
+    };
+    let text = serde_json::to_string(&outcome).unwrap_or_default();
+    // Without a reader there is nobody left to tell.
+    let _ = io::stderr().write_all(text.as_bytes());
+    std::process::exit(code);
+}
+
+fn perform(job: &Job) -> Result<Outcome, String> {
+    let told = |what: &str| {
+        let what = what.to_owned();
+        move |error: io::Error| format!("{what} failed: {error}")
+    };
+    let wasm = input().map_err(told("reading the wasm"))?;
+    // The default hook would mix its text into the outcome.
+    panic::set_hook(Box::new(|_| {}));
+    match panic::catch_unwind(|| compile(&wasm, job.profile)) {
+        Ok(Ok((artifact, world))) => {
+            let mut output = File::from(
+                io::stdout()
+                    .as_fd()
+                    .try_clone_to_owned()
+                    .map_err(told("opening the output"))?,
+            );
+            output.write_all(&artifact).map_err(told("writing the artifact"))?;
+            Ok(Outcome::Compiled {
+                world,
+                length: artifact.len() as u64,
+            })
+        }
+        Ok(Err(message)) => Ok(Outcome::Rejected { message }),
+        Err(panic) => Ok(Outcome::Rejected {
+            message: format!("the compiler panicked: {}", said(&*panic)),
+        }),
+    }
+}
+
+/// All of stdin, a regular file or memfd, read by position: others share its offset.
+fn input() -> io::Result<Vec<u8>> {
+    let file = File::from(io::stdin().as_fd().try_clone_to_owned()?);
+    let length = usize::try_from(file.metadata()?.len()).map_err(io::Error::other)?;
+    let mut bytes = vec![0; length];
+    file.read_exact_at(&mut bytes, 0)?;
+    Ok(bytes)
+}
+
+/// Compiles `wasm`; the error is what its author should read.
+pub fn compile(wasm: &[u8], profile: Profile) -> Result<(Vec<u8>, World), String> {
+    let world = world(wasm).map_err(|error| error.to_string())?;
+    let engine = engine::engine(profile).map_err(|error| format!("{error:#}"))?;
+    let artifact = match world {
+        World::Module => engine.precompile_module(wasm),
+        World::Command02 | World::Command03 => engine.precompile_component(wasm),
+    };
+    Ok((artifact.map_err(|error| format!("{error:#}"))?, world))
+}
+
+fn said(panic: &(dyn Any + Send)) -> &str {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    text.or_else(|| panic.downcast_ref::<&str>().copied())
+        .unwrap_or("without a message")
+}
+
+/// Gives up everything that compiling does not need. The order matters: each step needs what a later one takes away.
+fn confine(job: &Job) -> Result<(), String> {
+    let step = |what: &'static str| move |error: io::Error| format!("confining the compiler failed: {what}: {error}");
+    descriptors::close_from(3).map_err(step("closing descriptors"))?;
+    let rustix_step = |what| move |errno: rustix::io::Errno| step(what)(errno.into());
+    rustix::process::set_parent_process_death_signal(Some(Signal::KILL)).map_err(rustix_step("death signal"))?;
+    // Guests that start come first.
+    rustix::process::nice(10).map_err(rustix_step("nice"))?;
+    let limits = [
+        (Resource::As, job.memory),
+        (Resource::Fsize, job.memory),
+        (Resource::Cpu, job.seconds),
+        // The three it has; it opens none.
+        (Resource::Nofile, 5),
+        (Resource::Core, 0),
+        (Resource::Memlock, 0),
+    ];
+    if rustix::process::geteuid().is_root() {
+        become_nobody().map_err(|error| format!("confining the compiler failed: {error}"))?;
+    }
+    // After the user changed: that resets it.
+    rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(rustix_step("dumpable"))?;
+    rustix::process::set_parent_process_death_signal(Some(Signal::KILL)).map_err(rustix_step("death signal"))?;
+    for (resource, most) in limits {
+        let limit = Rlimit {
+            current: Some(most),
+            maximum: Some(most),
+        };
+        rustix::process::setrlimit(resource, limit).map_err(rustix_step("limits"))?;
+    }
+    rustix::thread::set_no_new_privs(true).map_err(rustix_step("no new privileges"))?;
+    let filtered = || seccomp::enter(&seccomp::allow_list(&calls())?);
+    filtered().map_err(|error: FilterError| format!("confining the compiler failed: {error}"))
+}
+
+/// Drops all capabilities, groups and the user; there is one thread yet, so the thread's are the process's.
+fn become_nobody() -> Result<(), Box<dyn std::error::Error>> {
+    use rustix::process::{Gid, Uid};
+    caps::clear(None, caps::CapSet::Ambient)?;
+    caps::clear(None, caps::CapSet::Bounding)?;
+    let (uid, gid) = (Uid::from_raw(NOBODY), Gid::from_raw(NOBODY));
+    rustix::thread::set_thread_groups(&[])?;
+    rustix::thread::set_thread_res_gid(gid, gid, gid)?;
+    rustix::thread::set_thread_res_uid(uid, uid, uid)?;
+    // Leaving uid 0 cleared the others, unless securebits say otherwise.
+    for set in [
+        caps::CapSet::Inheritable,
+        caps::CapSet::Effective,
+        caps::CapSet::Permitted,
+    ] {
+        caps::clear(None, set)?;
+    }
+    Ok(())
+}
+
+/// What the compiler calls: memory, threads of its own, its three files, time.
+fn calls() -> Vec<Allow> {
+    let plain = [
+        libc::SYS_read,
+        libc::SYS_pread64,
+        libc::SYS_readv,
+        libc::SYS_write,
+        libc::SYS_writev,
+        libc::SYS_close,
+        libc::SYS_fstat,
+        libc::SYS_statx,
+        libc::SYS_lseek,
+        libc::SYS_fcntl,
+        libc::SYS_mmap,
+        libc::SYS_munmap,
+        libc::SYS_mremap,
+        libc::SYS_mprotect,
+        libc::SYS_madvise,
+        libc::SYS_brk,
+        libc::SYS_membarrier,
+        libc::SYS_futex,
+        libc::SYS_sched_yield,
+        libc::SYS_sched_getaffinity,
+        libc::SYS_set_tid_address,
+        libc::SYS_set_robust_list,
+        libc::SYS_rseq,
+        libc::SYS_gettid,
+        libc::SYS_getpid,
+        libc::SYS_getuid,
+        libc::SYS_getcpu,
+        libc::SYS_rt_sigaction,
+        libc::SYS_rt_sigprocmask,
+        libc::SYS_rt_sigreturn,
+        libc::SYS_sigaltstack,
+        libc::SYS_tkill,
+        libc::SYS_tgkill,
+        libc::SYS_restart_syscall,
+        libc::SYS_clock_gettime,
+        libc::SYS_clock_nanosleep,
+        libc::SYS_nanosleep,
+        libc::SYS_getrandom,
+        libc::SYS_exit,
+        libc::SYS_exit_group,
+    ];
+    let mut calls: Vec<Allow> = plain.into_iter().map(Allow::Call).collect();
+    #[cfg(target_arch = "x86_64")]
+    calls.push(Allow::Call(libc::SYS_time));
+    // Threads, never processes: musl's pthread_create calls clone(2).
+    calls.push(Allow::Bits {
+        call: libc::SYS_clone,
+        index: 0,
+        mask: libc::CLONE_THREAD as u64,
+    });
+    // Rust names its threads.
+    calls.push(Allow::Equals {
+        call: libc::SYS_prctl,
+        index: 0,
+        value: libc::PR_SET_NAME as u64,
+    });
+    calls
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_job_is_read_back_from_its_arguments() {
+        for profile in [Profile::Command, Profile::Service] {
+            let job = Job {
+                profile,
+                memory: 1 << 30,
+                seconds: 60,
+            };
+            assert_eq!(Job::parse(job.arguments().into_iter()), Some(job));
+        }
+        assert_eq!(Job::parse(["compile".to_owned()].into_iter()), None);
+    }
+
+    #[test]
+    fn text_and_cut_modules_are_rejected_with_the_parsers_message() {
+        let rejected = |bytes: &[u8]| compile(bytes, Profile::Command).map(|_| ()).expect_err("rejected");
+        assert!(
+            rejected(b"(module)").contains("magic header not detected"),
+            "{}",
+            rejected(b"(module)")
+        );
+        let module = wat::parse_str("(module (func (export \"_start\")))").expect("valid text");
+        let message = rejected(&module[..module.len() - 2]);
+        assert!(
+            message.contains("unexpected end") && message.contains("offset 0x"),
+            "{message}"
+        );
+    }
+
+    #[test]
+    fn an_invalid_module_is_rejected_with_the_validators_message() {
+        let bad = wat::parse_str("(module (func (export \"_start\") i32.add drop))").expect("text assembles");
+        let message = compile(&bad, Profile::Command).map(|_| ()).expect_err("rejected");
+        assert!(message.contains("type mismatch"), "{message}");
+    }
 }

@@ -1,1 +1,83 @@
-//! The guest room.
+//! What runs only inside a sandboxed process: an artifact becomes a program, the program becomes an outcome.
+
+use std::os::fd::OwnedFd;
+
+use crate::compile::World;
+use crate::compile::artifact::{self, Loaded};
+
+pub mod context;
+pub mod p1;
+pub mod p2;
+pub mod p3;
+pub mod trap;
+pub mod warm;
+
+pub use trap::{TRAPPED, tell};
+
+/// What a program is given.
+pub struct Settings<'a> {
+    pub arguments: &'a [String],
+    pub environment: &'a [(String, String)],
+    pub working_directory: &'a str,
+}
+
+/// A program that is loaded and linked; only instantiating is left.
+pub enum Ready {
+    Module(p1::Program),
+    Command02(p2::Program),
+    Command03(p3::Program),
+}
+
+/// How a program ended.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// With an exit code of its own.
+    Exit(i32),
+    /// By a trap: its message and wasm backtrace.
+    Trap(String),
+}
+
+/// Loads an artifact and links it against its world.
+///
+/// # Errors
+///
+/// Names the import that is missing, or the export.
+pub fn load(warm: &warm::Warm, file: OwnedFd, world: World, export: Option<&str>) -> wasmtime::Result<Ready> {
+    match (artifact::load(&warm.engine, file, world)?, world) {
+        (Loaded::Module(module), _) => p1::link(warm, &module, export).map(Ready::Module),
+        (Loaded::Component(component), World::Command03) => p3::link(warm, &component, export).map(Ready::Command03),
+        (Loaded::Component(component), _) => p2::link(warm, &component, export).map(Ready::Command02),
+    }
+}
+
+/// Runs a program to its end.
+pub fn run(ready: Ready, settings: &Settings<'_>) -> Outcome {
+    // One thread: a guest is one program, and its process ends with it.
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return Outcome::Trap(format!("start the event loop: {error}")),
+    };
+    let result = runtime.block_on(async {
+        match ready {
+            Ready::Module(program) => program.run(settings).await,
+            Ready::Command02(program) => program.run(settings).await,
+            Ready::Command03(program) => program.run(settings).await,
+        }
+    });
+    // Blocking threads, such as one that waits for input, end with the process.
+    std::mem::forget(runtime);
+    match result {
+        Ok(code) => Outcome::Exit(code),
+        Err(error) => trap::outcome(&error),
+    }
+}
+
+/// A component has one entry point, so an export cannot be chosen.
+fn no_export(export: Option<&str>) -> wasmtime::Result<()> {
+    match export {
+        None => Ok(()),
+        Some(export) => wasmtime::bail!(
+            "the export {export:?} cannot be called: a component runs its wasi:cli/run; #export is for core modules"
+        ),
+    }
+}

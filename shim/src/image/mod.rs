@@ -1,26 +1,36 @@
 //! From a container to its wasm bytes: the entry point in the root filesystem, or a wasm layer of the image.
+//!
+//! ```text
+//! resolve ──> rootfs (mounts to layers) ──> lookup (path to file) ──> remembered (file to digest)
+//!        └──> content_store (gRPC) ──> layers (manifest to wasm layers)
+//! watch   ──> content_store
+//! ```
 
-use std::fmt;
+use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::{collections::HashSet, io};
 
-/// A sha256 digest, shown as `sha256:<hex>` (OCI image spec, descriptor digests).
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Digest(pub [u8; 32]);
+mod content_store;
+mod digest;
+mod entry;
+mod layers;
+mod lookup;
+pub mod memory;
+mod remembered;
+mod resolve;
+mod rootfs;
+mod watch;
 
-impl fmt::Display for Digest {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("sha256:")?;
-        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
-    }
-}
+pub use content_store::StoreError;
+pub use digest::Digest;
+pub use remembered::Identity;
+pub use watch::Change;
 
-impl fmt::Debug for Digest {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
-    }
-}
+use content_store::ContentStore;
+use remembered::Remembered;
 
 /// One mount of a container's root filesystem, as containerd sends it in Create (`containerd.types.Mount`).
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -74,16 +84,61 @@ pub struct Wasm {
 /// Where the bytes of a wasm binary are.
 #[derive(Clone, Debug)]
 pub enum Source {
-    /// A file of the root filesystem, open for reading.
+    /// A file of a committed layer, open for reading; it does not change.
     File(Arc<OwnedFd>),
+    /// A sealed copy of a file that somebody else can write.
+    Copy(Arc<OwnedFd>),
     /// A blob in containerd's content store.
     Content { namespace: String },
 }
 
+/// How much was read to find out what containers run, since the server started.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Counters {
+    /// Wasm files of root filesystems that were read whole.
+    pub files_read: u64,
+    /// Wasm layers that were read from the content store.
+    pub layers_read: u64,
+    /// Blobs of the content store: those layers, manifests, indexes and configs.
+    pub blobs_read: u64,
+    /// Bytes of files and blobs.
+    pub bytes_read: u64,
+}
+
+/// Counts reads; shared by the threads that do them.
+#[derive(Debug, Default)]
+struct Reads {
+    files: AtomicU64,
+    layers: AtomicU64,
+    blobs: AtomicU64,
+    bytes: AtomicU64,
+}
+
+impl Reads {
+    fn file(&self, size: u64) {
+        self.files.fetch_add(1, Ordering::Relaxed);
+        self.bytes.fetch_add(size, Ordering::Relaxed);
+    }
+
+    fn layer(&self) {
+        self.layers.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn blob(&self, size: u64) {
+        self.blobs.fetch_add(1, Ordering::Relaxed);
+        self.bytes.fetch_add(size, Ordering::Relaxed);
+    }
+}
+
+/// The largest wasm binary that is read, in bytes: four times the largest that toolchains make today, and what a
+/// server holds in memory at once stays bounded.
+pub const MOST_WASM: u64 = 256 << 20;
+
 /// Resolves containers to programs; asks containerd (gRPC at `address`) only for what the root filesystem cannot tell.
 pub struct Images {
-    #[expect(dead_code, reason = "the gRPC client comes with the resolver")]
-    address: PathBuf,
+    store: ContentStore,
+    remembered: Arc<Remembered>,
+    reads: Arc<Reads>,
 }
 
 /// Why a container's program could not be found.
@@ -91,21 +146,92 @@ pub struct Images {
 pub enum ImageError {
     #[error("the container has no entry point: set process.args (in Kubernetes, the container's command)")]
     NoEntryPoint,
+    #[error(
+        "entry point {entry:?} not found in {image}; wasm layers: none. Set the first argument (in Kubernetes, the container's command) to a file of the image"
+    )]
+    Missing { entry: String, image: String },
+    #[error("entry point {name} is a directory: name the file in it")]
+    Directory { name: String },
+    #[error("entry point {name} is a device, socket or fifo, not a file")]
+    Special { name: String },
+    #[error("{name}: the file is empty, not a wasm module or component")]
+    Empty { name: String },
+    #[error("{name}: not a wasm module or component: it begins with {head}, not with \\0asm")]
+    NotWasm { name: String, head: String },
+    #[error("{name}: {size} bytes of wasm; at most {MOST_WASM} are supported")]
+    TooLarge { name: String, size: u64 },
+    #[error(transparent)]
+    Choice(#[from] layers::ChoiceError),
+    #[error(transparent)]
+    View(#[from] rootfs::ViewError),
+    #[error(transparent)]
+    Lookup(#[from] lookup::LookupError),
+    #[error("reading {path:?} failed: {source}")]
+    Read { path: PathBuf, source: io::Error },
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error("{what} failed: {error}")]
+    Internal { what: &'static str, error: String },
 }
 
 impl Images {
     /// A resolver that asks the containerd at `address`, a unix socket, when it has to.
     pub fn new(address: PathBuf) -> Images {
-        Images { address }
+        let reads = Arc::<Reads>::default();
+        Images {
+            store: ContentStore::new(address, reads.clone()),
+            remembered: Arc::default(),
+            reads,
+        }
     }
 
-    /// Decides what the container runs and finds its bytes' digest, reading them only when it was never seen.
-    pub async fn resolve(&self, _request: Request<'_>) -> Result<Program, ImageError> {
-        todo!()
+    /// Remembers digests of files in `folder` too, so that a restarted server reads no file again. A folder that cannot
+    /// be used costs that alone.
+    pub fn remember_in(mut self, folder: &Path) -> Images {
+        match Remembered::kept_in(folder) {
+            Ok(remembered) => self.remembered = Arc::new(remembered),
+            Err(error) => tracing::warn!(%error, "digests of wasm files are not kept over restarts"),
+        }
+        self
     }
 
-    /// Opens the bytes of `wasm` for reading: the file itself, or a sealed memfd filled from the content store.
-    pub async fn open(&self, _wasm: &Wasm) -> Result<OwnedFd, ImageError> {
-        todo!()
+    /// Opens the bytes of `wasm` for reading: the file itself, or a sealed memfd filled from the content store. The
+    /// file's offset is shared with other readers: read by position.
+    pub async fn open(&self, wasm: &Wasm) -> Result<OwnedFd, ImageError> {
+        match &wasm.source {
+            Source::File(fd) | Source::Copy(fd) => fd.try_clone().map_err(|source| ImageError::Read {
+                path: PathBuf::from(&wasm.name),
+                source,
+            }),
+            Source::Content { namespace } => {
+                let file: File = self.store.layer(namespace, wasm.digest, MOST_WASM).await?;
+                Ok(file.into())
+            }
+        }
+    }
+
+    /// The digests of all wasm that images on this node are known to hold: all wasm layers, and all files that were
+    /// read from a layer which is still there.
+    ///
+    /// # Errors
+    /// When containerd could not be asked: then nothing is known to be gone.
+    pub async fn live(&self) -> Result<HashSet<Digest>, ImageError> {
+        let mut digests = self.store.all_wasm().await?;
+        let files = self.remembered.live();
+        digests.extend(files.map_err(|source| ImageError::Read {
+            path: PathBuf::from("digests.json"),
+            source,
+        })?);
+        Ok(digests)
+    }
+
+    /// What was read so far.
+    pub fn counters(&self) -> Counters {
+        Counters {
+            files_read: self.reads.files.load(Ordering::Relaxed),
+            layers_read: self.reads.layers.load(Ordering::Relaxed),
+            blobs_read: self.reads.blobs.load(Ordering::Relaxed),
+            bytes_read: self.reads.bytes.load(Ordering::Relaxed),
+        }
     }
 }

@@ -1,6 +1,84 @@
-//! The process that forks guests: one thread, warm engines and linkers.
+//! The process that forks guests: one thread, warm engines and linkers, one request at a time.
+//!
+//! It reads headers and fds, never a plan: whatever it reads is in the memory of every later child.
 
-/// `containerd-shim-wasi-v1 launch`: serves fork requests from the socket at fd 3 until it closes.
+use std::io::Read;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::process::{Pid, WaitOptions, waitpid};
+
+use super::child::{self, Inheritance};
+use super::filter;
+use super::profile::Program;
+use super::protocol::{Answer, Command, MESSAGE, decode, encode};
+use crate::guest::warm::Warm;
+use crate::sys::fork::{Fork, fork};
+use crate::sys::{fds, pidfd, seqpacket};
+
+/// `containerd-shim-wasi-v1 launch`: serves fork requests from the socket on its standard input until that closes.
 pub fn run() -> ! {
-    todo!()
+    match serve() {
+        Ok(()) => std::process::exit(0),
+        Err(error) => {
+            eprintln!("launcher: {error:#}");
+            std::process::exit(1)
+        }
+    }
 }
+
+fn serve() -> wasmtime::Result<()> {
+    let socket = fds::take_stdin()?;
+    rustix::thread::set_name(c"wasi-launcher")?;
+    let warm = Warm::new()?;
+    let filter = filter::program()?;
+    let mut buffer = vec![0; MESSAGE];
+    loop {
+        let (length, fds) = seqpacket::receive(&socket, &mut buffer)?;
+        if length == 0 {
+            return Ok(());
+        }
+        let (answer, handle) = match decode::<Command>(&buffer[..length]) {
+            Some(Command::Spawn { artifact }) => spawn(&warm, &filter, fds, artifact),
+            None => (failed("the command cannot be decoded"), None),
+        };
+        let beside: Vec<BorrowedFd<'_>> = handle.iter().map(AsFd::as_fd).collect();
+        seqpacket::send(&socket, &encode(&answer), &beside)?;
+    }
+}
+
+fn failed(message: impl ToString) -> Answer {
+    Answer::Failed { message: message.to_string() }
+}
+
+/// Forks the helper, reaps it and opens the guest's pidfd. The fds are closed here before the next fork.
+fn spawn(warm: &Warm, filter: &Program, fds: Vec<OwnedFd>, artifact: bool) -> (Answer, Option<OwnedFd>) {
+    let (reader, writer) = match std::io::pipe() {
+        Ok(pipe) => pipe,
+        Err(error) => return (failed(format!("make a pipe: {error}")), None),
+    };
+    let mut reader = std::fs::File::from(OwnedFd::from(reader));
+    let Some(inheritance) = Inheritance::new(fds, writer.into(), artifact) else {
+        return (failed("the command's fds are not those it names"), None);
+    };
+    let helper = match fork() {
+        Ok(Fork::Child) => child::help(warm, filter, inheritance),
+        Ok(Fork::Parent(helper)) => helper,
+        Err(error) => return (failed(format!("fork the helper: {error}")), None),
+    };
+    drop(inheritance);
+    // The helper writes the guest's pid and exits; a helper that failed exits without.
+    let mut pid = [0; 4];
+    let said = reader.read_exact(&mut pid);
+    // Reaped before the answer: until then the guest is not yet the server's child.
+    if let Err(error) = rustix::io::retry_on_intr(|| waitpid(Some(helper), WaitOptions::empty())) {
+        return (failed(format!("reap the helper: {error}")), None);
+    }
+    match said.ok().and_then(|()| Pid::from_raw(i32::from_ne_bytes(pid))) {
+        Some(pid) => match pidfd::open(pid) {
+            Ok(handle) => (Answer::Forked { pid: pid.as_raw_nonzero().get() }, Some(handle)),
+            Err(error) => (failed(format!("open the pidfd of {}: {error}", pid.as_raw_nonzero())), None),
+        },
+        None => (failed("the helper made no process"), None),
+    }
+}
+

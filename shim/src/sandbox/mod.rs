@@ -1,6 +1,23 @@
 //! From an OCI spec and an artifact to an isolated process.
+//!
+//! ```text
+//! server                    launcher (one thread)      helper              guest
+//! plan ──> control ──────> receives header and fds
+//!            │               └─ fork ────────────> enters the cgroup
+//!            │                                     and namespaces
+//!            │                                       └─ fork ────────> mounts, pivot, ids,
+//!            │  <─ pid, pidfd ─ reaps the helper     exits             capabilities, artifact,
+//!            │  <────────────────── report: ready ───────────────────── filters
+//!            └─ start byte ──────────────────────────────────────────> wasm
+//! ```
 
+pub mod child;
 pub mod control;
+pub mod filter;
 pub mod launcher;
 pub mod plan;
+pub mod profile;
+pub mod protocol;
 pub mod record;
+pub mod resources;
+pub mod volumes;

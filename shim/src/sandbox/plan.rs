@@ -1,14 +1,25 @@
 //! What a container's process needs, decided from its OCI spec before anything is done (pure).
+//!
+//! Whatever the spec asks for and is not supported is refused by its name in the OCI runtime spec, never dropped in
+//! silence. The one documented exception are kernel file systems and devices, which a guest never sees (`volumes`).
 
-use std::path::Path;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 
-use oci_spec::runtime::Spec;
+use oci_spec::runtime::{
+    Capabilities as CapabilityNames, LinuxNamespaceType, LinuxResources, PosixRlimitType, Process, Spec,
+};
+use serde::{Deserialize, Serialize};
 
+use super::profile::{self, Program};
+use super::volumes::{self, Volume};
 use crate::compile::World;
-use crate::image::Mount;
+use crate::image;
+use crate::sys::credentials::{Capabilities, Ids, Limit, Name, capability};
+use crate::sys::namespaces::Kind;
 
 /// What the process runs once it is confined.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Role {
     /// Holds a pod's namespaces until it is killed; nothing of the pause image runs.
     Holder,
@@ -22,22 +33,411 @@ pub struct Request<'a> {
     pub id: &'a str,
     pub spec: &'a Spec,
     pub bundle: &'a Path,
-    pub rootfs: &'a [Mount],
+    pub rootfs: &'a [image::Mount],
     pub role: Role,
 }
 
-/// Everything the forked process does to confine itself, in data.
-#[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
-pub struct Plan {}
-
-/// What the spec asks for and is refused, by its name in the OCI runtime spec.
-#[derive(Debug, thiserror::Error)]
-pub enum PlanError {
-    #[error("process is missing in config.json")]
-    NoProcess,
+/// What the server does for the container and what its process does for itself.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// The cgroup's path below each hierarchy's root.
+    pub cgroup: PathBuf,
+    /// The limits to apply to the cgroup, without device rules: a guest has no device to open.
+    pub resources: Option<LinuxResources>,
+    pub confinement: Confinement,
 }
 
-/// Turns a spec into a plan, or names what is not supported.
-pub fn plan(_request: Request<'_>) -> Result<Plan, PlanError> {
-    todo!()
+/// Everything the forked process does to confine itself, in data: it travels in a sealed memfd.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Confinement {
+    /// The process's name in ps(1), at most 15 bytes.
+    pub name: String,
+    /// The cgroup files to write `0` to; the server fills them in when the cgroup exists.
+    pub entrances: Vec<PathBuf>,
+    /// Namespaces to join by path, the pid namespace included.
+    pub join: Vec<(Kind, PathBuf)>,
+    /// Namespaces to make.
+    pub make: Vec<Kind>,
+    pub root: Root,
+    pub volumes: Vec<Volume>,
+    pub masked: Vec<PathBuf>,
+    pub read_only: Vec<PathBuf>,
+    pub hostname: Option<String>,
+    pub domainname: Option<String>,
+    pub sysctls: BTreeMap<String, String>,
+    pub ids: Ids,
+    pub capabilities: Capabilities,
+    pub no_new_privileges: bool,
+    pub limits: Vec<Limit>,
+    pub oom_score_adj: Option<i32>,
+    /// The pod's seccomp profile, one program an action, in the order to install.
+    pub seccomp: Vec<Program>,
+    pub role: Role,
+    pub arguments: Vec<String>,
+    pub environment: Vec<(String, String)>,
+    pub working_directory: String,
+}
+
+/// The root file system of the process.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Root {
+    /// What is mounted at `folder`; nothing when the folder already holds it.
+    pub mounts: Vec<image::Mount>,
+    pub folder: PathBuf,
+    pub read_only: bool,
+}
+
+/// What in the spec is wrong or refused, by its name in the OCI runtime spec.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PlanError {
+    #[error("config.json has no {0}")]
+    Missing(&'static str),
+    #[error("{field} {value:?} is not supported for wasm containers: {mend}")]
+    Unsupported { field: &'static str, value: String, mend: &'static str },
+    #[error("{field} {value:?} is not valid: {rule}")]
+    Invalid { field: &'static str, value: String, rule: &'static str },
+    #[error(transparent)]
+    Volume(#[from] volumes::VolumeError),
+    #[error(transparent)]
+    Profile(#[from] profile::ProfileError),
+}
+
+fn unsupported(field: &'static str, value: impl ToString, mend: &'static str) -> PlanError {
+    PlanError::Unsupported { field, value: value.to_string(), mend }
+}
+
+fn invalid(field: &'static str, value: impl ToString, rule: &'static str) -> PlanError {
+    PlanError::Invalid { field, value: value.to_string(), rule }
+}
+
+/// Turns a spec into a plan.
+///
+/// # Errors
+///
+/// Names the field that is missing, wrong or not supported, its value and the mend.
+pub fn plan(request: Request<'_>) -> Result<Plan, PlanError> {
+    let spec = request.spec;
+    let process = spec.process().as_ref().ok_or(PlanError::Missing("process"))?;
+    let linux = spec.linux().as_ref().ok_or(PlanError::Missing("linux"))?;
+    refuse(spec, process)?;
+    let (join, make) = namespaces(spec)?;
+    let cgroup = cgroup(&request)?;
+    let holder = request.role == Role::Holder;
+    let root = spec.root().as_ref().ok_or(PlanError::Missing("root"))?;
+    let text = |paths: &Option<Vec<String>>| paths.iter().flatten().map(PathBuf::from).collect::<Vec<_>>();
+    let confinement = Confinement {
+        name: format!("wasi:{}", request.id).chars().take(15).collect(),
+        entrances: Vec::new(),
+        join,
+        make,
+        root: Root {
+            mounts: if holder { Vec::new() } else { request.rootfs.to_vec() },
+            folder: request.bundle.join(root.path()),
+            read_only: root.readonly().unwrap_or(false),
+        },
+        volumes: if holder { Vec::new() } else { volumes::volumes(spec.mounts().as_deref().unwrap_or_default())? },
+        masked: if holder { Vec::new() } else { text(linux.masked_paths()) },
+        read_only: if holder { Vec::new() } else { text(linux.readonly_paths()) },
+        hostname: spec.hostname().clone().filter(|name| !name.is_empty()),
+        domainname: spec.domainname().clone().filter(|name| !name.is_empty()),
+        sysctls: linux.sysctl().iter().flatten().map(|(key, value)| (key.clone(), value.clone())).collect(),
+        ids: ids(process),
+        capabilities: capabilities(process)?,
+        no_new_privileges: process.no_new_privileges().unwrap_or(false),
+        limits: limits(process)?,
+        oom_score_adj: process.oom_score_adj(),
+        seccomp: linux.seccomp().as_ref().map(profile::programs).transpose()?.unwrap_or_default(),
+        arguments: process.args().clone().unwrap_or_default(),
+        environment: environment(process),
+        working_directory: process.cwd().to_string_lossy().into_owned(),
+        role: request.role,
+    };
+    Ok(Plan { cgroup, resources: resources(spec), confinement })
+}
+
+fn refuse(spec: &Spec, process: &Process) -> Result<(), PlanError> {
+    const LATER: &str = "remove it from the pod";
+    if process.terminal().unwrap_or(false) {
+        return Err(unsupported("process.terminal", true, "set tty: false"));
+    }
+    if let Some(profile) = process.apparmor_profile().as_ref().filter(|profile| !profile.is_empty()) {
+        return Err(unsupported("process.apparmorProfile", profile, "set appArmorProfile: Unconfined"));
+    }
+    if let Some(label) = process.selinux_label().as_ref().filter(|label| !label.is_empty()) {
+        return Err(unsupported("process.selinuxLabel", label, LATER));
+    }
+    if process.scheduler().is_some() {
+        return Err(unsupported("process.scheduler", "set", LATER));
+    }
+    if process.io_priority().is_some() {
+        return Err(unsupported("process.ioPriority", "set", LATER));
+    }
+    if let Some(hooks) = spec.hooks() {
+        let lists = [
+            hooks.create_runtime(),
+            hooks.create_container(),
+            hooks.start_container(),
+            hooks.poststart(),
+            hooks.poststop(),
+        ];
+        if lists.into_iter().flatten().any(|list| !list.is_empty()) {
+            return Err(unsupported("hooks", "set", "a guest executes nothing but wasm; run the hook's work elsewhere"));
+        }
+    }
+    let Some(linux) = spec.linux() else { return Ok(()) };
+    if linux.uid_mappings().as_ref().is_some_and(|list| !list.is_empty()) {
+        return Err(unsupported("linux.uidMappings", "set", "set hostUsers: true"));
+    }
+    if let Some(label) = linux.mount_label().as_ref().filter(|label| !label.is_empty()) {
+        return Err(unsupported("linux.mountLabel", label, LATER));
+    }
+    if linux.intel_rdt().is_some() {
+        return Err(unsupported("linux.intelRdt", "set", LATER));
+    }
+    if linux.personality().is_some() {
+        return Err(unsupported("linux.personality", "set", LATER));
+    }
+    if linux.time_offsets().as_ref().is_some_and(|offsets| !offsets.is_empty()) {
+        return Err(unsupported("linux.timeOffsets", "set", LATER));
+    }
+    match linux.rootfs_propagation().as_deref().unwrap_or_default() {
+        "" | "private" | "rprivate" | "slave" | "rslave" => Ok(()),
+        other => Err(unsupported("linux.rootfsPropagation", other, "use private: a guest's mounts never travel")),
+    }
+}
+
+type Namespaces = (Vec<(Kind, PathBuf)>, Vec<Kind>);
+
+/// The namespaces to join and to make. The mount namespace is always the guest's own: its root is made there.
+fn namespaces(spec: &Spec) -> Result<Namespaces, PlanError> {
+    let (mut join, mut make) = (Vec::new(), vec![Kind::Mount]);
+    let listed = spec.linux().as_ref().and_then(|linux| linux.namespaces().as_ref());
+    for namespace in listed.into_iter().flatten() {
+        let kind = match namespace.typ() {
+            LinuxNamespaceType::Cgroup => Kind::Cgroup,
+            LinuxNamespaceType::Ipc => Kind::Ipc,
+            LinuxNamespaceType::Network => Kind::Network,
+            LinuxNamespaceType::Pid => Kind::Pid,
+            LinuxNamespaceType::Uts => Kind::Uts,
+            LinuxNamespaceType::Mount => match namespace.path() {
+                None => continue,
+                Some(path) => {
+                    return Err(unsupported(
+                        "linux.namespaces mount path",
+                        path.display(),
+                        "a guest has a mount namespace of its own",
+                    ));
+                }
+            },
+            LinuxNamespaceType::User => {
+                return Err(unsupported("linux.namespaces", "user", "set hostUsers: true"));
+            }
+            LinuxNamespaceType::Time => {
+                return Err(unsupported("linux.namespaces", "time", "remove it"));
+            }
+        };
+        match namespace.path() {
+            Some(path) => join.push((kind, path.clone())),
+            None => make.push(kind),
+        }
+    }
+    Ok((join, make))
+}
+
+fn ids(process: &Process) -> Ids {
+    let user = process.user();
+    Ids {
+        uid: user.uid(),
+        gid: user.gid(),
+        groups: user.additional_gids().clone().unwrap_or_default(),
+        umask: user.umask(),
+    }
+}
+
+/// The capability sets, without `CAP_MKNOD`: a guest makes no devices.
+fn capabilities(process: &Process) -> Result<Capabilities, PlanError> {
+    let Some(sets) = process.capabilities() else { return Ok(Capabilities::default()) };
+    let mask = |names: &Option<CapabilityNames>| -> Result<u64, PlanError> {
+        let mut mask = 0;
+        for name in names.iter().flatten().map(ToString::to_string) {
+            let bit = capability(&name)
+                .ok_or_else(|| invalid("process.capabilities", &name, "see capabilities(7) for the names"))?;
+            mask |= if name == "MKNOD" { 0 } else { bit };
+        }
+        Ok(mask)
+    };
+    Ok(Capabilities {
+        bounding: mask(sets.bounding())?,
+        effective: mask(sets.effective())?,
+        permitted: mask(sets.permitted())?,
+        inheritable: mask(sets.inheritable())?,
+        ambient: mask(sets.ambient())?,
+    })
+}
+
+fn limits(process: &Process) -> Result<Vec<Limit>, PlanError> {
+    let mut limits = Vec::new();
+    for limit in process.rlimits().iter().flatten() {
+        let (soft, hard) = (limit.soft(), limit.hard());
+        if soft > hard {
+            return Err(invalid("process.rlimits", format!("{soft} > {hard}"), "soft must not exceed hard"));
+        }
+        limits.push(Limit { resource: resource(limit.typ()), soft, hard });
+    }
+    Ok(limits)
+}
+
+fn resource(kind: PosixRlimitType) -> Name {
+    match kind {
+        PosixRlimitType::RlimitCpu => Name::Cpu,
+        PosixRlimitType::RlimitFsize => Name::Fsize,
+        PosixRlimitType::RlimitData => Name::Data,
+        PosixRlimitType::RlimitStack => Name::Stack,
+        PosixRlimitType::RlimitCore => Name::Core,
+        PosixRlimitType::RlimitRss => Name::Rss,
+        PosixRlimitType::RlimitNproc => Name::Nproc,
+        PosixRlimitType::RlimitNofile => Name::Nofile,
+        PosixRlimitType::RlimitMemlock => Name::Memlock,
+        PosixRlimitType::RlimitAs => Name::As,
+        PosixRlimitType::RlimitLocks => Name::Locks,
+        PosixRlimitType::RlimitSigpending => Name::Sigpending,
+        PosixRlimitType::RlimitMsgqueue => Name::Msgqueue,
+        PosixRlimitType::RlimitNice => Name::Nice,
+        PosixRlimitType::RlimitRtprio => Name::Rtprio,
+        PosixRlimitType::RlimitRttime => Name::Rttime,
+    }
+}
+
+/// The environment in order, entries without `=` with an empty value.
+fn environment(process: &Process) -> Vec<(String, String)> {
+    process
+        .env()
+        .iter()
+        .flatten()
+        .map(|entry| match entry.split_once('=') {
+            Some((key, value)) => (key.to_owned(), value.to_owned()),
+            None => (entry.clone(), String::new()),
+        })
+        .collect()
+}
+
+/// The cgroup's path: the spec's, which the systemd driver writes as `slice:prefix:name`.
+fn cgroup(request: &Request<'_>) -> Result<PathBuf, PlanError> {
+    let path = request.spec.linux().as_ref().and_then(|linux| linux.cgroups_path().clone()).unwrap_or_default();
+    if path.as_os_str().is_empty() {
+        return Ok(Path::new("/kubewasi").join(request.namespace).join(request.id));
+    }
+    if path.to_string_lossy().contains(':') {
+        return Err(unsupported(
+            "linux.cgroupsPath",
+            path.display(),
+            "use the cgroupfs driver; the systemd driver is not supported yet",
+        ));
+    }
+    if path.components().any(|part| part == std::path::Component::ParentDir) {
+        return Err(invalid("linux.cgroupsPath", path.display(), "it must not contain .."));
+    }
+    Ok(Path::new("/").join(path))
+}
+
+/// The limits, without devices; nothing when nothing is limited.
+fn resources(spec: &Spec) -> Option<LinuxResources> {
+    let mut resources = spec.linux().as_ref()?.resources().clone()?;
+    resources.set_devices(None);
+    (resources != LinuxResources::default()).then_some(resources)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spec(json: &str) -> Spec {
+        serde_json::from_str(json).unwrap()
+    }
+
+    fn minimal(process: &str, linux: &str) -> Spec {
+        spec(&format!(
+            r#"{{"ociVersion":"1.1.0","root":{{"path":"rootfs"}},
+                "process":{{"user":{{"uid":7,"gid":8,"additionalGids":[9]}},"args":["a.wasm","b"],"env":["A=1=2","B"],"cwd":"/w"{process}}},
+                "linux":{{"cgroupsPath":"/pods/x"{linux}}}}}"#
+        ))
+    }
+
+    fn request(spec: &Spec) -> Request<'_> {
+        Request {
+            namespace: "k8s.io",
+            id: "c1",
+            spec,
+            bundle: Path::new("/b"),
+            rootfs: &[],
+            role: Role::Guest { world: World::Module, export: None },
+        }
+    }
+
+    #[test]
+    fn ids_arguments_and_environment_come_from_the_process() {
+        let spec = minimal("", "");
+        let plan = plan(request(&spec)).unwrap();
+        let guest = plan.confinement;
+        assert_eq!(guest.ids, Ids { uid: 7, gid: 8, groups: vec![9], umask: None });
+        assert_eq!(guest.arguments, ["a.wasm", "b"]);
+        assert_eq!(guest.environment, [("A".to_owned(), "1=2".to_owned()), ("B".to_owned(), String::new())]);
+        assert_eq!(guest.working_directory, "/w");
+        assert_eq!(plan.cgroup, Path::new("/pods/x"));
+        assert_eq!(guest.root.folder, Path::new("/b/rootfs"));
+    }
+
+    #[test]
+    fn namespaces_with_a_path_are_joined_and_others_made() {
+        let spec =
+            minimal("", r#","namespaces":[{"type":"network","path":"/proc/1/ns/net"},{"type":"pid"},{"type":"mount"}]"#);
+        let guest = plan(request(&spec)).unwrap().confinement;
+        assert_eq!(guest.join, [(Kind::Network, PathBuf::from("/proc/1/ns/net"))]);
+        assert_eq!(guest.make, [Kind::Mount, Kind::Pid]);
+    }
+
+    #[test]
+    fn what_is_not_supported_is_refused_by_its_name() {
+        for (process, linux, field) in [
+            (r#","terminal":true"#, "", "process.terminal"),
+            (r#","apparmorProfile":"x""#, "", "process.apparmorProfile"),
+            (r#","selinuxLabel":"x""#, "", "process.selinuxLabel"),
+            ("", r#","namespaces":[{"type":"user"}]"#, "linux.namespaces"),
+            ("", r#","rootfsPropagation":"shared""#, "linux.rootfsPropagation"),
+            ("", r#","intelRdt":{"closID":"x"}"#, "linux.intelRdt"),
+            ("", r#","personality":{"domain":"LINUX32"}"#, "linux.personality"),
+        ] {
+            let spec = minimal(process, linux);
+            match plan(request(&spec)) {
+                Err(PlanError::Unsupported { field: refused, .. }) => assert_eq!(refused, field),
+                other => panic!("{field}: {other:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn a_systemd_cgroup_path_is_refused_by_name() {
+        let mut spec = minimal("", "");
+        spec.linux_mut().as_mut().unwrap().set_cgroups_path(Some(PathBuf::from("a.slice:cri:x")));
+        let error = plan(request(&spec)).unwrap_err().to_string();
+        assert!(error.contains("linux.cgroupsPath") && error.contains("a.slice:cri:x"), "{error}");
+    }
+
+    #[test]
+    fn a_guest_never_has_the_capability_to_make_devices() {
+        let spec = minimal(r#","capabilities":{"effective":["CAP_MKNOD","CAP_CHOWN"]}"#, "");
+        assert_eq!(plan(request(&spec)).unwrap().confinement.capabilities.effective, 1);
+    }
+
+    #[test]
+    fn device_rules_alone_are_no_limits() {
+        let spec = minimal("", r#","resources":{"devices":[{"allow":false,"access":"rwm"}]}"#);
+        assert!(plan(request(&spec)).unwrap().resources.is_none());
+    }
+
+    #[test]
+    fn a_spec_without_a_process_is_named() {
+        let spec = spec(r#"{"ociVersion":"1.1.0","root":{"path":"rootfs"},"linux":{}}"#);
+        assert_eq!(plan(request(&spec)).unwrap_err(), PlanError::Missing("process"));
+    }
 }

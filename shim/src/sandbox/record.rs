@@ -1,10 +1,161 @@
 //! What is left to clean when the server is gone: written into the bundle before the process exists, versioned.
 
+use std::fs;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-/// Ends and removes all that the container of `bundle` holds: its processes, cgroups and mounts. Idempotent; a bundle
-/// without a record has nothing to clean. Used by the server's Delete and by `delete` when no server lives.
-pub fn clean(_bundle: &Path) -> io::Result<()> {
-    todo!()
+use rustix::process::Pid;
+use serde::{Deserialize, Serialize};
+
+use crate::sys::cgroup::Cgroup;
+use crate::sys::{mounts, pidfd};
+
+/// The file in the bundle.
+const FILE: &str = "kubewasi.json";
+
+/// The format's version; a newer build reads every older one.
+const VERSION: u32 = 1;
+
+/// What a container holds outside of its process.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    version: u32,
+    /// The cgroup made for the container.
+    cgroup: Cgroup,
+    /// The process, once it is forked: its pid and start time, which together are never reused.
+    process: Option<(i32, u64)>,
+}
+
+impl Record {
+    /// A record of a container whose process is still to come.
+    pub fn new(cgroup: Cgroup) -> Record {
+        Record { version: VERSION, cgroup, process: None }
+    }
+
+    /// Adds the process.
+    pub fn with_process(mut self, pid: Pid) -> Record {
+        self.process = pidfd::start_time(pid).map(|start| (pid.as_raw_nonzero().get(), start));
+        self
+    }
+
+    /// Writes the record into `bundle`, whole or not at all.
+    ///
+    /// # Errors
+    ///
+    /// What write(2) and rename(2) say.
+    pub fn write(&self, bundle: &Path) -> io::Result<()> {
+        let new = bundle.join(format!("{FILE}.new"));
+        fs::write(&new, serde_json::to_vec(self)?)?;
+        fs::rename(new, path(bundle))
+    }
+
+    /// Reads the record of `bundle`; `None` when there is none.
+    ///
+    /// # Errors
+    ///
+    /// What read(2) says, and `InvalidData` naming the file when it is no record of a known version.
+    pub fn read(bundle: &Path) -> io::Result<Option<Record>> {
+        let path = path(bundle);
+        let bytes = match fs::read(&path) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        let invalid = |reason: String| {
+            io::Error::new(io::ErrorKind::InvalidData, format!("{} is not a record: {reason}", path.display()))
+        };
+        let record: Record = serde_json::from_slice(&bytes).map_err(|error| invalid(error.to_string()))?;
+        if record.version != VERSION {
+            return Err(invalid(format!("version {} is newer than this build's {VERSION}", record.version)));
+        }
+        Ok(Some(record))
+    }
+}
+
+fn path(bundle: &Path) -> PathBuf {
+    bundle.join(FILE)
+}
+
+/// Ends and removes all that the container of `bundle` holds: its process, its cgroup with whatever runs in it, and
+/// mounts on its root filesystem. Idempotent; a bundle without a record, or no bundle, has nothing to clean.
+///
+/// # Errors
+///
+/// The first step that failed; the steps after it ran all the same, and the record stays for another try.
+pub fn clean(bundle: &Path) -> io::Result<()> {
+    let mut result = mounts::unmount_all(&bundle.join("rootfs"));
+    if let Some(record) = Record::read(bundle)? {
+        if let Some((pid, start)) = record.process {
+            kill(pid, start);
+        }
+        result = result.and(record.cgroup.kill()).and(record.cgroup.remove());
+    }
+    result?;
+    match fs::remove_file(path(bundle)) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Kills the process if it is still the one recorded. The pidfd is opened first, so the check holds for what it names.
+fn kill(pid: i32, start: u64) {
+    let Some(pid) = Pid::from_raw(pid) else { return };
+    let Ok(handle) = pidfd::open(pid) else { return };
+    if pidfd::start_time(pid) == Some(start) {
+        // One that exited in between is what we want.
+        let _ = pidfd::kill(&handle, libc::SIGKILL);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sys::cgroup::Hierarchies;
+
+    fn bundle(name: &str) -> PathBuf {
+        let bundle = std::env::temp_dir().join(format!("kubewasi-record-{}-{name}", std::process::id()));
+        fs::create_dir_all(&bundle).unwrap();
+        bundle
+    }
+
+    fn cgroup() -> Cgroup {
+        Hierarchies::find(Path::new(crate::sys::cgroup::ROOT)).unwrap().cgroup(Path::new("/kubewasi-test/none"))
+    }
+
+    #[test]
+    fn a_record_is_read_as_it_was_written() {
+        let bundle = bundle("round");
+        let record = Record::new(cgroup()).with_process(rustix::process::getpid());
+        record.write(&bundle).unwrap();
+        assert_eq!(Record::read(&bundle).unwrap(), Some(record));
+        fs::remove_dir_all(bundle).unwrap();
+    }
+
+    #[test]
+    fn cleaning_a_bundle_that_never_was_is_fine() {
+        clean(Path::new("/nonexistent/bundle")).unwrap();
+    }
+
+    #[test]
+    fn cleaning_twice_is_fine_and_the_record_is_gone() {
+        let bundle = bundle("twice");
+        Record::new(cgroup()).write(&bundle).unwrap();
+        clean(&bundle).unwrap();
+        clean(&bundle).unwrap();
+        assert_eq!(Record::read(&bundle).unwrap(), None);
+        fs::remove_dir_all(bundle).unwrap();
+    }
+
+    #[test]
+    fn a_process_with_a_reused_pid_is_left_alone() {
+        kill(rustix::process::getpid().as_raw_nonzero().get(), 1);
+    }
+
+    #[test]
+    fn a_malformed_record_is_named() {
+        let bundle = bundle("malformed");
+        fs::write(path(&bundle), "{").unwrap();
+        assert!(Record::read(&bundle).unwrap_err().to_string().contains("kubewasi.json"));
+        fs::remove_dir_all(bundle).unwrap();
+    }
 }

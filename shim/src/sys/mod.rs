@@ -1,1 +1,15 @@
-//! The kernel's objects, one file each. The only room that may use `unsafe`, beside the loading of an artifact.
+//! The kernel's objects, one file each. Beside the one function that loads an artifact, the only room with `unsafe`.
+
+pub mod allocator;
+pub mod cgroup;
+pub mod credentials;
+pub mod descriptors;
+pub mod fds;
+pub mod fork;
+pub mod memfd;
+pub mod mounts;
+pub mod namespaces;
+pub mod pidfd;
+pub mod seccomp;
+pub mod seqpacket;
+pub mod signals;

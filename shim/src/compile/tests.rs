@@ -1,0 +1,236 @@
+//! The cache around a compile worker. The worker is a script that counts its runs, so what is tested is who compiles
+//! when; that workers compile is tested where they are.
+
+use std::fs;
+use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+use rustix::mount::{MountFlags, UnmountFlags};
+
+use super::*;
+use crate::image::memory;
+
+struct Node {
+    folder: tempfile::TempDir,
+    images: Images,
+    artifacts: Artifacts,
+}
+
+const COMPILED: &str = r#"printf artifact; printf '{"compiled":{"world":"Module","length":8}}' >&2"#;
+const REJECTED: &str = r#"printf '{"rejected":{"message":"type mismatch"}}' >&2; exit 1"#;
+
+impl Node {
+    fn new(script: &str) -> Node {
+        let folder = tempfile::tempdir().expect("temp folder");
+        let program = folder.path().join("worker");
+        let runs = folder.path().join("runs");
+        let script = format!("#!/bin/sh\necho run >> {}\nsleep 0.1\n{script}\n", runs.display());
+        fs::write(&program, script).expect("script");
+        fs::set_permissions(&program, PermissionsExt::from_mode(0o755)).expect("chmod");
+        let artifacts = Node::open(folder.path());
+        Node {
+            images: Images::new(folder.path().join("no-containerd.sock")),
+            folder,
+            artifacts,
+        }
+    }
+
+    fn open(folder: &Path) -> Artifacts {
+        let settings = Settings {
+            folder: folder.join("cache"),
+            size: 1 << 20,
+            timeout: Duration::from_secs(20),
+            memory: 1 << 30,
+        };
+        Artifacts::open_with(settings, folder.join("worker")).expect("artifacts")
+    }
+
+    async fn get(&self, wasm: &Wasm) -> Result<(String, bool), CompileError> {
+        let artifact = self.artifacts.get(&self.images, wasm, Profile::Command).await?;
+        Ok((content(&artifact), artifact.cached))
+    }
+
+    fn runs(&self) -> usize {
+        fs::read_to_string(self.folder.path().join("runs")).map_or(0, |runs| runs.lines().count())
+    }
+}
+
+fn content(artifact: &Artifact) -> String {
+    let mut bytes = [0; 8];
+    let file = File::from(artifact.file.try_clone().expect("clone"));
+    file.read_exact_at(&mut bytes, 0).expect("read");
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+fn wasm(bytes: &[u8]) -> Wasm {
+    let mut file = memory::file("wasm").expect("memfd");
+    file.write_all(bytes).expect("write");
+    Wasm {
+        digest: Digest::of(bytes),
+        source: Source::File(Arc::new(file.into())),
+        name: "/app.wasm".to_owned(),
+        export: None,
+    }
+}
+
+fn kept() -> (String, bool) {
+    ("artifact".to_owned(), true)
+}
+
+fn fresh() -> (String, bool) {
+    ("artifact".to_owned(), false)
+}
+
+#[tokio::test]
+async fn the_second_start_compiles_nothing_also_after_a_restart() {
+    let mut node = Node::new(COMPILED);
+    let wasm = wasm(b"\0asm one");
+    assert_eq!(node.get(&wasm).await.expect("compiled"), fresh());
+    assert_eq!(node.get(&wasm).await.expect("found"), kept());
+    assert_eq!(
+        node.artifacts.counters(),
+        Counters {
+            hits: 1,
+            compiled: 1,
+            failed: 0,
+            unkept: 0
+        }
+    );
+    node.artifacts = Node::open(node.folder.path());
+    assert_eq!(node.get(&wasm).await.expect("found"), kept());
+    assert_eq!((node.runs(), node.artifacts.counters().compiled), (1, 0));
+}
+
+#[tokio::test]
+async fn callers_of_one_key_compile_once_and_share_even_the_error() {
+    for (script, failed) in [(COMPILED, false), (REJECTED, true)] {
+        let node = Arc::new(Node::new(script));
+        let one = wasm(b"\0asm one");
+        let mut callers = tokio::task::JoinSet::new();
+        for _ in 0..20 {
+            let (node, one) = (node.clone(), one.clone());
+            callers.spawn(async move { node.get(&one).await });
+        }
+        let results = callers.join_all().await;
+        assert_eq!(node.runs(), 1);
+        let fresh = results.iter().filter(|result| matches!(result, Ok((_, false)))).count();
+        let errors = results.iter().filter(|result| result.is_err()).count();
+        assert_eq!((fresh, errors), if failed { (0, 20) } else { (1, 0) });
+    }
+}
+
+#[tokio::test]
+async fn profiles_and_binaries_have_artifacts_of_their_own() {
+    let node = Node::new(COMPILED);
+    let (one, two) = (wasm(b"\0asm one"), wasm(b"\0asm two"));
+    node.get(&one).await.expect("compiled");
+    assert_eq!(node.get(&two).await.expect("compiled"), fresh());
+    let service = node
+        .artifacts
+        .get(&node.images, &one, Profile::Service)
+        .await
+        .expect("compiled");
+    assert!(!service.cached && node.runs() == 3);
+}
+
+#[tokio::test]
+async fn a_module_that_does_not_compile_is_told_by_name_and_tried_again() {
+    let node = Node::new(REJECTED);
+    let one = wasm(b"\0asm one");
+    for _ in 0..2 {
+        assert_eq!(
+            node.get(&one).await.expect_err("rejected").to_string(),
+            "/app.wasm: type mismatch"
+        );
+    }
+    assert_eq!((node.runs(), node.artifacts.counters().failed), (2, 2));
+}
+
+#[tokio::test]
+async fn what_is_no_wasm_reaches_no_compiler() {
+    let node = Node::new(COMPILED);
+    let empty = node.get(&wasm(b"")).await.expect_err("empty").to_string();
+    assert_eq!(empty, "/app.wasm: the file is empty, not a wasm module or component");
+    for bytes in [&b"as"[..], b"hello, world"] {
+        let message = node.get(&wasm(bytes)).await.expect_err("no wasm").to_string();
+        assert_eq!(
+            message,
+            "/app.wasm: not a wasm module or component: it does not begin with \\0asm"
+        );
+    }
+    assert_eq!(node.runs(), 0);
+}
+
+#[tokio::test]
+async fn a_caller_that_goes_away_leaves_the_artifact_to_the_next() {
+    let node = Node::new(COMPILED);
+    let one = wasm(b"\0asm one");
+    let hurried = tokio::time::timeout(Duration::from_millis(50), node.get(&one)).await;
+    assert!(hurried.is_err(), "the worker takes longer");
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
+    while node.artifacts.counters().compiled == 0 {
+        assert!(
+            tokio::time::Instant::now() < deadline,
+            "the compilation was dropped with its caller"
+        );
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    // The count comes before the artifact is stored.
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert_eq!(node.get(&one).await.expect("found"), kept());
+    assert_eq!(node.runs(), 1);
+}
+
+/// A small tmpfs where the cache is, unmounted at the end.
+struct Mounted(PathBuf);
+
+impl Mounted {
+    fn on(path: PathBuf, options: &std::ffi::CStr, flags: MountFlags) -> Mounted {
+        fs::create_dir_all(&path).expect("folder");
+        rustix::mount::mount("tmpfs", &path, "tmpfs", flags, options).expect("tmpfs");
+        Mounted(path)
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let _ = rustix::mount::unmount(&self.0, UnmountFlags::DETACH);
+    }
+}
+
+#[tokio::test]
+async fn a_full_a_read_only_and_a_noexec_cache_cost_the_cache_and_not_the_start() {
+    for (what, options, flags) in [
+        ("full", c"mode=700,size=4k", MountFlags::empty()),
+        ("read-only", c"mode=700", MountFlags::RDONLY),
+        ("noexec", c"mode=700", MountFlags::NOEXEC),
+    ] {
+        let mut node = Node::new(COMPILED);
+        let mounted = Mounted::on(node.folder.path().join("tmpfs"), options, flags);
+        fs::remove_dir_all(node.folder.path().join("cache")).expect("remove");
+        if what == "full" {
+            let filler = fs::write(mounted.0.join("filler"), vec![0; 8192]);
+            assert!(filler.is_err(), "the file system holds less");
+        }
+        node.artifacts.settings.folder = mounted.0.clone();
+        *node.artifacts.cache.lock().expect("lock") = None;
+        let one = wasm(b"\0asm one");
+        assert_eq!(node.get(&one).await.expect("compiled"), fresh(), "{what}");
+        assert_eq!(node.get(&one).await.expect("compiled again"), fresh(), "{what}");
+        assert_eq!((node.runs(), node.artifacts.counters().unkept), (2, 2), "{what}");
+    }
+}
+
+#[tokio::test]
+async fn a_cache_folder_that_was_mended_is_used_again() {
+    let node = Node::new(COMPILED);
+    let cache = node.folder.path().join("cache");
+    fs::set_permissions(&cache, PermissionsExt::from_mode(0o777)).expect("chmod");
+    *node.artifacts.cache.lock().expect("lock") = None;
+    let one = wasm(b"\0asm one");
+    assert_eq!(node.get(&one).await.expect("compiled"), fresh());
+    fs::set_permissions(&cache, PermissionsExt::from_mode(0o700)).expect("chmod");
+    assert_eq!(node.get(&one).await.expect("compiled"), fresh());
+    assert_eq!(node.get(&one).await.expect("found"), kept());
+}

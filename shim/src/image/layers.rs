@@ -1,0 +1,131 @@
+//! Which layers of an image are wasm, and which of them a container runs (pure).
+
+use std::fmt::Write;
+
+use oci_spec::image::{Descriptor, ImageIndex, ImageManifest};
+
+use super::Digest;
+
+/// A wasm layer of an image.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WasmLayer {
+    pub digest: Digest,
+    /// In bytes, as the manifest says.
+    pub size: u64,
+    /// The annotation `org.opencontainers.image.title`: the file's name when it was pushed.
+    pub title: Option<String>,
+}
+
+/// Why no single layer is meant.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ChoiceError {
+    #[error("the image has no wasm layer")]
+    None,
+    #[error("the image has {count} wasm layers and {entry:?} names none of them: {list}; set the first argument (in Kubernetes, the container's command) to a title or digest", count = layers.len(), list = list(layers))]
+    Several { entry: String, layers: Vec<WasmLayer> },
+}
+
+/// The shortest piece of a digest that names a layer, in hex digits, as the tools show them.
+const SHORTEST_DIGEST: usize = 12;
+
+/// Whether a layer of this media type holds a wasm binary: `application/wasm` (CNCF wasm artifacts) or one of the older
+/// names, which all are `application/vnd.…+wasm`.
+pub fn is_wasm(media_type: &str) -> bool {
+    media_type == "application/wasm" || (media_type.starts_with("application/vnd.") && media_type.ends_with("+wasm"))
+}
+
+/// Whether an image config's os says that its programs are wasm.
+pub fn is_wasm_os(os: &str) -> bool {
+    matches!(os, "wasi" | "wasip1" | "wasip2" | "wasip3" | "wasm")
+}
+
+/// The wasm layers of a manifest, in its order.
+pub fn wasm_layers(manifest: &ImageManifest) -> Vec<WasmLayer> {
+    let layer = |layer: &Descriptor| {
+        let title = layer
+            .annotations()
+            .as_ref()
+            .and_then(|all| all.get("org.opencontainers.image.title"));
+        let digest = layer.digest().to_string().parse().ok()?;
+        is_wasm(layer.media_type().as_ref()).then(|| WasmLayer {
+            digest,
+            size: layer.size(),
+            title: title.cloned(),
+        })
+    };
+    manifest.layers().iter().filter_map(layer).collect()
+}
+
+/// The layer that `entry` means: the one it names by title or digest (whole, or 12 hex digits and more), else the
+/// single one.
+pub fn choose<'a>(layers: &'a [WasmLayer], entry: &str) -> Result<&'a WasmLayer, ChoiceError> {
+    if layers.is_empty() {
+        return Err(ChoiceError::None);
+    }
+    let named = |layer: &&WasmLayer| {
+        layer
+            .title
+            .as_deref()
+            .is_some_and(|title| title == entry || Some(title) == entry.strip_prefix('/'))
+            || names_digest(entry, &layer.digest)
+    };
+    // Two layers of one digest are the same bytes: either will do. Two of one title are not.
+    let mut matches: Vec<&WasmLayer> = layers.iter().filter(named).collect();
+    matches.dedup_by_key(|layer| layer.digest);
+    match (matches.as_slice(), layers) {
+        ([one], _) => Ok(*one),
+        ([], [one]) => Ok(one),
+        _ => Err(ChoiceError::Several {
+            entry: entry.to_owned(),
+            layers: layers.to_vec(),
+        }),
+    }
+}
+
+fn names_digest(entry: &str, digest: &Digest) -> bool {
+    let hex = entry.strip_prefix("sha256:").unwrap_or(entry);
+    hex.len() >= SHORTEST_DIGEST && digest.hex().starts_with(hex)
+}
+
+/// The manifests of an index that may be a container's on this node, the likeliest first: those for wasm, then those
+/// for Linux on `architecture` (as Go names it), else the single one. Attestations (os `unknown`) never are.
+pub fn candidates(index: &ImageIndex, architecture: &str) -> Vec<Descriptor> {
+    let (mut wasm, mut linux, mut plain) = (Vec::new(), Vec::new(), Vec::new());
+    for manifest in index.manifests() {
+        match manifest.platform() {
+            Some(platform) => {
+                let (os, arch) = (platform.os().to_string(), platform.architecture().to_string());
+                if is_wasm_os(&os) || arch == "wasm" || arch == "wasm32" {
+                    wasm.push(manifest.clone());
+                } else if os == "linux" && arch == architecture {
+                    linux.push(manifest.clone());
+                }
+            }
+            None => plain.push(manifest.clone()),
+        }
+    }
+    wasm.append(&mut linux);
+    match (wasm.is_empty(), plain.len(), index.manifests().len()) {
+        (true, 1, _) => plain,
+        (true, _, 1) => index.manifests().clone(),
+        _ => wasm,
+    }
+}
+
+/// `title (digest)` of each layer, separated by commas; `none` for none.
+pub fn list(layers: &[WasmLayer]) -> String {
+    let mut text = String::new();
+    for layer in layers {
+        let comma = if text.is_empty() { "" } else { ", " };
+        let title = layer.title.as_deref().unwrap_or("without a title");
+        // Writing to a String cannot fail.
+        let _ = write!(text, "{comma}{title} ({})", layer.digest);
+    }
+    match text.is_empty() {
+        true => "none".to_owned(),
+        false => text,
+    }
+}
+
+#[cfg(test)]
+mod tests;

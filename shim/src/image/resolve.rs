@@ -1,0 +1,251 @@
+//! What a container runs: its entry point in the root filesystem, else a wasm layer of its image.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use super::content_store::Image;
+use super::entry;
+use super::layers;
+use super::lookup::{Entry, Found, lookup};
+use super::remembered::{Identity, Remembered};
+use super::rootfs::{self, View};
+use super::{Digest, ImageError, Images, MOST_WASM, Program, Reads, Request, Source, Wasm, memory};
+
+/// What every wasm binary begins with, modules and components alike (core specification, binary format).
+const MAGIC: [u8; 4] = *b"\0asm";
+
+/// What was found of the entry point in the root filesystem.
+enum Finding {
+    Wasm {
+        digest: Digest,
+        source: Source,
+        export: Option<String>,
+    },
+    Other {
+        name: String,
+        head: Vec<u8>,
+    },
+    Missing,
+}
+
+impl Images {
+    /// Decides what the container runs and finds its bytes' digest, reading them only when it was never seen.
+    pub async fn resolve(&self, request: Request<'_>) -> Result<Program, ImageError> {
+        let entry = request
+            .args
+            .first()
+            .filter(|entry| !entry.is_empty())
+            .ok_or(ImageError::NoEntryPoint)?
+            .clone();
+        let view = rootfs::view(request.rootfs, request.root)?;
+        let (cwd, path) = (request.cwd.to_owned(), request.path.map(str::to_owned));
+        let (remembered, reads, name) = (self.remembered.clone(), self.reads.clone(), entry.clone());
+        let finding = tokio::task::spawn_blocking(move || {
+            Search {
+                view: &view,
+                cwd: &cwd,
+                path: path.as_deref(),
+                remembered: &remembered,
+                reads: &reads,
+            }
+            .find(&name)
+        })
+        .await
+        .map_err(|error| ImageError::Internal {
+            what: "looking for the entry point",
+            error: error.to_string(),
+        })??;
+        match finding {
+            Finding::Wasm { digest, source, export } => Ok(Program::Wasm(Wasm {
+                digest,
+                source,
+                name: entry,
+                export,
+            })),
+            Finding::Other { name, head } => {
+                let suffix = name.ends_with(".wasm");
+                // A name that promises wasm needs no question; anything else is native unless its image is for wasm.
+                let wasm_image = || async {
+                    Ok::<_, ImageError>(
+                        self.store
+                            .image_of(request.namespace, request.id)
+                            .await?
+                            .is_some_and(|i| is_wasm(&i)),
+                    )
+                };
+                if suffix && head.is_empty() {
+                    Err(ImageError::Empty { name })
+                } else if suffix || wasm_image().await? {
+                    Err(ImageError::NotWasm {
+                        name,
+                        head: shown(&head),
+                    })
+                } else {
+                    Ok(Program::Native)
+                }
+            }
+            Finding::Missing => self.choose_layer(request.namespace, request.id, &entry).await,
+        }
+    }
+
+    async fn choose_layer(&self, namespace: &str, id: &str, entry: &str) -> Result<Program, ImageError> {
+        let missing = |image: String| ImageError::Missing {
+            entry: entry.to_owned(),
+            image,
+        };
+        let Some(image) = self.store.image_of(namespace, id).await? else {
+            return Err(missing(
+                "the container's root filesystem (the container names no image)".to_owned(),
+            ));
+        };
+        let in_image = format!("the image {}", image.name);
+        let wasm = image
+            .manifests
+            .iter()
+            .map(|manifest| &manifest.wasm)
+            .find(|wasm| !wasm.is_empty());
+        let layers = wasm.ok_or_else(|| missing(in_image))?;
+        let (layer, export) = match (layers::choose(layers, entry), entry::split_export(entry)) {
+            (Ok(layer), None) => (layer, None),
+            (_, Some((file, export))) => (layers::choose(layers, file)?, Some(export.to_owned())),
+            (Err(error), None) => return Err(error.into()),
+        };
+        Ok(Program::Wasm(Wasm {
+            digest: layer.digest,
+            source: Source::Content {
+                namespace: namespace.to_owned(),
+            },
+            name: layer.title.clone().unwrap_or_else(|| entry.to_owned()),
+            export,
+        }))
+    }
+}
+
+/// Whether everything the node has of the image is for wasm: with a native manifest beside it, the program may be that.
+fn is_wasm(image: &Image) -> bool {
+    let wasm = |os: &Option<String>| os.as_deref().is_some_and(layers::is_wasm_os);
+    !image.manifests.is_empty()
+        && image
+            .manifests
+            .iter()
+            .all(|manifest| wasm(&manifest.os) || !manifest.wasm.is_empty())
+}
+
+/// The first bytes of a file, for a message: as text when they are, else in hex.
+fn shown(head: &[u8]) -> String {
+    match std::str::from_utf8(head) {
+        Ok(text) if !text.contains(|c: char| c.is_control() && !c.is_whitespace()) => format!("{text:?}"),
+        _ => head
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect::<Vec<_>>()
+            .join(" "),
+    }
+}
+
+/// One entry point looked for in one root filesystem.
+struct Search<'a> {
+    view: &'a View,
+    cwd: &'a str,
+    path: Option<&'a str>,
+    remembered: &'a Remembered,
+    reads: &'a Reads,
+}
+
+impl Search<'_> {
+    /// Looks for `entry` whole, then without `#export`.
+    fn find(&self, entry: &str) -> Result<Finding, ImageError> {
+        match (self.find_file(entry)?, entry::split_export(entry)) {
+            (Some((found, name)), _) => self.classify(found, name, None),
+            (None, Some((file, export))) => match self.find_file(file)? {
+                Some((found, name)) => self.classify(found, name, Some(export.to_owned())),
+                None => Ok(Finding::Missing),
+            },
+            (None, None) => Ok(Finding::Missing),
+        }
+    }
+
+    /// The first file at the places where `entry` may be; a folder in `PATH` is passed over, one that is named is not.
+    fn find_file(&self, entry: &str) -> Result<Option<(Found, String)>, ImageError> {
+        let places = entry::places(entry, self.cwd, self.path);
+        let mut wrong = None;
+        for place in places {
+            let name = || place.display().to_string();
+            match lookup(self.view, &place)? {
+                Entry::File(found) => return Ok(Some((found, name()))),
+                Entry::Directory => wrong = wrong.or(Some(ImageError::Directory { name: name() })),
+                Entry::Special => wrong = wrong.or(Some(ImageError::Special { name: name() })),
+                Entry::Missing => {}
+            }
+        }
+        wrong.map_or(Ok(None), Err)
+    }
+
+    fn classify(&self, found: Found, name: String, export: Option<String>) -> Result<Finding, ImageError> {
+        let read_error = |source| ImageError::Read {
+            path: found.backing.clone(),
+            source,
+        };
+        let head = head(&found.file).map_err(read_error)?;
+        if !head.starts_with(&MAGIC) {
+            return Ok(Finding::Other { name, head });
+        }
+        let identity = Identity::of(&found.stat);
+        if identity.size > MOST_WASM {
+            return Err(ImageError::TooLarge {
+                name,
+                size: identity.size,
+            });
+        }
+        if !found.committed {
+            // Others may write here while we read: what is hashed must be what is compiled, so it is copied.
+            let (copy, digest, size) = memory::copy(&found.file).map_err(read_error)?;
+            self.reads.file(size);
+            return Ok(Finding::Wasm {
+                digest,
+                source: Source::Copy(Arc::new(copy.into())),
+                export,
+            });
+        }
+        let digest = match self.remembered.get(&identity) {
+            Some(digest) => digest,
+            None => self.hash(&found, identity).map_err(read_error)?,
+        };
+        Ok(Finding::Wasm {
+            digest,
+            source: Source::File(Arc::new(found.file.into())),
+            export,
+        })
+    }
+
+    fn hash(&self, found: &Found, identity: Identity) -> io::Result<Digest> {
+        let (digest, size) = Digest::of_file(&found.file, |_| Ok(()))?;
+        self.reads.file(size);
+        let saved = self.remembered.insert(identity, digest, PathBuf::from(&found.backing));
+        if let Err(error) = saved {
+            tracing::warn!(path = %found.backing.display(), %error, "the digest of a wasm file could not be saved: it will be read again after a restart");
+        }
+        Ok(digest)
+    }
+}
+
+/// The first bytes of a file, enough to tell what it is.
+fn head(file: &File) -> io::Result<Vec<u8>> {
+    let mut head = [0; 16];
+    let mut length = 0;
+    while length < head.len() {
+        match file.read_at(&mut head[length..], length as u64) {
+            Ok(0) => break,
+            Ok(count) => length += count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(head[..length].to_vec())
+}
+
+#[cfg(test)]
+mod tests;

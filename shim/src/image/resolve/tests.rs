@@ -1,0 +1,189 @@
+use std::fs;
+use std::path::Path;
+
+use super::*;
+use crate::image::{Counters, Mount};
+
+const WASM: &[u8] = b"\0asm\x01\0\0\0";
+
+/// A node with one image layer and a containerd that is not there.
+struct Node {
+    folder: tempfile::TempDir,
+    images: Images,
+}
+
+impl Node {
+    fn new() -> Node {
+        let folder = tempfile::tempdir().expect("temp folder");
+        for name in ["upper", "lower", "cache"] {
+            fs::create_dir(folder.path().join(name)).expect("folder");
+        }
+        let images = Node::images(folder.path());
+        Node { folder, images }
+    }
+
+    fn images(folder: &Path) -> Images {
+        Images::new(folder.join("no-containerd.sock")).remember_in(&folder.join("cache"))
+    }
+
+    fn write(&self, path: &str, bytes: &[u8]) {
+        let path = self.folder.path().join(path);
+        fs::create_dir_all(path.parent().expect("parent")).expect("folders");
+        fs::write(path, bytes).expect("write");
+    }
+
+    async fn resolve(&self, entry: &str) -> Result<Program, ImageError> {
+        let layer = |name| self.folder.path().join(name).display().to_string();
+        let options = vec![
+            format!("upperdir={}", layer("upper")),
+            format!("lowerdir={}", layer("lower")),
+        ];
+        let mount = Mount {
+            kind: "overlay".to_owned(),
+            source: "overlay".to_owned(),
+            options,
+        };
+        self.images
+            .resolve(Request {
+                namespace: "default",
+                id: "c1",
+                args: &[entry.to_owned()],
+                cwd: "/srv",
+                path: Some("/bin:/usr/bin"),
+                rootfs: &[mount],
+                root: Path::new("/nowhere"),
+            })
+            .await
+    }
+
+    async fn wasm(&self, entry: &str) -> Wasm {
+        match self.resolve(entry).await.expect("resolved") {
+            Program::Wasm(wasm) => wasm,
+            Program::Native => panic!("{entry} is native"),
+        }
+    }
+
+    async fn error(&self, entry: &str) -> String {
+        self.resolve(entry).await.map(|_| ()).expect_err("an error").to_string()
+    }
+}
+
+#[tokio::test]
+async fn a_wasm_file_of_the_root_filesystem_is_found_without_asking_containerd() {
+    let node = Node::new();
+    node.write("lower/srv/app.wasm", WASM);
+    node.write("lower/bin/tool", WASM);
+    for entry in ["app.wasm", "./app.wasm", "/srv/app.wasm", "tool"] {
+        let wasm = node.wasm(entry).await;
+        assert_eq!((wasm.digest, wasm.export), (Digest::of(WASM), None), "{entry}");
+        assert!(matches!(wasm.source, Source::File(_)), "{entry}");
+    }
+}
+
+#[tokio::test]
+async fn a_lower_file_is_read_once_also_over_a_restart() {
+    let mut node = Node::new();
+    node.write("lower/app.wasm", WASM);
+    let once = Counters { files_read: 1, bytes_read: WASM.len() as u64, ..Counters::default() };
+    node.wasm("/app.wasm").await;
+    node.wasm("/app.wasm").await;
+    assert_eq!(node.images.counters(), once);
+    node.images = Node::images(node.folder.path());
+    assert_eq!(node.wasm("/app.wasm").await.digest, Digest::of(WASM));
+    assert_eq!(node.images.counters(), Counters::default());
+}
+
+#[tokio::test]
+async fn a_writable_file_is_copied_and_read_each_time() {
+    let node = Node::new();
+    node.write("upper/app.wasm", WASM);
+    let wasm = node.wasm("/app.wasm").await;
+    assert!(matches!(wasm.source, Source::Copy(_)));
+    node.write("upper/app.wasm", b"\0asm\x0d\0\x01\0");
+    let mut bytes = [0; 8];
+    let copy = File::from(node.images.open(&wasm).await.expect("open"));
+    copy.read_exact_at(&mut bytes, 0).expect("read");
+    assert_eq!(bytes, WASM, "the copy does not change with the file");
+    assert_ne!(node.wasm("/app.wasm").await.digest, wasm.digest);
+    assert_eq!(node.images.counters().files_read, 2);
+}
+
+#[tokio::test]
+async fn an_export_is_split_off_unless_a_file_has_that_name() {
+    let node = Node::new();
+    node.write("lower/srv/app.wasm", WASM);
+    assert_eq!(node.wasm("app.wasm#add").await.export.as_deref(), Some("add"));
+    node.write("lower/srv/app.wasm#add", WASM);
+    assert_eq!(node.wasm("app.wasm#add").await.export, None);
+}
+
+#[tokio::test]
+async fn what_is_named_wasm_and_is_not_is_told_with_its_first_bytes() {
+    let node = Node::new();
+    node.write("lower/empty.wasm", b"");
+    node.write("lower/text.wasm", b"hello\n");
+    node.write("lower/binary.wasm", b"\x7fELF\x02\x01");
+    assert_eq!(
+        node.error("/empty.wasm").await,
+        "/empty.wasm: the file is empty, not a wasm module or component"
+    );
+    assert_eq!(
+        node.error("/text.wasm").await,
+        r#"/text.wasm: not a wasm module or component: it begins with "hello\n", not with \0asm"#
+    );
+    assert!(
+        node.error("/binary.wasm")
+            .await
+            .contains("it begins with 7f 45 4c 46 02 01, not")
+    );
+}
+
+#[tokio::test]
+async fn folders_and_devices_are_refused_by_name() {
+    let node = Node::new();
+    node.write("lower/srv/app.wasm/inner", b"");
+    assert_eq!(
+        node.error("/srv/app.wasm").await,
+        "entry point /srv/app.wasm is a directory: name the file in it"
+    );
+    assert_eq!(
+        node.error("..").await,
+        "entry point /srv/.. is a directory: name the file in it"
+    );
+}
+
+#[tokio::test]
+async fn a_containerd_that_cannot_be_asked_is_an_error_and_never_native() {
+    let node = Node::new();
+    node.write("lower/bin/sh", b"#!/bin/true");
+    for entry in ["sh", "missing.wasm"] {
+        let message = node.error(entry).await;
+        assert!(
+            message.contains("connecting to containerd at") && message.contains("no-containerd.sock"),
+            "{message}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn an_empty_first_argument_is_no_entry_point() {
+    assert_eq!(
+        Node::new().error("").await,
+        "the container has no entry point: set process.args (in Kubernetes, the container's command)"
+    );
+}
+
+#[test]
+fn an_image_is_for_wasm_only_when_all_of_it_on_the_node_is() {
+    let manifest = |os: &str| crate::image::content_store::Manifest {
+        os: Some(os.to_owned()),
+        wasm: Vec::new(),
+    };
+    let image = |systems: &[&str]| Image {
+        name: "i".to_owned(),
+        manifests: systems.iter().map(|os| manifest(os)).collect(),
+    };
+    assert!(is_wasm(&image(&["wasip1"])));
+    assert!(!is_wasm(&image(&["wasi", "linux"])));
+    assert!(!is_wasm(&image(&[])));
+}

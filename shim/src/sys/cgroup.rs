@@ -1,0 +1,261 @@
+//! A container's cgroup: one folder in each v1 hierarchy, or one in the unified hierarchy.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
+
+/// Where cgroups are mounted (systemd's file-hierarchy(7)).
+pub const ROOT: &str = "/sys/fs/cgroup";
+
+/// cgroup v2's magic number (statfs(2)).
+const CGROUP2_SUPER_MAGIC: u64 = 0x6367_7270;
+/// cgroup v1's magic number (statfs(2)).
+const CGROUP_SUPER_MAGIC: u64 = 0x0027_e0eb;
+
+/// The version of the hierarchies below a root.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub enum Version {
+    V1,
+    V2,
+}
+
+/// The hierarchies of this machine, found once.
+#[derive(Clone, Debug)]
+pub struct Hierarchies {
+    pub version: Version,
+    mounts: Vec<PathBuf>,
+}
+
+/// One cgroup in all hierarchies.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Cgroup {
+    pub version: Version,
+    /// The path below each hierarchy's root, absolute (OCI runtime spec, `linux.cgroupsPath`).
+    pub path: PathBuf,
+    folders: Vec<PathBuf>,
+}
+
+impl Hierarchies {
+    /// Finds the hierarchies mounted at or below `root`.
+    ///
+    /// # Errors
+    ///
+    /// When `root` cannot be read or holds no cgroup file system.
+    pub fn find(root: &Path) -> io::Result<Hierarchies> {
+        if magic(root)? == CGROUP2_SUPER_MAGIC {
+            return Ok(Hierarchies { version: Version::V2, mounts: vec![root.to_path_buf()] });
+        }
+        let mut mounts = Vec::new();
+        for entry in fs::read_dir(root)? {
+            let entry = entry?;
+            // Links such as `cpu -> cpu,cpuacct` name a hierarchy twice.
+            if entry.file_type()?.is_dir() && magic(&entry.path())? == CGROUP_SUPER_MAGIC {
+                mounts.push(entry.path());
+            }
+        }
+        if mounts.is_empty() {
+            return Err(io::Error::new(io::ErrorKind::NotFound, format!("no cgroup is mounted at {}", root.display())));
+        }
+        mounts.sort();
+        Ok(Hierarchies { version: Version::V1, mounts })
+    }
+
+    /// The cgroup at `path` below each hierarchy; nothing is made.
+    pub fn cgroup(&self, path: &Path) -> Cgroup {
+        let below = path.strip_prefix("/").unwrap_or(path);
+        Cgroup {
+            version: self.version,
+            path: path.to_path_buf(),
+            folders: self.mounts.iter().map(|mount| mount.join(below)).collect(),
+        }
+    }
+}
+
+fn magic(path: &Path) -> io::Result<u64> {
+    Ok(rustix::fs::statfs(path)?.f_type as u64)
+}
+
+impl Cgroup {
+    /// Makes the folders with their parents. A new v1 cpuset takes its parent's cpus and nodes, without which nothing
+    /// may enter it; on v2 the parents hand down every controller they have.
+    ///
+    /// # Errors
+    ///
+    /// What mkdir(2) and write(2) say.
+    pub fn create(&self) -> io::Result<()> {
+        for folder in &self.folders {
+            let mount = self.mount_of(folder);
+            let mut level = mount.clone();
+            for part in folder.strip_prefix(&mount).unwrap_or(folder).iter() {
+                if self.version == Version::V2 {
+                    enable_controllers(&level)?;
+                }
+                let next = level.join(part);
+                match fs::create_dir(&next) {
+                    Ok(()) => {}
+                    Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                    Err(error) => return Err(error),
+                }
+                if self.version == Version::V1 {
+                    inherit_cpuset(&level, &next)?;
+                }
+                level = next;
+            }
+        }
+        Ok(())
+    }
+
+    fn mount_of(&self, folder: &Path) -> PathBuf {
+        let depth = self.path.strip_prefix("/").unwrap_or(&self.path).components().count();
+        folder.ancestors().nth(depth).unwrap_or(folder).to_path_buf()
+    }
+
+    /// The files to which a process writes `0` to enter.
+    pub fn entrances(&self) -> Vec<PathBuf> {
+        self.folders.iter().map(|folder| folder.join("cgroup.procs")).collect()
+    }
+
+    /// Every process in the cgroup; none when it is gone.
+    pub fn pids(&self) -> Vec<Pid> {
+        let mut pids: Vec<i32> = self
+            .entrances()
+            .iter()
+            .filter_map(|path| fs::read_to_string(path).ok())
+            .flat_map(|text| text.lines().filter_map(|line| line.parse().ok()).collect::<Vec<i32>>())
+            .collect();
+        pids.sort_unstable();
+        pids.dedup();
+        pids.into_iter().filter_map(Pid::from_raw).collect()
+    }
+
+    /// Kills every process in the cgroup with SIGKILL: by `cgroup.kill` where the kernel has it (5.14), else one by one
+    /// until none is left.
+    ///
+    /// # Errors
+    ///
+    /// `TimedOut` when processes are left after two seconds.
+    pub fn kill(&self) -> io::Result<()> {
+        const TRIES: u32 = 200;
+        for folder in &self.folders {
+            // Missing before Linux 5.14 and on v1; the loop below does it then.
+            let _ = fs::write(folder.join("cgroup.kill"), "1");
+        }
+        for _ in 0..TRIES {
+            let alive: Vec<Pid> = self.pids().into_iter().filter(|pid| !is_zombie(*pid)).collect();
+            if alive.is_empty() {
+                return Ok(());
+            }
+            for pid in alive {
+                // A process that ended in between is what we want.
+                let _ = kill_process(pid, Signal::KILL);
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        Err(io::Error::new(io::ErrorKind::TimedOut, format!("processes are left in the cgroup {}", self.path.display())))
+    }
+
+    /// Removes the folders. Missing ones are fine.
+    ///
+    /// # Errors
+    ///
+    /// What rmdir(2) says; `EBUSY` after a second of it.
+    pub fn remove(&self) -> io::Result<()> {
+        const TRIES: u32 = 100;
+        for folder in &self.folders {
+            let mut tries = 0;
+            loop {
+                match fs::remove_dir(folder) {
+                    Ok(()) => break,
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => break,
+                    // The last process is still on its way out.
+                    Err(error) if error.kind() == io::ErrorKind::ResourceBusy && tries < TRIES => {
+                        tries += 1;
+                        std::thread::sleep(Duration::from_millis(10));
+                    }
+                    Err(error) => return Err(error),
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A zombie still stands in `cgroup.procs` until its parent reaps it, but holds nothing.
+fn is_zombie(pid: Pid) -> bool {
+    fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero()))
+        .map_or(true, |stat| stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with(['Z', 'X'])))
+}
+
+fn enable_controllers(folder: &Path) -> io::Result<()> {
+    let Ok(controllers) = fs::read_to_string(folder.join("cgroup.controllers")) else { return Ok(()) };
+    let enabled = fs::read_to_string(folder.join("cgroup.subtree_control"))?;
+    for controller in controllers.split_whitespace() {
+        if !enabled.split_whitespace().any(|one| one == controller) {
+            // A controller that this level may not hand down (realtime cpu, threaded) is one the limits cannot use;
+            // applying a limit that needs it says so.
+            let _ = fs::write(folder.join("cgroup.subtree_control"), format!("+{controller}"));
+        }
+    }
+    Ok(())
+}
+
+fn inherit_cpuset(parent: &Path, child: &Path) -> io::Result<()> {
+    for file in ["cpuset.cpus", "cpuset.mems"] {
+        let Ok(present) = fs::read_to_string(child.join(file)) else { continue };
+        if present.trim().is_empty() {
+            fs::write(child.join(file), fs::read_to_string(parent.join(file))?.trim())?;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn hierarchy(name: &str, version: Version) -> (PathBuf, Hierarchies) {
+        let root = std::env::temp_dir().join(format!("kubewasi-cgroup-{}-{name}", std::process::id()));
+        fs::create_dir_all(&root).unwrap();
+        (root.clone(), Hierarchies { version, mounts: vec![root] })
+    }
+
+    #[test]
+    fn a_new_cpuset_takes_the_cpus_of_its_parent() {
+        let (root, hierarchies) = hierarchy("cpuset", Version::V1);
+        fs::write(root.join("cpuset.cpus"), "0-1\n").unwrap();
+        fs::write(root.join("cpuset.mems"), "0\n").unwrap();
+        let child = root.join("a");
+        fs::create_dir(&child).unwrap();
+        fs::write(child.join("cpuset.cpus"), "\n").unwrap();
+        fs::write(child.join("cpuset.mems"), "\n").unwrap();
+        hierarchies.cgroup(Path::new("/a")).create().unwrap();
+        assert_eq!(fs::read_to_string(child.join("cpuset.cpus")).unwrap(), "0-1");
+        assert_eq!(fs::read_to_string(child.join("cpuset.mems")).unwrap(), "0");
+        fs::remove_dir_all(root).unwrap();
+    }
+
+    #[test]
+    fn unified_parents_hand_down_their_controllers() {
+        let (root, hierarchies) = hierarchy("unified", Version::V2);
+        fs::write(root.join("cgroup.controllers"), "memory\n").unwrap();
+        fs::write(root.join("cgroup.subtree_control"), "").unwrap();
+        hierarchies.cgroup(Path::new("/a/b")).create().unwrap();
+        assert!(root.join("a/b").is_dir());
+        assert_eq!(fs::read_to_string(root.join("cgroup.subtree_control")).unwrap(), "+memory");
+        fs::remove_dir_all(root).unwrap();
+    }
+
+    #[test]
+    fn removing_a_cgroup_that_is_gone_is_fine_and_leaves_its_parent() {
+        let (root, hierarchies) = hierarchy("remove", Version::V2);
+        let cgroup = hierarchies.cgroup(Path::new("/a/b"));
+        cgroup.create().unwrap();
+        cgroup.remove().unwrap();
+        cgroup.remove().unwrap();
+        assert!(root.join("a").is_dir() && !root.join("a/b").exists());
+        fs::remove_dir_all(root).unwrap();
+    }
+}

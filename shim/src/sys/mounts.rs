@@ -1,0 +1,336 @@
+//! Mounts and paths inside a root that may hold hostile symlinks.
+
+use std::ffi::CString;
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::path::{Component, Path, PathBuf};
+
+use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags, fstat, mkdirat, openat, openat2};
+use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_change, mount_remount, unmount};
+
+/// File systems that show or change the kernel itself, as `/proc/self/mountinfo` names them: a guest that can open
+/// `/proc/self/mem` writes its own host memory and is out of the wasm sandbox.
+pub const KERNEL_FILE_SYSTEMS: [&str; 19] = [
+    "autofs",
+    "binfmt_misc",
+    "bpf",
+    "cgroup",
+    "cgroup2",
+    "configfs",
+    "debugfs",
+    "devpts",
+    "devtmpfs",
+    "efivarfs",
+    "fusectl",
+    "mqueue",
+    "nsfs",
+    "proc",
+    "pstore",
+    "securityfs",
+    "selinuxfs",
+    "sysfs",
+    "tracefs",
+];
+
+/// Opens the directory `path` as a handle for the calls below.
+///
+/// # Errors
+///
+/// What openat(2) says.
+pub fn open_directory(path: &Path) -> io::Result<OwnedFd> {
+    Ok(openat(CWD, path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?)
+}
+
+/// Opens `path` as if `root` were `/`: symlinks and `..` stay inside (openat2(2), `RESOLVE_IN_ROOT`).
+///
+/// # Errors
+///
+/// What openat2(2) says (Linux 5.6).
+pub fn open_in_root(root: BorrowedFd<'_>, path: &Path) -> io::Result<OwnedFd> {
+    let path = match relative(path) {
+        relative if relative.as_os_str().is_empty() => PathBuf::from("."),
+        relative => relative,
+    };
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    // EAGAIN: a rename or mount raced with the walk; openat2(2) says to try again.
+    loop {
+        match openat2(root, &path, flags, Mode::empty(), ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS) {
+            Err(rustix::io::Errno::AGAIN) => continue,
+            result => return Ok(result?),
+        }
+    }
+}
+
+fn relative(path: &Path) -> PathBuf {
+    path.components().filter(|part| !matches!(part, Component::RootDir | Component::CurDir)).collect()
+}
+
+/// Opens the mount point `path` inside `root`, making what is missing: folders, and a file at the end unless
+/// `directory`.
+///
+/// # Errors
+///
+/// What openat2(2), mkdirat(2) and openat(2) say.
+pub fn open_mount_point(root: BorrowedFd<'_>, path: &Path, directory: bool) -> io::Result<OwnedFd> {
+    let parts: Vec<_> = relative(path).iter().map(PathBuf::from).collect();
+    let mut done = PathBuf::new();
+    for (index, part) in parts.iter().enumerate() {
+        let next = done.join(part);
+        match open_in_root(root, &next) {
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let parent = open_in_root(root, &done)?;
+                let made = if directory || index + 1 < parts.len() {
+                    mkdirat(&parent, part, Mode::from_raw_mode(0o755))
+                } else {
+                    let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+                    openat(&parent, part, flags, Mode::from_raw_mode(0o644)).map(drop)
+                };
+                match made {
+                    Ok(()) | Err(rustix::io::Errno::EXIST) => {}
+                    Err(error) => return Err(error.into()),
+                }
+            }
+            Err(error) => return Err(error),
+        }
+        done = next;
+    }
+    open_in_root(root, path)
+}
+
+/// Whether `fd` is a directory, a device or anything else.
+///
+/// # Errors
+///
+/// What fstat(2) says.
+pub fn file_type(fd: BorrowedFd<'_>) -> io::Result<FileType> {
+    Ok(FileType::from_raw_mode(fstat(fd)?.st_mode))
+}
+
+/// The path by which mount(2) reaches an open file; needs the host's `/proc`.
+fn by_fd(fd: BorrowedFd<'_>) -> PathBuf {
+    PathBuf::from(format!("/proc/self/fd/{}", fd.as_raw_fd()))
+}
+
+/// Mounts a new file system of `kind` on the open mount point.
+///
+/// # Errors
+///
+/// What mount(2) says.
+pub fn mount_new(kind: &str, target: BorrowedFd<'_>, flags: MountFlags, data: &str) -> io::Result<()> {
+    let data = CString::new(data)?;
+    Ok(mount(kind, by_fd(target), kind, flags, data.as_c_str())?)
+}
+
+/// Mounts an overlay on `target`. Layers beyond a page of options are named relative to their common folder, into
+/// which the process changes for the call, as containerd does (`mount/mount_linux.go`).
+///
+/// # Errors
+///
+/// What mount(2) says.
+pub fn mount_overlay(target: &Path, options: &[String]) -> io::Result<()> {
+    const PAGE: usize = 4096;
+    let target = std::path::absolute(target)?;
+    let plain = CString::new(options.join(","))?;
+    if plain.as_bytes_with_nul().len() < PAGE {
+        return Ok(mount("overlay", &target, "overlay", MountFlags::NODEV, plain.as_c_str())?);
+    }
+    let (folder, short) = shorten_lowerdirs(options)
+        .ok_or_else(|| io::Error::other("the overlay's options exceed a page and its layers share no folder"))?;
+    let back = std::env::current_dir()?;
+    std::env::set_current_dir(&folder)?;
+    let data = CString::new(short.join(","))?;
+    let mounted = mount("overlay", &target, "overlay", MountFlags::NODEV, data.as_c_str());
+    std::env::set_current_dir(back)?;
+    Ok(mounted?)
+}
+
+/// The layers' common folder and the options with `lowerdir` relative to it.
+fn shorten_lowerdirs(options: &[String]) -> Option<(PathBuf, Vec<String>)> {
+    let lower = options.iter().find_map(|option| option.strip_prefix("lowerdir="))?;
+    let layers: Vec<&Path> = lower.split(':').map(Path::new).collect();
+    let mut common = layers.first()?.parent()?.to_path_buf();
+    while !layers.iter().all(|layer| layer.starts_with(&common)) {
+        common = common.parent()?.to_path_buf();
+    }
+    let short: Option<Vec<&str>> = layers.iter().map(|layer| layer.strip_prefix(&common).ok()?.to_str()).collect();
+    let short = format!("lowerdir={}", short?.join(":"));
+    let options = options
+        .iter()
+        .map(|option| if option.starts_with("lowerdir=") { short.clone() } else { option.clone() })
+        .collect();
+    Some((common, options))
+}
+
+/// Binds `source` on the open mount point. The flags take effect with `remount_bind`.
+///
+/// # Errors
+///
+/// What mount(2) says.
+pub fn bind(source: &Path, target: BorrowedFd<'_>, recursive: bool) -> io::Result<()> {
+    let flags = if recursive { MountFlags::BIND | MountFlags::REC } else { MountFlags::BIND };
+    Ok(mount(source, by_fd(target), "", flags, None)?)
+}
+
+/// Binds `path` on itself, which makes it a mount point that can be pivoted to.
+///
+/// # Errors
+///
+/// What mount(2) says.
+pub fn bind_self(source: &Path, target: &Path) -> io::Result<()> {
+    Ok(mount(source, target, "", MountFlags::BIND | MountFlags::REC, None)?)
+}
+
+/// Gives the mount at an open path the flags; every flag not named is cleared.
+///
+/// # Errors
+///
+/// What mount(2) says.
+pub fn remount(target: BorrowedFd<'_>, flags: MountFlags) -> io::Result<()> {
+    remount_path(&by_fd(target), flags)
+}
+
+/// As [`remount`], by path.
+///
+/// # Errors
+///
+/// What mount(2) says.
+pub fn remount_path(target: &Path, flags: MountFlags) -> io::Result<()> {
+    Ok(mount_remount(target, flags | MountFlags::BIND, "")?)
+}
+
+/// Makes every mount below an open path read-only (mount_setattr(2) with `AT_RECURSIVE`, Linux 5.12).
+///
+/// # Errors
+///
+/// What mount_setattr(2) says.
+pub fn make_read_only_recursive(target: BorrowedFd<'_>) -> io::Result<()> {
+    let attributes = libc::mount_attr {
+        attr_set: libc::MOUNT_ATTR_RDONLY,
+        attr_clr: 0,
+        propagation: 0,
+        userns_fd: 0,
+    };
+    #[expect(unsafe_code, reason = "rustix offers no mount_setattr")]
+    // SAFETY: the path is an empty C string, the struct lives through the call and its size is passed with it.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            target.as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_EMPTY_PATH | libc::AT_RECURSIVE,
+            &raw const attributes,
+            size_of::<libc::mount_attr>(),
+        )
+    };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Cuts this mount namespace off: nothing mounted here or outside travels across.
+///
+/// # Errors
+///
+/// What mount(2) says.
+pub fn make_private() -> io::Result<()> {
+    Ok(mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?)
+}
+
+/// Makes the mount at `root` the root of this mount namespace and drops everything else.
+///
+/// # Errors
+///
+/// What pivot_root(2) and umount(2) say.
+pub fn pivot(root: &Path) -> io::Result<()> {
+    std::env::set_current_dir(root)?;
+    // pivot_root(".", "."): the old root ends up on top of the new one, and is unmounted there (pivot_root(2), NOTES).
+    rustix::process::pivot_root(".", ".")?;
+    unmount(".", UnmountFlags::DETACH)?;
+    std::env::set_current_dir("/")
+}
+
+/// Unmounts everything stacked at `path`; one that is no mount point, or missing, is fine.
+///
+/// # Errors
+///
+/// What umount(2) says besides `EINVAL` and `ENOENT`.
+pub fn unmount_all(path: &Path) -> io::Result<()> {
+    loop {
+        match unmount(path, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
+            Ok(()) => {}
+            Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOENT) => return Ok(()),
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+/// The mounts at or below `folder` whose type is one of [`KERNEL_FILE_SYSTEMS`]: mount point and type, from the text of
+/// `/proc/self/mountinfo`.
+pub fn kernel_mounts_below(mountinfo: &str, folder: &Path) -> Vec<(PathBuf, String)> {
+    mountinfo
+        .lines()
+        .filter_map(|line| {
+            let (before, after) = line.split_once(" - ")?;
+            let point = PathBuf::from(unescape(before.split(' ').nth(4)?));
+            let kind = after.split(' ').next()?;
+            (point.starts_with(folder) && KERNEL_FILE_SYSTEMS.contains(&kind)).then(|| (point, kind.to_owned()))
+        })
+        .collect()
+}
+
+/// Undoes the octal escapes of proc(5)'s mount tables.
+fn unescape(field: &str) -> String {
+    ["\\040", "\\011", "\\012", "\\134"]
+        .iter()
+        .zip([" ", "\t", "\n", "\\"])
+        .fold(field.to_owned(), |field, (code, character)| field.replace(code, character))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::fd::AsFd;
+    use std::os::unix::fs::symlink;
+
+    fn folder(name: &str) -> PathBuf {
+        let folder = std::env::temp_dir().join(format!("kubewasi-mounts-{}-{name}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        folder
+    }
+
+    #[test]
+    fn a_mount_point_behind_an_absolute_symlink_stays_inside_the_root() {
+        let root = folder("inside");
+        symlink("/elsewhere", root.join("link")).unwrap();
+        std::fs::create_dir(root.join("elsewhere")).unwrap();
+        let handle = open_directory(&root).unwrap();
+        open_mount_point(handle.as_fd(), Path::new("/link/a/file"), false).unwrap();
+        assert!(root.join("elsewhere/a/file").is_file());
+        std::fs::remove_dir_all(root).unwrap();
+    }
+
+    #[test]
+    fn dots_do_not_leave_the_root() {
+        let root = folder("dots");
+        let handle = open_directory(&root).unwrap();
+        open_mount_point(handle.as_fd(), Path::new("/../../made"), true).unwrap();
+        assert!(root.join("made").is_dir());
+        std::fs::remove_dir_all(root).unwrap();
+    }
+
+    #[test]
+    fn kernel_mounts_are_found_below_a_folder_and_not_beside_it() {
+        let table = "1 0 0:5 / /r/host\\040x/proc rw,nosuid - proc proc rw\n\
+                     2 0 0:6 / /r/data rw - ext4 /dev/vda rw\n\
+                     3 0 0:7 / /root-beside rw shared:2 - sysfs sysfs rw\n";
+        let found = kernel_mounts_below(table, Path::new("/r"));
+        assert_eq!(found, [(PathBuf::from("/r/host x/proc"), "proc".to_owned())]);
+    }
+
+    #[test]
+    fn long_lower_layers_are_named_relative_to_their_common_folder() {
+        let options = ["index=off".to_owned(), "lowerdir=/s/12/fs:/s/7/fs".to_owned()];
+        let (common, short) = shorten_lowerdirs(&options).unwrap();
+        assert_eq!(common, Path::new("/s"));
+        assert_eq!(short, ["index=off", "lowerdir=12/fs:7/fs"]);
+    }
+}

@@ -1,0 +1,61 @@
+//! The signals of a guest: as pid 1 of its namespace the default actions do nothing, so they are handlers here.
+
+use std::io;
+
+/// The signals that end a command at once.
+const ENDING: [libc::c_int; 5] = [libc::SIGTERM, libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGUSR1];
+
+/// Makes every ending signal exit the process with 128 + its number, also while it waits for its start.
+///
+/// # Errors
+///
+/// What sigaction(2) says.
+pub fn end_on_signals() -> io::Result<()> {
+    extern "C" fn end(signal: libc::c_int) {
+        crate::sys::fork::exit(128 + signal)
+    }
+    ENDING.iter().try_for_each(|signal| handle(*signal, end as *const () as libc::sighandler_t))
+}
+
+/// Makes TERM and INT exit with 0, as the pause container does, and lets the kernel reap orphans.
+///
+/// # Errors
+///
+/// What sigaction(2) says.
+pub fn hold_like_pause() -> io::Result<()> {
+    extern "C" fn end(_: libc::c_int) {
+        crate::sys::fork::exit(0)
+    }
+    handle(libc::SIGTERM, end as *const () as libc::sighandler_t)?;
+    handle(libc::SIGINT, end as *const () as libc::sighandler_t)?;
+    handle(libc::SIGCHLD, libc::SIG_IGN)
+}
+
+fn handle(signal: libc::c_int, handler: libc::sighandler_t) -> io::Result<()> {
+    #[expect(unsafe_code, reason = "rustix leaves sigaction to libc")]
+    // SAFETY: the handlers call _exit alone, which is async-signal-safe; the struct is zeroed, then filled. A guest's
+    // stack may be a fiber's or exhausted, so the handler runs on the alternate stack when there is one.
+    let result = unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        action.sa_sigaction = handler;
+        action.sa_flags = libc::SA_ONSTACK;
+        libc::sigaction(signal, &action, std::ptr::null_mut())
+    };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Unblocks every signal: the mask is inherited through forks.
+///
+/// # Errors
+///
+/// What sigprocmask(2) says.
+pub fn unblock_all() -> io::Result<()> {
+    #[expect(unsafe_code, reason = "rustix leaves sigprocmask to libc")]
+    // SAFETY: the set is initialised by sigemptyset before it is read.
+    let result = unsafe {
+        let mut none: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&mut none);
+        libc::sigprocmask(libc::SIG_SETMASK, &none, std::ptr::null_mut())
+    };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
