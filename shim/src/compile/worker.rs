@@ -15,7 +15,7 @@ use rustix::process::{DumpableBehavior, Resource, Rlimit, Signal};
 use super::world::world;
 use super::{Profile, World, engine};
 use crate::sys::seccomp::{Allow, FilterError};
-use crate::sys::{allocator, descriptors, seccomp};
+use crate::sys::{allocator, fds, seccomp};
 
 /// What a worker is told, as arguments.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -162,7 +162,7 @@ fn said(panic: &(dyn Any + Send)) -> &str {
 /// Gives up everything that compiling does not need. The order matters: each step needs what a later one takes away.
 fn confine(job: &Job) -> Result<(), String> {
     let step = |what: &'static str| move |error: io::Error| format!("confining the compiler failed: {what}: {error}");
-    descriptors::close_from(3).map_err(step("closing descriptors"))?;
+    fds::close_all_but(&[]).map_err(step("closing descriptors"))?;
     let rustix_step = |what| move |errno: rustix::io::Errno| step(what)(errno.into());
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL)).map_err(rustix_step("death signal"))?;
     // Guests that start come first.

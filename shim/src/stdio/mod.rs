@@ -1,1 +1,3 @@
-//! The stdio room.
+//! The standard streams of a container, as containerd names them: fifos, files, nothing.
+
+pub mod streams;

@@ -3,7 +3,6 @@
 pub mod allocator;
 pub mod cgroup;
 pub mod credentials;
-pub mod descriptors;
 pub mod fds;
 pub mod fork;
 pub mod memfd;
@@ -13,3 +12,4 @@ pub mod pidfd;
 pub mod seccomp;
 pub mod seqpacket;
 pub mod signals;
+pub mod standard;

@@ -1,0 +1,266 @@
+//! From a handler's TOML to options, or to a message that names the key, the value and the mend.
+
+use crate::table::{Entry, Kind, Options, TABLE, Value, size};
+
+/// Why options are refused.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum OptionsError {
+    #[error("the runtime options are not TOML: {0}")]
+    Syntax(String),
+    #[error("unknown option {key:?}; {}", known(nearest))]
+    Unknown { key: String, nearest: Vec<&'static str> },
+    #[error("option {key}: {value} is not {wanted}")]
+    Kind {
+        key: &'static str,
+        value: String,
+        wanted: String,
+    },
+    #[error("option {key}: {value} is out of range, it must be {min} to {max}")]
+    Range {
+        key: &'static str,
+        value: String,
+        min: String,
+        max: String,
+    },
+}
+
+fn known(nearest: &[&'static str]) -> String {
+    if nearest.is_empty() {
+        format!(
+            "known are {}",
+            TABLE.iter().map(|entry| entry.key).collect::<Vec<_>>().join(", ")
+        )
+    } else {
+        format!("did you mean {}?", nearest.join(" or "))
+    }
+}
+
+/// Reads the options of a handler from its TOML; a key that is missing has its default.
+pub fn parse(toml: &str) -> Result<Options, OptionsError> {
+    let table: toml::Table = toml
+        .parse()
+        .map_err(|error: toml::de::Error| OptionsError::Syntax(error.to_string().trim_end().to_owned()))?;
+    let mut options = Options::default();
+    for (key, value) in &table {
+        // containerd's own key beside ours: it says what the body is (runtimeoptions.v1.Options.type_url).
+        if key == "TypeUrl" {
+            continue;
+        }
+        let entry = TABLE
+            .iter()
+            .find(|entry| entry.key == key)
+            .ok_or_else(|| OptionsError::Unknown {
+                key: key.clone(),
+                nearest: nearest(key),
+            })?;
+        (entry.set)(&mut options, checked(entry, value)?);
+    }
+    Ok(options)
+}
+
+fn checked(entry: &Entry, value: &toml::Value) -> Result<Value, OptionsError> {
+    match value {
+        toml::Value::String(written) => text(entry, written),
+        toml::Value::Integer(number) => match entry.kind {
+            Kind::Bytes { .. } | Kind::Seconds { .. } | Kind::Count { .. } => text(entry, &number.to_string()),
+            Kind::Word(_) | Kind::Text | Kind::Path => Err(wrong_kind(entry, number.to_string())),
+        },
+        other => Err(wrong_kind(entry, other.to_string())),
+    }
+}
+
+/// Tests a value as it is written in TOML strings and in annotations.
+pub(crate) fn text(entry: &Entry, written: &str) -> Result<Value, OptionsError> {
+    let quoted = || format!("{written:?}");
+    match entry.kind {
+        Kind::Word(words) if words.contains(&written) => Ok(Value::Text(written.to_owned())),
+        Kind::Text => Ok(Value::Text(written.to_owned())),
+        Kind::Path if written.starts_with('/') => Ok(Value::Text(written.to_owned())),
+        Kind::Word(_) | Kind::Path => Err(wrong_kind(entry, quoted())),
+        Kind::Bytes { min, max } => {
+            let bytes = bytes(written).ok_or_else(|| wrong_kind(entry, quoted()))?;
+            in_range(entry, written, bytes, min, max, size)
+        }
+        Kind::Seconds { min, max } | Kind::Count { min, max } => {
+            let number = number(written).ok_or_else(|| wrong_kind(entry, quoted()))?;
+            in_range(entry, written, number, min, max, |bound| bound.to_string())
+        }
+    }
+}
+
+/// A whole number of any sign and size, so that one too small or too large is out of range and not nonsense.
+fn number(written: &str) -> Option<i128> {
+    written.parse().ok()
+}
+
+fn bytes(written: &str) -> Option<i128> {
+    let (digits, unit) = match written.find(|c: char| c.is_ascii_alphabetic()) {
+        Some(at) => written.split_at(at),
+        None => (written, ""),
+    };
+    let factor: i128 = match unit {
+        "" => 1,
+        "Ki" => 1 << 10,
+        "Mi" => 1 << 20,
+        "Gi" => 1 << 30,
+        _ => return None,
+    };
+    number(digits)?.checked_mul(factor)
+}
+
+fn in_range(
+    entry: &Entry,
+    written: &str,
+    number: i128,
+    min: u64,
+    max: u64,
+    shown: impl Fn(u64) -> String,
+) -> Result<Value, OptionsError> {
+    match u64::try_from(number) {
+        Ok(number) if (min..=max).contains(&number) => Ok(Value::Number(number)),
+        _ => Err(OptionsError::Range {
+            key: entry.key,
+            value: written.to_owned(),
+            min: shown(min),
+            max: shown(max),
+        }),
+    }
+}
+
+fn wrong_kind(entry: &Entry, value: String) -> OptionsError {
+    let wanted = match entry.kind {
+        Kind::Word(words) => format!("one of {}", words.join(", ")),
+        Kind::Text => "text in quotes".to_owned(),
+        Kind::Path => "an absolute path in quotes".to_owned(),
+        Kind::Bytes { .. } => "a number of bytes like 67108864 or \"64Mi\" (units: Ki, Mi, Gi)".to_owned(),
+        Kind::Seconds { .. } => "a whole number of seconds".to_owned(),
+        Kind::Count { .. } => "a whole number".to_owned(),
+    };
+    OptionsError::Kind {
+        key: entry.key,
+        value,
+        wanted,
+    }
+}
+
+/// The keys that a mistyped one may have meant, best first.
+fn nearest(key: &str) -> Vec<&'static str> {
+    // Below this likeness a suggestion confuses more than it helps.
+    const LIKE: f64 = 0.8;
+    let mut near: Vec<(f64, &'static str)> = TABLE
+        .iter()
+        .map(|entry| {
+            (
+                strsim::jaro_winkler(&key.to_lowercase().replace('-', "_"), entry.key),
+                entry.key,
+            )
+        })
+        .filter(|(likeness, _)| *likeness >= LIKE)
+        .collect();
+    near.sort_by(|a, b| b.0.total_cmp(&a.0));
+    near.into_iter().take(2).map(|(_, key)| key).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::Scope;
+
+    fn refused(toml: &str) -> String {
+        parse(toml).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn an_empty_body_is_all_defaults() {
+        assert_eq!(parse(""), Ok(Options::default()));
+    }
+
+    #[test]
+    fn every_key_is_read() {
+        let options = parse(
+            "scope = 'pod'\nlog = 'debug,ttrpc=info'\ncache_dir = '/c'\ncache_size = '100Mi'\ncompile_timeout = 5\n\
+             compile_memory = 134217728\nidle_timeout = 0\nlauncher_max_forks = '7'\n",
+        )
+        .unwrap();
+        assert_eq!(
+            options,
+            Options {
+                scope: Scope::Pod,
+                log: "debug,ttrpc=info".to_owned(),
+                cache_dir: "/c".into(),
+                cache_size: 100 << 20,
+                compile_timeout: Duration::from_secs(5),
+                compile_memory: 128 << 20,
+                idle_timeout: Duration::ZERO,
+                launcher_max_forks: 7,
+            }
+        );
+    }
+
+    #[test]
+    fn an_unknown_key_is_refused_with_the_nearest_known_ones() {
+        assert_eq!(
+            refused("cache-dirr = '/x'"),
+            "unknown option \"cache-dirr\"; did you mean cache_dir or cache_size?"
+        );
+        assert_eq!(
+            refused("idle_timout = 1"),
+            "unknown option \"idle_timout\"; did you mean idle_timeout?"
+        );
+    }
+
+    #[test]
+    fn a_key_like_no_other_is_refused_with_all_known_ones() {
+        let message = refused("SystemdCgroup = true");
+        assert!(
+            message.starts_with("unknown option \"SystemdCgroup\"; known are scope, log, cache_dir"),
+            "{message}"
+        );
+    }
+
+    #[test]
+    fn a_value_out_of_range_is_refused_with_key_value_and_range() {
+        assert_eq!(
+            refused("cache_size = '1Mi'"),
+            "option cache_size: 1Mi is out of range, it must be 64Mi to 1024Gi"
+        );
+        assert_eq!(
+            refused("idle_timeout = -1"),
+            "option idle_timeout: -1 is out of range, it must be 0 to 86400"
+        );
+        assert_eq!(
+            refused("compile_timeout = 9223372036854775807"),
+            "option compile_timeout: 9223372036854775807 is out of range, it must be 1 to 3600"
+        );
+    }
+
+    #[test]
+    fn a_value_of_the_wrong_kind_is_refused_with_what_is_wanted() {
+        assert_eq!(
+            refused("scope = 'cluster'"),
+            "option scope: \"cluster\" is not one of node, namespace, pod"
+        );
+        assert_eq!(
+            refused("cache_dir = 'cache'"),
+            "option cache_dir: \"cache\" is not an absolute path in quotes"
+        );
+        assert_eq!(
+            refused("idle_timeout = true"),
+            "option idle_timeout: true is not a whole number of seconds"
+        );
+        assert!(refused("cache_size = '2GB'").contains("is not a number of bytes"));
+        assert!(refused("log = 3").contains("option log: 3 is not text in quotes"));
+    }
+
+    #[test]
+    fn what_is_not_toml_is_refused_as_such() {
+        assert!(refused("scope = ").starts_with("the runtime options are not TOML: "));
+    }
+
+    #[test]
+    fn containerds_own_type_url_beside_our_keys_is_accepted() {
+        assert_eq!(parse("TypeUrl = 'x'\nscope = 'node'"), Ok(Options::default()));
+    }
+}

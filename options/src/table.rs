@@ -1,0 +1,281 @@
+//! Which options there are.
+
+use std::fmt::Write;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+/// Which containers share one shim server.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Scope {
+    /// All containers of a node.
+    #[default]
+    Node,
+    /// The containers of one containerd namespace.
+    Namespace,
+    /// The containers of one pod, or one container outside a pod.
+    Pod,
+}
+
+/// The options of a runtime handler, every one with a value.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Options {
+    /// Which containers share one server.
+    pub scope: Scope,
+    /// A filter in the syntax of `RUST_LOG`.
+    pub log: String,
+    /// The root-only folder of compiled artifacts.
+    pub cache_dir: PathBuf,
+    /// The most bytes the artifact cache keeps.
+    pub cache_size: u64,
+    /// The longest one compilation may run.
+    pub compile_timeout: Duration,
+    /// The most memory one compilation may use, in bytes.
+    pub compile_memory: u64,
+    /// How long a server without containers lives.
+    pub idle_timeout: Duration,
+    /// After how many forks the launcher is renewed.
+    pub launcher_max_forks: u64,
+}
+
+/// Where a key may be set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// Only in the handler's options, by who administers the node.
+    Handler,
+    /// Also in a pod's annotations, by who may create pods.
+    Pod,
+}
+
+/// What a value may be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// One of these words.
+    Word(&'static [&'static str]),
+    /// Any text.
+    Text,
+    /// An absolute path.
+    Path,
+    /// A number of bytes, with `Ki`, `Mi` or `Gi` behind it or nothing.
+    Bytes { min: u64, max: u64 },
+    /// A whole number of seconds.
+    Seconds { min: u64, max: u64 },
+    /// A whole number.
+    Count { min: u64, max: u64 },
+}
+
+/// A value that passed its kind's test.
+pub(crate) enum Value {
+    Text(String),
+    Number(u64),
+}
+
+/// A row of the table.
+pub struct Entry {
+    pub key: &'static str,
+    pub kind: Kind,
+    /// The default, as it would be written.
+    pub default: &'static str,
+    pub place: Place,
+    pub doc: &'static str,
+    pub(crate) set: fn(&mut Options, Value),
+}
+
+const KI: u64 = 1 << 10;
+const MI: u64 = 1 << 20;
+const GI: u64 = 1 << 30;
+
+/// All options, in the order of the documentation.
+pub const TABLE: &[Entry] = &[
+    Entry {
+        key: "scope",
+        kind: Kind::Word(&["node", "namespace", "pod"]),
+        default: "node",
+        place: Place::Handler,
+        doc: "Which containers share one shim server.",
+        set: |options, value| {
+            if let Value::Text(word) = value {
+                options.scope = match word.as_str() {
+                    "namespace" => Scope::Namespace,
+                    "pod" => Scope::Pod,
+                    _ => Scope::Node,
+                };
+            }
+        },
+    },
+    Entry {
+        key: "log",
+        kind: Kind::Text,
+        default: "info",
+        place: Place::Handler,
+        doc: "What is logged, in the syntax of RUST_LOG.",
+        set: |options, value| set_text(&mut options.log, value),
+    },
+    Entry {
+        key: "cache_dir",
+        kind: Kind::Path,
+        default: "/var/lib/kubewasi/cache",
+        place: Place::Handler,
+        doc: "The root-only folder of compiled artifacts.",
+        set: |options, value| {
+            if let Value::Text(path) = value {
+                options.cache_dir = path.into();
+            }
+        },
+    },
+    Entry {
+        key: "cache_size",
+        // The largest artifacts are some 34 MB; below this one image would evict itself.
+        kind: Kind::Bytes {
+            min: 64 * MI,
+            max: 1024 * GI,
+        },
+        default: "2Gi",
+        place: Place::Handler,
+        doc: "The most bytes the artifact cache keeps; the least recently used go first.",
+        set: |options, value| set_number(&mut options.cache_size, value),
+    },
+    Entry {
+        key: "compile_timeout",
+        kind: Kind::Seconds { min: 1, max: 3600 },
+        default: "60",
+        place: Place::Handler,
+        doc: "The longest one compilation may run.",
+        set: |options, value| set_seconds(&mut options.compile_timeout, value),
+    },
+    Entry {
+        key: "compile_memory",
+        kind: Kind::Bytes {
+            min: 64 * MI,
+            max: 64 * GI,
+        },
+        default: "1Gi",
+        place: Place::Handler,
+        doc: "The most memory one compilation may use.",
+        set: |options, value| set_number(&mut options.compile_memory, value),
+    },
+    Entry {
+        key: "idle_timeout",
+        kind: Kind::Seconds { min: 0, max: 86400 },
+        default: "60",
+        place: Place::Handler,
+        doc: "How long a server lives after its last container.",
+        set: |options, value| set_seconds(&mut options.idle_timeout, value),
+    },
+    Entry {
+        key: "launcher_max_forks",
+        kind: Kind::Count {
+            min: 1,
+            max: 1_000_000_000,
+        },
+        default: "10000",
+        place: Place::Handler,
+        doc: "After how many forks the launcher, whose address layout its guests share, is renewed.",
+        set: |options, value| set_number(&mut options.launcher_max_forks, value),
+    },
+];
+
+fn set_text(field: &mut String, value: Value) {
+    if let Value::Text(text) = value {
+        *field = text;
+    }
+}
+
+fn set_number(field: &mut u64, value: Value) {
+    if let Value::Number(number) = value {
+        *field = number;
+    }
+}
+
+fn set_seconds(field: &mut Duration, value: Value) {
+    if let Value::Number(seconds) = value {
+        *field = Duration::from_secs(seconds);
+    }
+}
+
+impl Default for Options {
+    /// The values of the table; the fields' own are replaced row by row.
+    fn default() -> Options {
+        let mut options = Options {
+            scope: Scope::default(),
+            log: String::new(),
+            cache_dir: PathBuf::new(),
+            cache_size: 0,
+            compile_timeout: Duration::ZERO,
+            compile_memory: 0,
+            idle_timeout: Duration::ZERO,
+            launcher_max_forks: 0,
+        };
+        for entry in TABLE {
+            if let Ok(value) = crate::parse::text(entry, entry.default) {
+                (entry.set)(&mut options, value);
+            }
+        }
+        options
+    }
+}
+
+/// The table as text for people: a line an option.
+pub fn reference() -> String {
+    let mut text = String::new();
+    for entry in TABLE {
+        let kind = match entry.kind {
+            Kind::Word(words) => words.join(" | "),
+            Kind::Text => "text".to_owned(),
+            Kind::Path => "absolute path".to_owned(),
+            Kind::Bytes { min, max } => format!("bytes, {} to {}", size(min), size(max)),
+            Kind::Seconds { min, max } => format!("seconds, {min} to {max}"),
+            Kind::Count { min, max } => format!("number, {min} to {max}"),
+        };
+        let _ = writeln!(
+            text,
+            "  {:<19} {} ({kind}; default {})",
+            entry.key, entry.doc, entry.default
+        );
+    }
+    text
+}
+
+/// A number of bytes as it would be written, in the largest unit that divides it.
+pub(crate) fn size(bytes: u64) -> String {
+    [(GI, "Gi"), (MI, "Mi"), (KI, "Ki")]
+        .into_iter()
+        .find(|(unit, _)| bytes >= *unit && bytes.is_multiple_of(*unit))
+        .map_or_else(|| bytes.to_string(), |(unit, name)| format!("{}{name}", bytes / unit))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_default_passes_its_own_kind() {
+        for entry in TABLE {
+            assert!(crate::parse::text(entry, entry.default).is_ok(), "{}", entry.key);
+        }
+        let options = Options::default();
+        assert_eq!(options.scope, Scope::Node);
+        assert_eq!(options.log, "info");
+        assert_eq!(options.cache_dir, PathBuf::from("/var/lib/kubewasi/cache"));
+        assert_eq!(options.cache_size, 2 << 30);
+        assert_eq!(options.compile_timeout, Duration::from_secs(60));
+        assert_eq!(options.compile_memory, 1 << 30);
+        assert_eq!(options.idle_timeout, Duration::from_secs(60));
+        assert_eq!(options.launcher_max_forks, 10_000);
+    }
+
+    #[test]
+    fn every_option_is_in_the_reference_with_its_default() {
+        let text = reference();
+        for entry in TABLE {
+            assert!(
+                text.lines()
+                    .any(|line| line.contains(entry.key) && line.contains(entry.default)),
+                "{}",
+                entry.key
+            );
+        }
+    }
+}

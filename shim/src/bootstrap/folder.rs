@@ -1,0 +1,287 @@
+//! Where a server lives: its key, its folder under /run/kubewasi, its lock and its settings.
+//!
+//! ```text
+//! /run/kubewasi/<key>/lock           held while the server is looked for, spawned or ended
+//!                     server.json    what `serve` is to be, written by the `start` that spawns it
+//!                     control.sock   reserve, delete, status
+//! /run/containerd/s/<key>            the task API (or socket_dir/<key>)
+//! ```
+
+use std::fs::{self, DirBuilder, File};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+use kubewasi_options::{Options, Scope};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+/// All servers' folders.
+pub const ROOT: &str = "/run/kubewasi";
+
+/// Where containerd's own shims have their sockets.
+pub const SOCKETS: &str = "/run/containerd/s";
+
+/// `sockaddr_un.sun_path` with its final zero byte (unix(7)).
+const SOCKET_PATH_MAX: usize = 107;
+
+/// What a server is to be.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Settings {
+    /// containerd's gRPC socket.
+    pub address: PathBuf,
+    /// containerd's ttrpc socket, for events.
+    pub ttrpc_address: String,
+    /// Where the task API is served.
+    pub socket: PathBuf,
+    pub options: Options,
+    /// containerd logs at debug level.
+    pub debug: bool,
+}
+
+/// What makes two containers share a server: everything in it must be equal.
+#[derive(Debug)]
+pub struct Grouping<'a> {
+    pub address: &'a str,
+    /// Which build this binary is.
+    pub build: &'a str,
+    /// Handlers with different options do not share a server, or one's options would silently be the other's.
+    pub options: &'a Options,
+    pub namespace: &'a str,
+    /// The pod's sandbox, or the container itself.
+    pub pod: &'a str,
+}
+
+/// The name of the server of `grouping`: 32 hex digits, short enough for a socket's path.
+pub fn key(grouping: &Grouping<'_>) -> Result<String, serde_json::Error> {
+    let (namespace, pod) = match grouping.options.scope {
+        Scope::Node => ("", ""),
+        Scope::Namespace => (grouping.namespace, ""),
+        Scope::Pod => (grouping.namespace, grouping.pod),
+    };
+    let parts = serde_json::to_vec(&(grouping.address, grouping.build, grouping.options, namespace, pod))?;
+    Ok(Sha256::digest(parts)
+        .iter()
+        .take(16)
+        .map(|byte| format!("{byte:02x}"))
+        .collect())
+}
+
+/// Which build the running binary is, without reading it: its version, and the file's identity and time.
+pub fn build() -> io::Result<String> {
+    let exe = fs::metadata("/proc/self/exe")?;
+    Ok(format!(
+        "{}-{}:{}:{}:{}.{}",
+        env!("CARGO_PKG_VERSION"),
+        exe.dev(),
+        exe.ino(),
+        exe.size(),
+        exe.mtime(),
+        exe.mtime_nsec()
+    ))
+}
+
+/// The task API's socket: in `dir` when its path is short enough, else in the server's own `folder`.
+pub fn socket(dir: &Path, folder: &Path, key: &str) -> PathBuf {
+    let socket = dir.join(key);
+    if socket.as_os_str().len() <= SOCKET_PATH_MAX {
+        socket
+    } else {
+        folder.join("task.sock")
+    }
+}
+
+/// The control socket of the server in `folder`.
+pub fn control(folder: &Path) -> PathBuf {
+    folder.join("control.sock")
+}
+
+/// The folder of the server that serves the task API at `address`, a `unix://` URL, by the name of its socket.
+pub fn of_address(address: &str) -> Option<PathBuf> {
+    let socket = Path::new(address.strip_prefix("unix://")?);
+    match socket.file_name()?.to_str()? {
+        "task.sock" => socket.parent().map(Path::to_owned),
+        key => Some(Path::new(ROOT).join(key)),
+    }
+}
+
+/// Makes a folder that only root may enter, and its parents.
+pub fn make(folder: &Path) -> io::Result<()> {
+    DirBuilder::new().recursive(true).mode(0o700).create(folder)
+}
+
+/// Holds a server's folder: nobody else looks for, spawns or ends the server meanwhile.
+#[derive(Debug)]
+pub struct Lock {
+    folder: PathBuf,
+    file: File,
+}
+
+impl Lock {
+    /// Makes the folder when it is missing and waits for its lock.
+    pub fn take(folder: &Path) -> io::Result<Lock> {
+        let path = folder.join("lock");
+        loop {
+            make(folder)?;
+            let file = match File::options().create(true).truncate(false).write(true).open(&path) {
+                Ok(file) => file,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                Err(error) => return Err(error),
+            };
+            file.lock()?;
+            // A server that ended meanwhile removed the folder: a lock on a removed file keeps nobody out.
+            let held = file.metadata()?;
+            match fs::metadata(&path) {
+                Ok(now) if (now.dev(), now.ino()) == (held.dev(), held.ino()) => {
+                    return Ok(Lock {
+                        folder: folder.to_owned(),
+                        file,
+                    });
+                }
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Writes what the server is to be.
+    pub fn write(&self, settings: &Settings) -> io::Result<()> {
+        fs::write(self.folder.join("server.json"), serde_json::to_vec_pretty(settings)?)
+    }
+
+    /// Removes the folder and what is in it; the lock goes with it.
+    pub fn remove(self) -> io::Result<()> {
+        // Moved away at one stroke: whoever waits finds a lock that is no longer in its place, and makes a new folder.
+        let name = self.folder.file_name().unwrap_or_default().to_string_lossy();
+        let ended = self
+            .folder
+            .with_file_name(format!(".{name}.{}", self.file.metadata()?.ino()));
+        fs::rename(&self.folder, &ended)?;
+        fs::remove_dir_all(&ended)
+    }
+}
+
+/// Reads what the server in `folder` is to be.
+pub fn settings(folder: &Path) -> io::Result<Settings> {
+    Ok(serde_json::from_slice(&fs::read(folder.join("server.json"))?)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+
+    fn scratch(name: &str) -> PathBuf {
+        let path = std::env::temp_dir().join(format!("kubewasi-folder-{}-{name}", std::process::id()));
+        let _ = fs::remove_dir_all(&path);
+        path
+    }
+
+    fn key_of(scope: Scope, namespace: &str, pod: &str, build: &str) -> String {
+        let options = Options {
+            scope,
+            ..Options::default()
+        };
+        key(&Grouping {
+            address: "/run/containerd/containerd.sock",
+            build,
+            options: &options,
+            namespace,
+            pod,
+        })
+        .unwrap()
+    }
+
+    #[test]
+    fn the_scope_decides_who_shares_a_server() {
+        let key = |scope, namespace, pod| key_of(scope, namespace, pod, "1");
+        assert_eq!(key(Scope::Node, "a", "p"), key(Scope::Node, "b", "q"));
+        assert_eq!(key(Scope::Namespace, "a", "p"), key(Scope::Namespace, "a", "q"));
+        assert_ne!(key(Scope::Namespace, "a", "p"), key(Scope::Namespace, "b", "p"));
+        assert_eq!(key(Scope::Pod, "a", "p"), key(Scope::Pod, "a", "p"));
+        assert_ne!(key(Scope::Pod, "a", "p"), key(Scope::Pod, "a", "q"));
+        assert_ne!(key(Scope::Pod, "a", "p"), key(Scope::Pod, "b", "p"));
+    }
+
+    #[test]
+    fn another_build_or_containerd_or_option_has_another_server() {
+        let default = key_of(Scope::Node, "a", "p", "1");
+        assert_ne!(default, key_of(Scope::Node, "a", "p", "2"));
+        let options = Options::default();
+        let grouping = Grouping {
+            address: "/tmp/containerd.sock",
+            build: "1",
+            options: &options,
+            namespace: "a",
+            pod: "p",
+        };
+        assert_ne!(default, key(&grouping).unwrap());
+        let options = Options {
+            cache_size: 1 << 30,
+            ..Options::default()
+        };
+        let grouping = Grouping {
+            address: "/run/containerd/containerd.sock",
+            options: &options,
+            ..grouping
+        };
+        assert_ne!(default, key(&grouping).unwrap());
+    }
+
+    #[test]
+    fn a_socket_path_that_is_too_long_moves_to_the_servers_folder_and_both_lead_back() {
+        let key = "0123456789abcdef0123456789abcdef";
+        let folder = Path::new(ROOT).join(key);
+        let short = socket(Path::new(SOCKETS), &folder, key);
+        assert_eq!(short, Path::new(SOCKETS).join(key));
+        assert_eq!(of_address(&format!("unix://{}", short.display())), Some(folder.clone()));
+        let long = socket(Path::new(&format!("/{}", "d".repeat(80))), &folder, key);
+        assert!(long.as_os_str().len() <= SOCKET_PATH_MAX);
+        assert_eq!(of_address(&format!("unix://{}", long.display())), Some(folder));
+        assert_eq!(of_address("vsock://3:1024"), None);
+    }
+
+    #[test]
+    fn settings_are_read_as_they_were_written() {
+        let folder = scratch("settings");
+        let lock = Lock::take(&folder).unwrap();
+        let written = Settings {
+            address: "/run/containerd/containerd.sock".into(),
+            ttrpc_address: "/run/containerd/containerd.sock.ttrpc".into(),
+            socket: "/run/containerd/s/k".into(),
+            options: Options::default(),
+            debug: true,
+        };
+        lock.write(&written).unwrap();
+        assert_eq!(settings(&folder).unwrap(), written);
+        lock.remove().unwrap();
+        assert!(!folder.exists());
+    }
+
+    #[test]
+    fn a_lock_keeps_others_out_also_when_its_holder_removes_the_folder() {
+        let folder = Arc::new(scratch("lock"));
+        let inside = Arc::new(AtomicUsize::new(0));
+        let threads: Vec<_> = (0..8)
+            .map(|_| {
+                let (folder, inside) = (folder.clone(), inside.clone());
+                std::thread::spawn(move || {
+                    for _ in 0..50 {
+                        let lock = Lock::take(&folder).unwrap();
+                        assert_eq!(inside.fetch_add(1, Ordering::SeqCst), 0);
+                        std::thread::yield_now();
+                        assert_eq!(inside.fetch_sub(1, Ordering::SeqCst), 1);
+                        lock.remove().unwrap();
+                    }
+                })
+            })
+            .collect();
+        for thread in threads {
+            thread.join().unwrap();
+        }
+        assert!(!folder.exists());
+    }
+}

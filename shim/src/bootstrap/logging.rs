@@ -1,0 +1,120 @@
+//! From tracing's events to lines in the containers' log fifos.
+
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use tracing::span::{Attributes, Id, Record};
+use tracing::{Event, Subscriber};
+use tracing_subscriber::layer::{Context, SubscriberExt};
+use tracing_subscriber::registry::LookupSpan;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{EnvFilter, Layer};
+
+use super::logfmt::{self, Fields};
+use super::sinks::{Key, Sinks};
+
+/// Why there is no log.
+#[derive(Debug, thiserror::Error)]
+pub enum LoggingError {
+    #[error("the log filter {filter:?} is not in the syntax of RUST_LOG: {cause}")]
+    Filter {
+        filter: String,
+        cause: tracing_subscriber::filter::ParseError,
+    },
+    #[error("logging is set up twice: {0}")]
+    Twice(#[from] tracing_subscriber::util::TryInitError),
+}
+
+/// Which filter counts: the environment's, else the handler's own, else containerd's level.
+pub fn filter(environment: Option<&str>, option: &str, debug: bool) -> String {
+    let default = kubewasi_options::Options::default().log;
+    match environment {
+        Some(filter) if !filter.is_empty() => filter.to_owned(),
+        _ if option != default => option.to_owned(),
+        _ if debug => "debug".to_owned(),
+        _ => default,
+    }
+}
+
+/// Sends the events that `filter` lets through to `sinks`, and panics with them.
+pub fn set_up(sinks: Arc<Sinks>, filter: &str) -> Result<(), LoggingError> {
+    let filter = EnvFilter::try_new(filter).map_err(|cause| LoggingError::Filter {
+        filter: filter.to_owned(),
+        cause,
+    })?;
+    tracing_subscriber::registry()
+        .with(filter)
+        .with(ToSinks { sinks })
+        .try_init()?;
+    // stderr is /dev/null: without this nobody would hear of a panic.
+    std::panic::set_hook(Box::new(|panic| {
+        let at = panic.location().map(ToString::to_string).unwrap_or_default();
+        tracing::error!(at, "panic: {}", panic.payload_as_str().unwrap_or("of an unknown kind"));
+    }));
+    Ok(())
+}
+
+/// The layer that formats events; spans lend their fields to the events inside them.
+struct ToSinks {
+    sinks: Arc<Sinks>,
+}
+
+impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for ToSinks {
+    fn on_new_span(&self, attributes: &Attributes<'_>, id: &Id, context: Context<'_, S>) {
+        let mut fields = Fields::default();
+        attributes.record(&mut fields);
+        if let Some(span) = context.span(id) {
+            span.extensions_mut().insert(fields);
+        }
+    }
+
+    fn on_record(&self, id: &Id, values: &Record<'_>, context: Context<'_, S>) {
+        if let Some(span) = context.span(id)
+            && let Some(fields) = span.extensions_mut().get_mut::<Fields>()
+        {
+            values.record(fields);
+        }
+    }
+
+    fn on_event(&self, event: &Event<'_>, context: Context<'_, S>) {
+        let mut all = Fields::default();
+        for span in context
+            .event_scope(event)
+            .into_iter()
+            .flat_map(|scope| scope.from_root())
+        {
+            if let Some(fields) = span.extensions().get::<Fields>() {
+                all.pairs.extend(fields.pairs.iter().cloned());
+            }
+        }
+        event.record(&mut all);
+        let line = logfmt::line(SystemTime::now(), *event.metadata().level(), &all.message, &all.pairs);
+        self.sinks.write(key(&all).as_ref(), &line);
+    }
+}
+
+fn key(fields: &Fields) -> Option<Key> {
+    Some((fields.get("namespace")?.to_owned(), fields.get("id")?.to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_environments_filter_wins_then_the_handlers_then_containerds() {
+        assert_eq!(filter(Some("trace"), "warn", true), "trace");
+        assert_eq!(filter(Some(""), "warn", true), "warn");
+        assert_eq!(filter(None, "info", true), "debug");
+        assert_eq!(filter(None, "info", false), "info");
+    }
+
+    #[test]
+    fn a_malformed_filter_is_named() {
+        let message = set_up(Arc::default(), "a=b=c").unwrap_err().to_string();
+        assert!(
+            message.starts_with("the log filter \"a=b=c\" is not in the syntax of RUST_LOG"),
+            "{message}"
+        );
+    }
+}

@@ -1,0 +1,311 @@
+//! Opens a container's streams: one end goes to the guest as it is, the other stays here to keep the fifo alive.
+//!
+//! ```text
+//! stdin   containerd ──> fifo ──> guest     we hold a write end until CloseIO: containerd may restart meanwhile
+//! stdout  containerd <── fifo <── guest     we hold a read end until Delete: no SIGPIPE, no lost output meanwhile
+//! ```
+//!
+//! No open blocks: the end that would wait is opened when its opposite is already there.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{Mode, OFlags};
+
+use crate::sandbox::control::Stdio;
+
+/// The streams as the Create request names them; empty for none.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Streams {
+    pub stdin: String,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+/// Our ends of the fifos. Dropping them is what ends the streams.
+#[derive(Debug, Default)]
+pub struct Kept {
+    stdin: Option<OwnedFd>,
+    _stdout: Option<OwnedFd>,
+    _stderr: Option<OwnedFd>,
+}
+
+impl Kept {
+    /// Ends the guest's stdin, when containerd's client has closed its own end.
+    pub fn close_stdin(&mut self) {
+        self.stdin = None;
+    }
+}
+
+/// Why a stream cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub enum StreamError {
+    #[error("cannot open {stream} at {}: {cause}", path.display())]
+    Open {
+        stream: &'static str,
+        path: PathBuf,
+        cause: io::Error,
+    },
+    #[error("{stream} {uri:?}: streams of scheme {scheme:?} are not supported, use a fifo or file://")]
+    Scheme {
+        stream: &'static str,
+        uri: String,
+        scheme: String,
+    },
+    #[error("stdin {} is not a fifo", .0.display())]
+    StdinNotFifo(PathBuf),
+}
+
+/// Where a stream leads (pure).
+#[derive(Debug, PartialEq, Eq)]
+enum Target<'a> {
+    Nothing,
+    Fifo(&'a Path),
+    File(&'a Path),
+}
+
+fn target<'a>(stream: &'static str, uri: &'a str) -> Result<Target<'a>, StreamError> {
+    match uri.split_once("://") {
+        _ if uri.is_empty() => Ok(Target::Nothing),
+        None => Ok(Target::Fifo(Path::new(uri))),
+        Some(("fifo", path)) => Ok(Target::Fifo(Path::new(path))),
+        Some(("file", path)) => Ok(Target::File(Path::new(path))),
+        Some((scheme, _)) => Err(StreamError::Scheme {
+            stream,
+            uri: uri.to_owned(),
+            scheme: scheme.to_owned(),
+        }),
+    }
+}
+
+/// Opens the three streams: the guest's ends and ours.
+pub fn open(streams: &Streams) -> Result<(Stdio, Kept), StreamError> {
+    let (stdin, kept_stdin) = input(&streams.stdin)?;
+    let (stdout, kept_stdout) = output("stdout", &streams.stdout)?;
+    let (stderr, kept_stderr) = output("stderr", &streams.stderr)?;
+    Ok((
+        Stdio { stdin, stdout, stderr },
+        Kept {
+            stdin: kept_stdin,
+            _stdout: kept_stdout,
+            _stderr: kept_stderr,
+        },
+    ))
+}
+
+type Ends = (Option<OwnedFd>, Option<OwnedFd>);
+
+fn input(uri: &str) -> Result<Ends, StreamError> {
+    match target("stdin", uri)? {
+        Target::Nothing => Ok((None, None)),
+        Target::File(path) => Err(StreamError::StdinNotFifo(path.to_owned())),
+        Target::Fifo(path) => {
+            let failed = |cause| StreamError::Open {
+                stream: "stdin",
+                path: path.to_owned(),
+                cause,
+            };
+            if !is_fifo(path).map_err(failed)? {
+                return Err(StreamError::StdinNotFifo(path.to_owned()));
+            }
+            let guest = open_end(path, OFlags::RDONLY).map_err(failed)?;
+            let kept = open_end(path, OFlags::WRONLY).map_err(failed)?;
+            block(&guest).map_err(failed)?;
+            Ok((Some(guest), Some(kept)))
+        }
+    }
+}
+
+fn output(stream: &'static str, uri: &str) -> Result<Ends, StreamError> {
+    let failed = |path: &Path| {
+        let path = path.to_owned();
+        move |cause| StreamError::Open {
+            stream,
+            path: path.clone(),
+            cause,
+        }
+    };
+    match target(stream, uri)? {
+        Target::Nothing => Ok((None, None)),
+        Target::File(path) => {
+            if let Some(folder) = path.parent() {
+                fs::DirBuilder::new()
+                    .recursive(true)
+                    .mode(0o755)
+                    .create(folder)
+                    .map_err(failed(path))?;
+            }
+            Ok((Some(append(path).map_err(failed(path))?), None))
+        }
+        Target::Fifo(path) if is_fifo(path).map_err(failed(path))? => {
+            let kept = open_end(path, OFlags::RDONLY).map_err(failed(path))?;
+            let guest = open_end(path, OFlags::WRONLY).map_err(failed(path))?;
+            block(&guest).map_err(failed(path))?;
+            Ok((Some(guest), Some(kept)))
+        }
+        // Some clients name a plain file without a scheme.
+        Target::Fifo(path) => Ok((Some(append(path).map_err(failed(path))?), None)),
+    }
+}
+
+fn is_fifo(path: &Path) -> io::Result<bool> {
+    Ok(fs::metadata(path)?.file_type().is_fifo())
+}
+
+fn append(path: &Path) -> io::Result<OwnedFd> {
+    File::options()
+        .create(true)
+        .append(true)
+        .mode(0o644)
+        .open(path)
+        .map(OwnedFd::from)
+}
+
+fn open_end(path: &Path, direction: OFlags) -> io::Result<OwnedFd> {
+    Ok(rustix::fs::open(
+        path,
+        direction | OFlags::NONBLOCK | OFlags::CLOEXEC,
+        Mode::empty(),
+    )?)
+}
+
+/// Clears `O_NONBLOCK`, which the open needed and a guest's program does not expect.
+fn block(end: &OwnedFd) -> io::Result<()> {
+    let flags = rustix::fs::fcntl_getfl(end)?;
+    Ok(rustix::fs::fcntl_setfl(end, flags - OFlags::NONBLOCK)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+
+    use rustix::fs::{CWD, FileType};
+
+    use super::*;
+
+    fn scratch(name: &str) -> PathBuf {
+        let path = std::env::temp_dir().join(format!("kubewasi-streams-{}-{name}", std::process::id()));
+        let _ = fs::remove_dir_all(&path);
+        fs::create_dir_all(&path).unwrap();
+        path
+    }
+
+    fn fifo(folder: &Path, name: &str) -> String {
+        let path = folder.join(name);
+        rustix::fs::mknodat(CWD, &path, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
+        path.display().to_string()
+    }
+
+    fn file(fd: Option<OwnedFd>) -> File {
+        File::from(fd.unwrap())
+    }
+
+    #[test]
+    fn nothing_is_opened_for_empty_names() {
+        let (stdio, kept) = open(&Streams::default()).unwrap();
+        assert!(stdio.stdin.is_none() && stdio.stdout.is_none() && stdio.stderr.is_none());
+        assert!(kept.stdin.is_none());
+    }
+
+    #[test]
+    fn fifos_open_without_anybody_at_the_other_end_and_block_for_the_guest() {
+        let folder = scratch("alone");
+        let streams = Streams {
+            stdin: fifo(&folder, "0"),
+            stdout: fifo(&folder, "1"),
+            stderr: format!("fifo://{}", fifo(&folder, "2")),
+        };
+        let (stdio, _kept) = open(&streams).unwrap();
+        for end in [&stdio.stdin, &stdio.stdout, &stdio.stderr] {
+            let flags = rustix::fs::fcntl_getfl(end.as_ref().unwrap()).unwrap();
+            assert!(!flags.contains(OFlags::NONBLOCK));
+        }
+    }
+
+    #[test]
+    fn stdin_ends_at_close_io_and_not_when_a_client_goes_away() {
+        let folder = scratch("stdin");
+        let path = fifo(&folder, "0");
+        let (stdio, mut kept) = open(&Streams {
+            stdin: path.clone(),
+            ..Streams::default()
+        })
+        .unwrap();
+        let mut stdin = file(stdio.stdin);
+        let mut client = File::options().write(true).open(&path).unwrap();
+        client.write_all(b"one").unwrap();
+        drop(client);
+        let mut client = File::options().write(true).open(&path).unwrap();
+        client.write_all(b"two").unwrap();
+        drop(client);
+        kept.close_stdin();
+        let mut all = String::new();
+        stdin.read_to_string(&mut all).unwrap();
+        assert_eq!(all, "onetwo");
+    }
+
+    #[test]
+    fn output_written_while_nobody_reads_is_there_for_the_next_reader() {
+        let folder = scratch("stdout");
+        let path = fifo(&folder, "1");
+        let (stdio, kept) = open(&Streams {
+            stdout: path.clone(),
+            ..Streams::default()
+        })
+        .unwrap();
+        let mut stdout = file(stdio.stdout);
+        let first = File::options().read(true).open(&path).unwrap();
+        drop(first);
+        stdout.write_all(b"still here").unwrap();
+        let mut second = File::options().read(true).open(&path).unwrap();
+        drop((stdout, kept));
+        let mut all = String::new();
+        second.read_to_string(&mut all).unwrap();
+        assert_eq!(all, "still here");
+    }
+
+    #[test]
+    fn a_file_is_made_and_appended_to() {
+        let path = scratch("file").join("logs/out");
+        let uri = format!("file://{}", path.display());
+        for line in ["one\n", "two\n"] {
+            let (stdio, _kept) = open(&Streams {
+                stdout: uri.clone(),
+                ..Streams::default()
+            })
+            .unwrap();
+            file(stdio.stdout).write_all(line.as_bytes()).unwrap();
+        }
+        assert_eq!(fs::read_to_string(&path).unwrap(), "one\ntwo\n");
+    }
+
+    #[test]
+    fn what_is_not_supported_or_missing_is_named() {
+        let refused = |streams: Streams| open(&streams).unwrap_err().to_string();
+        assert_eq!(
+            refused(Streams {
+                stdout: "binary:///bin/logger?id=x".into(),
+                ..Streams::default()
+            }),
+            "stdout \"binary:///bin/logger?id=x\": streams of scheme \"binary\" are not supported, use a fifo or \
+             file://"
+        );
+        assert_eq!(
+            refused(Streams {
+                stderr: "/nowhere/2".into(),
+                ..Streams::default()
+            }),
+            "cannot open stderr at /nowhere/2: No such file or directory (os error 2)"
+        );
+        assert_eq!(
+            refused(Streams {
+                stdin: "file:///etc/passwd".into(),
+                ..Streams::default()
+            }),
+            "stdin /etc/passwd is not a fifo"
+        );
+    }
+}

@@ -1,0 +1,247 @@
+//! Create: from a bundle to a process that waits for its start, or to an error and nothing left behind.
+
+use std::fs;
+use std::path::Path;
+use std::sync::Arc;
+
+use containerd_shim_protos::api::CreateTaskRequest;
+use oci_spec::runtime::Spec;
+use tracing::Instrument;
+
+use super::container::Container;
+use super::error::TaskError;
+use super::events::Facts;
+use super::phase::Move;
+use super::service::{Api, Node};
+use crate::bootstrap::bundle::{self, BundleError};
+use crate::bootstrap::delete::PID_FILE;
+use crate::compile::{Artifact, Profile};
+use crate::image::{self, Mount, Program};
+use crate::sandbox::control::Guest;
+use crate::sandbox::plan::{self, Role};
+use crate::stdio::streams::{self, Streams};
+
+/// What kind of CRI container it is, `sandbox` or `container` (containerd, internal/cri/annotations).
+const CONTAINER_TYPE: &str = "io.kubernetes.cri.container-type";
+
+/// The pod's sandbox container.
+const SANDBOX_ID: &str = "io.kubernetes.cri.sandbox-id";
+
+/// Creates a container; returns its pid.
+pub async fn create(
+    node: Arc<Node>,
+    namespace: String,
+    api: Api,
+    request: CreateTaskRequest,
+) -> Result<u32, TaskError> {
+    if !request.bundle.starts_with('/') {
+        return Err(TaskError::BundlePath(request.bundle));
+    }
+    let container = Arc::new(Container::new(Facts {
+        namespace,
+        id: request.id.clone(),
+        bundle: request.bundle.clone().into(),
+        rootfs: request.rootfs.iter().map(mount).collect(),
+        streams: Streams {
+            stdin: request.stdin.clone(),
+            stdout: request.stdout.clone(),
+            stderr: request.stderr.clone(),
+        },
+    }));
+    node.containers.insert(&container)?;
+    node.sinks.open(container.key(), &container.facts.bundle);
+    let unfinished = Unfinished {
+        node: &node,
+        container: &container,
+        finished: false,
+    };
+    let made = make(&node, &container, api, &request)
+        .instrument(container.span.clone())
+        .await;
+    match made {
+        Ok(()) => {
+            unfinished.finish();
+            tokio::spawn(watch(node.clone(), container.clone()).instrument(container.span.clone()));
+            Ok(container.pid())
+        }
+        Err(error) => {
+            container
+                .span
+                .in_scope(|| tracing::error!(cause = %error, "cannot create the container"));
+            Err(error)
+        }
+    }
+}
+
+/// Takes a container back unless it was finished: on errors and on panics.
+struct Unfinished<'a> {
+    node: &'a Arc<Node>,
+    container: &'a Arc<Container>,
+    finished: bool,
+}
+
+impl Unfinished<'_> {
+    fn finish(mut self) {
+        self.finished = true;
+    }
+}
+
+impl Drop for Unfinished<'_> {
+    fn drop(&mut self) {
+        if !self.finished {
+            // From Creating this move is always allowed, and whoever waits must be told.
+            let _ = self.container.step(Move::FailCreate, &self.node.events);
+            self.container.close_streams();
+            self.node.containers.remove(self.container);
+            self.node.sinks.close(&self.container.key());
+        }
+    }
+}
+
+async fn make(node: &Node, container: &Container, api: Api, request: &CreateTaskRequest) -> Result<(), TaskError> {
+    if request.terminal {
+        return Err(TaskError::NotYet("a terminal".to_owned()));
+    }
+    if !request.checkpoint.is_empty() {
+        return Err(TaskError::NotYet("starting from a checkpoint".to_owned()));
+    }
+    let facts = &container.facts;
+    let spec = read(&facts.bundle).await?;
+    let annotation = |key| spec.annotations().as_ref().and_then(|annotations| annotations.get(key));
+    if let Some(pod) = annotation(SANDBOX_ID) {
+        container.span.record("pod", pod.as_str());
+    }
+    record(
+        &facts.bundle,
+        api,
+        annotation(SANDBOX_ID).map(String::as_str),
+        &node.address,
+    );
+    let holder = annotation(CONTAINER_TYPE).is_some_and(|kind| kind == "sandbox");
+    let (role, artifact) = if holder {
+        (Role::Holder, None)
+    } else {
+        program(node, container, &spec).await?
+    };
+    let plan = plan::plan(plan::Request {
+        namespace: &facts.namespace,
+        id: &facts.id,
+        spec: &spec,
+        bundle: &facts.bundle,
+        rootfs: &facts.rootfs,
+        role,
+    })?;
+    let (stdio, kept) = streams::open(&facts.streams)?;
+    let guest = node
+        .launcher
+        .spawn(&facts.bundle, &plan, stdio, artifact.as_ref())
+        .await?;
+    let guest = Arc::new(guest);
+    if let Err(error) = fs::write(facts.bundle.join(PID_FILE), guest.pid().to_string()) {
+        // Only the pid in the exit event of a dead server's container hangs on it.
+        tracing::warn!(%error, "cannot write the pid into the bundle");
+    }
+    container.adopt(guest.clone(), kept);
+    container.step(Move::Create, &node.events)?;
+    tracing::info!(pid = guest.pid(), holder, "container created");
+    Ok(())
+}
+
+/// The container's spec; errors name the file and the cause.
+async fn read(bundle: &Path) -> Result<Spec, BundleError> {
+    let path = bundle.join("config.json");
+    let bytes = tokio::fs::read(&path).await.map_err(|cause| BundleError::Read {
+        path: path.clone(),
+        cause,
+    })?;
+    serde_json::from_slice(&bytes).map_err(|cause| BundleError::Malformed { path, cause })
+}
+
+/// What the container runs, compiled.
+async fn program(node: &Node, container: &Container, spec: &Spec) -> Result<(Role, Option<Artifact>), TaskError> {
+    let facts = &container.facts;
+    let process = spec.process().as_ref();
+    let args = process
+        .and_then(|process| process.args().as_deref())
+        .unwrap_or_default();
+    let env = process.and_then(|process| process.env().as_deref()).unwrap_or_default();
+    let root = spec
+        .root()
+        .as_ref()
+        .map_or(Path::new("rootfs"), |root| root.path().as_path());
+    let program = node
+        .images
+        .resolve(image::Request {
+            namespace: &facts.namespace,
+            id: &facts.id,
+            args,
+            cwd: process.and_then(|process| process.cwd().to_str()).unwrap_or("/"),
+            path: env.iter().find_map(|variable| variable.strip_prefix("PATH=")),
+            rootfs: &facts.rootfs,
+            root: &facts.bundle.join(root),
+        })
+        .await?;
+    match program {
+        Program::Wasm(wasm) => {
+            let artifact = node.artifacts.get(&node.images, &wasm, Profile::Command).await?;
+            tracing::info!(program = wasm.name, digest = %wasm.digest, world = ?artifact.world, "program found");
+            Ok((
+                Role::Guest {
+                    world: artifact.world,
+                    export: wasm.export,
+                },
+                Some(artifact),
+            ))
+        }
+        Program::Native => Err(TaskError::Native {
+            entry_point: args.first().cloned().unwrap_or_default(),
+        }),
+    }
+}
+
+/// Leaves in the bundle what containerd writes only where it called `start`: our address, and with the task API v3 the
+/// path of our binary, without which containerd loses the container at its own restart.
+fn record(bundle: &Path, api: Api, sandbox: Option<&str>, address: &str) {
+    let missing = |name: &str| !bundle.join(name).exists();
+    let mut wrote = Ok(());
+    if missing("address") {
+        wrote = fs::write(bundle.join("address"), address);
+    }
+    if api == Api::V3 && missing("shim-binary-path") {
+        let sandboxes = sandbox
+            .and_then(|id| bundle::sibling(bundle, id))
+            .map(|path| path.join("shim-binary-path"));
+        let path = sandboxes.and_then(|path| fs::read(path).ok()).or_else(|| {
+            let exe = fs::read_link("/proc/self/exe").ok()?;
+            Some(std::os::unix::ffi::OsStringExt::into_vec(exe.into_os_string()))
+        });
+        if let Some(path) = path {
+            wrote = wrote.and(fs::write(bundle.join("shim-binary-path"), path));
+        }
+    }
+    if let Err(error) = wrote {
+        tracing::warn!(%error, "cannot write into the bundle what a restarted containerd looks for");
+    }
+}
+
+/// Waits for the end of the process and tells of it.
+async fn watch(node: Arc<Node>, container: Arc<Container>) {
+    let Ok(guest) = container.guest().cloned() else { return };
+    let exit = Guest::exited(&guest).await;
+    match &exit.message {
+        Some(message) => tracing::info!(code = exit.code, message, "container exited"),
+        None => tracing::info!(code = exit.code, "container exited"),
+    }
+    container.close_stdin();
+    if let Err(error) = container.step(Move::Exit(exit), &node.events) {
+        tracing::error!(%error, "an exit came twice");
+    }
+}
+
+fn mount(mount: &containerd_shim_protos::api::Mount) -> Mount {
+    Mount {
+        kind: mount.type_.clone(),
+        source: mount.source.clone(),
+        options: mount.options.clone(),
+    }
+}

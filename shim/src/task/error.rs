@@ -1,0 +1,171 @@
+//! Why a request fails, and the one table from kinds to ttrpc codes.
+
+use std::io;
+
+use containerd_shim_protos::ttrpc;
+use tokio::task::JoinError;
+use ttrpc::Code;
+
+use super::phase::InvalidMove;
+use crate::bootstrap::bundle::BundleError;
+use crate::compile::CompileError;
+use crate::image::ImageError;
+use crate::sandbox::control::SandboxError;
+use crate::sandbox::plan::PlanError;
+use crate::stdio::streams::StreamError;
+
+/// Why a request of containerd cannot be met.
+#[derive(Debug, thiserror::Error)]
+pub enum TaskError {
+    #[error("container {id} in namespace {namespace} is not known")]
+    NoContainer { namespace: String, id: String },
+    #[error("container {id} has no process {exec_id}")]
+    NoProcess { id: String, exec_id: String },
+    /// containerd tolerates nothing but NotFound here.
+    #[error("process already finished: container {id} has exited")]
+    Finished { id: String },
+    #[error("container {id} in namespace {namespace} exists already")]
+    Exists { namespace: String, id: String },
+    #[error("container {id}: {cause}")]
+    Phase { id: String, cause: InvalidMove },
+    #[error("container {id} is {phase}, it has no process yet")]
+    NoProcessYet { id: String, phase: &'static str },
+    #[error("the process of container {id} ended before it was started")]
+    DeadAtStart { id: String },
+    #[error("signal {0} is not a signal, it must be 1 to 64")]
+    Signal(u32),
+    #[error("the request has no containerd namespace")]
+    NoNamespace,
+    #[error("{0:?} is not a bundle's absolute path")]
+    BundlePath(String),
+    #[error("{0} is not supported by io.containerd.wasi.v1 yet")]
+    NotYet(String),
+    #[error("native containers are not supported yet: {entry_point} is not a wasm binary")]
+    Native { entry_point: String },
+    #[error("the server is shutting down")]
+    ShuttingDown,
+    #[error(transparent)]
+    Bundle(#[from] BundleError),
+    #[error(transparent)]
+    Stream(#[from] StreamError),
+    #[error(transparent)]
+    Image(#[from] ImageError),
+    #[error(transparent)]
+    Compile(#[from] CompileError),
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+    #[error(transparent)]
+    Sandbox(#[from] SandboxError),
+    #[error("container {id}: cannot {act}: {cause}")]
+    Io {
+        id: String,
+        act: &'static str,
+        cause: io::Error,
+    },
+    #[error("internal error, the request panicked; the server's log has more")]
+    Panicked(#[from] JoinError),
+}
+
+impl TaskError {
+    /// The table.
+    fn code(&self) -> Code {
+        match self {
+            TaskError::NoContainer { .. } | TaskError::NoProcess { .. } | TaskError::Finished { .. } => Code::NOT_FOUND,
+            TaskError::Exists { .. } => Code::ALREADY_EXISTS,
+            TaskError::Phase { .. } | TaskError::NoProcessYet { .. } | TaskError::DeadAtStart { .. } => {
+                Code::FAILED_PRECONDITION
+            }
+            TaskError::Signal(_)
+            | TaskError::NoNamespace
+            | TaskError::BundlePath(_)
+            | TaskError::Bundle(_)
+            | TaskError::Stream(_)
+            | TaskError::Image(_)
+            | TaskError::Compile(_)
+            | TaskError::Plan(_) => Code::INVALID_ARGUMENT,
+            TaskError::NotYet(_) | TaskError::Native { .. } => Code::UNIMPLEMENTED,
+            TaskError::ShuttingDown => Code::UNAVAILABLE,
+            TaskError::Sandbox(_) | TaskError::Io { .. } | TaskError::Panicked(_) => Code::INTERNAL,
+        }
+    }
+}
+
+impl From<TaskError> for ttrpc::Error {
+    fn from(error: TaskError) -> ttrpc::Error {
+        let mut message = error.to_string();
+        // The causes that the message does not tell already.
+        let mut cause = std::error::Error::source(&error);
+        while let Some(error) = cause {
+            let text = error.to_string();
+            if !message.contains(&text) {
+                message = format!("{message}: {text}");
+            }
+            cause = error.source();
+        }
+        ttrpc::Error::RpcStatus(ttrpc::get_status(error.code(), message))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn status(error: TaskError) -> (Code, String) {
+        match ttrpc::Error::from(error) {
+            ttrpc::Error::RpcStatus(status) => (status.code(), status.message().to_owned()),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn containerd_gets_the_codes_it_relies_on() {
+        let id = || "c1".to_owned();
+        let (code, message) = status(TaskError::Finished { id: id() });
+        assert_eq!(
+            (code, message.as_str()),
+            (Code::NOT_FOUND, "process already finished: container c1 has exited")
+        );
+        assert_eq!(
+            status(TaskError::NoContainer {
+                namespace: "n".into(),
+                id: id()
+            })
+            .0,
+            Code::NOT_FOUND
+        );
+        assert_eq!(
+            status(TaskError::Exists {
+                namespace: "n".into(),
+                id: id()
+            })
+            .0,
+            Code::ALREADY_EXISTS
+        );
+        let cause = InvalidMove {
+            phase: "running",
+            attempt: "delete",
+        };
+        assert_eq!(
+            status(TaskError::Phase { id: id(), cause }).0,
+            Code::FAILED_PRECONDITION
+        );
+        assert_eq!(status(TaskError::Signal(99)).0, Code::INVALID_ARGUMENT);
+        assert_eq!(status(TaskError::NotYet("exec".into())).0, Code::UNIMPLEMENTED);
+    }
+
+    #[test]
+    fn a_cause_is_told_once() {
+        let error = SandboxError::LauncherGone(io::Error::other("broken pipe"));
+        assert_eq!(
+            status(error.into()),
+            (Code::INTERNAL, "the launcher is gone: broken pipe".to_owned())
+        );
+        let cause = io::Error::other("no space");
+        let error = TaskError::Io {
+            id: "c1".into(),
+            act: "clean up",
+            cause,
+        };
+        assert_eq!(status(error).1, "container c1: cannot clean up: no space");
+    }
+}

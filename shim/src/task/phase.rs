@@ -1,0 +1,269 @@
+//! The states of a container's process and the events that their changes owe (pure).
+//!
+//! ```text
+//! Creating ─> Created ─> Starting ─> Running ─> Stopped ─> Deleting ─> Deleted
+//!    │           └──────────┼──────────────────────┘ ^
+//!    v                      v                        │
+//! Deleted            EndedEarly ── start is out ─────┘
+//! ```
+//!
+//! containerd relies on the order create < start < exit < delete: an exit that comes while a start is answered is held
+//! back until the start event is out.
+
+use crate::sandbox::control::Exit;
+
+/// Where a container is in its life.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// Its image is found, compiled, forked; there is no process yet.
+    Creating,
+    /// The process waits for its start.
+    Created,
+    /// The start was given and is not yet answered.
+    Starting,
+    /// It ended while its start was being answered.
+    EndedEarly(Exit),
+    Running,
+    Stopped(Exit),
+    /// What it holds is being removed.
+    Deleting(Exit),
+    /// It is gone; without an exit when it never was created.
+    Deleted(Option<Exit>),
+}
+
+/// What happens to a container.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Move {
+    /// The process is there.
+    Create,
+    /// No process could be made.
+    FailCreate,
+    /// The start is to be given.
+    Start,
+    /// The start was given.
+    Started,
+    /// The start could not be given.
+    FailStart,
+    Exit(Exit),
+    /// What it holds is to be removed.
+    Delete,
+    /// It could not be removed and may be tried again.
+    FailDelete,
+    Deleted,
+}
+
+/// What containerd is to be told, in this order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Owed {
+    Create,
+    Start,
+    Exit(Exit),
+    Delete(Exit),
+}
+
+/// A move that the phase does not allow.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{}", sentence(.phase, .attempt))]
+pub struct InvalidMove {
+    pub phase: &'static str,
+    pub attempt: &'static str,
+}
+
+fn sentence(phase: &str, attempt: &str) -> String {
+    format!("cannot {attempt} a container that is {phase}")
+}
+
+impl Phase {
+    /// The next phase and the events it owes, or why there is none.
+    pub fn step(&self, attempt: Move) -> Result<(Phase, Vec<Owed>), InvalidMove> {
+        Ok(match (self, attempt) {
+            (Phase::Creating, Move::Create) => (Phase::Created, vec![Owed::Create]),
+            (Phase::Creating, Move::FailCreate) => (Phase::Deleted(None), vec![]),
+            (Phase::Created, Move::Start) => (Phase::Starting, vec![]),
+            (Phase::Created | Phase::Running, Move::Exit(exit)) => {
+                (Phase::Stopped(exit.clone()), vec![Owed::Exit(exit)])
+            }
+            (Phase::Starting, Move::Started) => (Phase::Running, vec![Owed::Start]),
+            (Phase::Starting, Move::FailStart) => (Phase::Created, vec![]),
+            (Phase::Starting, Move::Exit(exit)) => (Phase::EndedEarly(exit), vec![]),
+            (Phase::EndedEarly(exit), Move::Started) => (
+                Phase::Stopped(exit.clone()),
+                vec![Owed::Start, Owed::Exit(exit.clone())],
+            ),
+            (Phase::EndedEarly(exit), Move::FailStart) => {
+                (Phase::Stopped(exit.clone()), vec![Owed::Exit(exit.clone())])
+            }
+            (Phase::Stopped(exit), Move::Delete) => (Phase::Deleting(exit.clone()), vec![]),
+            (Phase::Deleting(exit), Move::FailDelete) => (Phase::Stopped(exit.clone()), vec![]),
+            (Phase::Deleting(exit), Move::Deleted) => {
+                (Phase::Deleted(Some(exit.clone())), vec![Owed::Delete(exit.clone())])
+            }
+            (phase, attempt) => {
+                return Err(InvalidMove {
+                    phase: phase.name(),
+                    attempt: attempt.name(),
+                });
+            }
+        })
+    }
+
+    /// How the process ended, once containerd may know.
+    pub fn exit(&self) -> Option<&Exit> {
+        match self {
+            Phase::Stopped(exit) | Phase::Deleting(exit) | Phase::Deleted(Some(exit)) => Some(exit),
+            _ => None,
+        }
+    }
+
+    /// Whether nothing more will happen to the process.
+    pub fn over(&self) -> bool {
+        matches!(self, Phase::Stopped(_) | Phase::Deleting(_) | Phase::Deleted(_))
+    }
+
+    /// The phase as messages name it.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Phase::Creating => "being created",
+            Phase::Created => "created",
+            Phase::Starting | Phase::EndedEarly(_) => "being started",
+            Phase::Running => "running",
+            Phase::Stopped(_) => "stopped",
+            Phase::Deleting(_) => "being deleted",
+            Phase::Deleted(_) => "deleted",
+        }
+    }
+}
+
+impl Move {
+    fn name(&self) -> &'static str {
+        match self {
+            Move::Create | Move::FailCreate => "create",
+            Move::Start | Move::Started | Move::FailStart => "start",
+            Move::Exit(_) => "end",
+            Move::Delete | Move::FailDelete | Move::Deleted => "delete",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::SystemTime;
+
+    use super::*;
+
+    fn exit(code: u32) -> Exit {
+        Exit {
+            code,
+            at: SystemTime::UNIX_EPOCH,
+            message: None,
+        }
+    }
+
+    fn walk(moves: Vec<Move>) -> (Phase, Vec<Owed>) {
+        moves
+            .into_iter()
+            .fold((Phase::Creating, vec![]), |(phase, mut owed), attempt| {
+                let (next, more) = phase.step(attempt).unwrap();
+                owed.extend(more);
+                (next, owed)
+            })
+    }
+
+    #[test]
+    fn an_ordinary_life_tells_create_start_exit_delete() {
+        let moves = vec![
+            Move::Create,
+            Move::Start,
+            Move::Started,
+            Move::Exit(exit(7)),
+            Move::Delete,
+            Move::Deleted,
+        ];
+        assert_eq!(
+            walk(moves),
+            (
+                Phase::Deleted(Some(exit(7))),
+                vec![Owed::Create, Owed::Start, Owed::Exit(exit(7)), Owed::Delete(exit(7))]
+            )
+        );
+    }
+
+    #[test]
+    fn exit_before_start_reply_is_reported_after_start_event() {
+        let early = walk(vec![Move::Create, Move::Start, Move::Exit(exit(0))]);
+        assert_eq!(early, (Phase::EndedEarly(exit(0)), vec![Owed::Create]));
+        assert_eq!(early.0.exit(), None);
+        let (phase, owed) = walk(vec![Move::Create, Move::Start, Move::Exit(exit(0)), Move::Started]);
+        assert_eq!(phase, Phase::Stopped(exit(0)));
+        assert_eq!(owed, vec![Owed::Create, Owed::Start, Owed::Exit(exit(0))]);
+    }
+
+    #[test]
+    fn a_process_killed_before_its_start_has_no_start_event() {
+        let (phase, owed) = walk(vec![Move::Create, Move::Exit(exit(137))]);
+        assert_eq!(
+            (phase, owed),
+            (Phase::Stopped(exit(137)), vec![Owed::Create, Owed::Exit(exit(137))])
+        );
+        let (phase, owed) = walk(vec![Move::Create, Move::Start, Move::Exit(exit(137)), Move::FailStart]);
+        assert_eq!(
+            (phase, owed),
+            (Phase::Stopped(exit(137)), vec![Owed::Create, Owed::Exit(exit(137))])
+        );
+    }
+
+    #[test]
+    fn a_failed_create_tells_nothing() {
+        assert_eq!(walk(vec![Move::FailCreate]), (Phase::Deleted(None), vec![]));
+    }
+
+    #[test]
+    fn a_delete_that_failed_can_be_tried_again() {
+        let (phase, owed) = walk(vec![
+            Move::Create,
+            Move::Exit(exit(1)),
+            Move::Delete,
+            Move::FailDelete,
+            Move::Delete,
+        ]);
+        assert_eq!(phase, Phase::Deleting(exit(1)));
+        assert_eq!(owed, vec![Owed::Create, Owed::Exit(exit(1))]);
+    }
+
+    #[test]
+    fn moves_out_of_order_are_refused_by_name() {
+        let refused = |phase: Phase, attempt: Move| phase.step(attempt).unwrap_err().to_string();
+        assert_eq!(
+            refused(Phase::Running, Move::Start),
+            "cannot start a container that is running"
+        );
+        assert_eq!(
+            refused(Phase::Starting, Move::Start),
+            "cannot start a container that is being started"
+        );
+        assert_eq!(
+            refused(Phase::Stopped(exit(0)), Move::Start),
+            "cannot start a container that is stopped"
+        );
+        assert_eq!(
+            refused(Phase::Creating, Move::Start),
+            "cannot start a container that is being created"
+        );
+        assert_eq!(
+            refused(Phase::Running, Move::Delete),
+            "cannot delete a container that is running"
+        );
+        assert_eq!(
+            refused(Phase::Deleting(exit(0)), Move::Delete),
+            "cannot delete a container that is being deleted"
+        );
+        assert_eq!(
+            refused(Phase::Stopped(exit(0)), Move::Exit(exit(1))),
+            "cannot end a container that is stopped"
+        );
+        assert_eq!(
+            refused(Phase::Deleted(None), Move::Create),
+            "cannot create a container that is deleted"
+        );
+    }
+}

@@ -1,0 +1,388 @@
+//! The task API, under both of its names.
+//!
+//! ttrpc drops a handler when the client's deadline passes or its connection closes, so whatever changes something runs
+//! in a task of its own to its end; a panic there is that one request's internal error.
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use async_trait::async_trait;
+use containerd_shim_protos::api::*;
+use containerd_shim_protos::protobuf::well_known_types::any::Any;
+use containerd_shim_protos::protobuf::{EnumOrUnknown, MessageField};
+use containerd_shim_protos::shim_async::{Task, create_task};
+use containerd_shim_protos::{api, ttrpc};
+use tracing::Instrument;
+use ttrpc::asynchronous::{Service, TtrpcContext};
+
+use super::container::Container;
+use super::containers::Containers;
+use super::create;
+use super::error::TaskError;
+use super::events::timestamp;
+use super::forward::Publisher;
+use super::phase::{Move, Phase};
+use crate::bootstrap::sinks::Sinks;
+use crate::compile::Artifacts;
+use crate::image::Images;
+use crate::sandbox::control::{Exit, Launcher};
+use crate::sandbox::record;
+
+/// The greatest signal number (signal(7), SIGRTMAX).
+const SIGNAL_MAX: u32 = 64;
+
+/// What all containers of the server share.
+pub struct Node {
+    pub containers: Containers,
+    pub events: Publisher,
+    pub sinks: Arc<Sinks>,
+    pub images: Images,
+    pub artifacts: Artifacts,
+    pub launcher: Launcher,
+    /// Where we serve the task API, a `unix://` URL.
+    pub address: String,
+    /// How many requests are being answered.
+    pub requests: AtomicUsize,
+}
+
+/// The name under which containerd speaks to us.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Api {
+    V2,
+    V3,
+}
+
+/// Both names of the task API on one table of methods: v3 is v2 renamed.
+pub fn services(node: &Arc<Node>) -> HashMap<String, Service> {
+    let service = |api| {
+        create_task(Arc::new(TaskService {
+            node: node.clone(),
+            api,
+        }))
+    };
+    let mut services = service(Api::V3);
+    services.extend(
+        service(Api::V2)
+            .into_values()
+            .map(|v2| ("containerd.task.v2.Task".to_owned(), v2)),
+    );
+    services
+}
+
+struct TaskService {
+    node: Arc<Node>,
+    api: Api,
+}
+
+/// Counts a request while it is answered.
+struct Answering<'a>(&'a AtomicUsize);
+
+impl<'a> Answering<'a> {
+    fn new(requests: &'a AtomicUsize) -> Answering<'a> {
+        requests.fetch_add(1, Ordering::Relaxed);
+        Answering(requests)
+    }
+}
+
+impl Drop for Answering<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Runs `work` to its end, whatever becomes of the request.
+async fn whole<T: Send + 'static>(
+    work: impl Future<Output = Result<T, TaskError>> + Send + 'static,
+) -> Result<T, TaskError> {
+    tokio::spawn(work).await?
+}
+
+fn namespace(context: &TtrpcContext) -> Result<&str, TaskError> {
+    let values = context.metadata.get("containerd-namespace-ttrpc");
+    values
+        .and_then(|values| values.first())
+        .map(String::as_str)
+        .ok_or(TaskError::NoNamespace)
+}
+
+impl TaskService {
+    /// The container of a request for its first process, the only one there is yet.
+    fn container(&self, context: &TtrpcContext, id: &str, exec_id: &str) -> Result<Arc<Container>, TaskError> {
+        let container = self.node.containers.get(namespace(context)?, id)?;
+        if exec_id.is_empty() {
+            Ok(container)
+        } else {
+            Err(TaskError::NoProcess {
+                id: id.to_owned(),
+                exec_id: exec_id.to_owned(),
+            })
+        }
+    }
+
+    fn not_yet(&self, context: &TtrpcContext, id: &str, what: &str) -> ttrpc::Error {
+        match self.container(context, id, "") {
+            Ok(_) => TaskError::NotYet(what.to_owned()).into(),
+            Err(error) => error.into(),
+        }
+    }
+}
+
+/// Gives the start.
+fn start(node: &Node, container: &Container) -> Result<u32, TaskError> {
+    let guest = container.guest()?.clone();
+    container.step(Move::Start, &node.events)?;
+    if let Err(error) = guest.start() {
+        tracing::warn!(%error, "cannot start the container");
+        container.step(Move::FailStart, &node.events)?;
+        return Err(TaskError::DeadAtStart {
+            id: container.facts.id.clone(),
+        });
+    }
+    container.step(Move::Started, &node.events)?;
+    tracing::info!(pid = guest.pid(), "container started");
+    Ok(guest.pid())
+}
+
+/// Removes what a stopped container holds; returns how it ended.
+pub async fn delete(node: &Node, container: &Arc<Container>) -> Result<Exit, TaskError> {
+    if container.phase() == Phase::Created {
+        // It never ran, so there is no exit that containerd could have waited for.
+        container.kill().await?;
+    }
+    container.step(Move::Delete, &node.events)?;
+    let bundle = container.facts.bundle.clone();
+    let cleaned = tokio::task::spawn_blocking(move || record::clean(&bundle)).await;
+    if let Err(cause) = cleaned.unwrap_or_else(|panic| Err(io::Error::other(panic))) {
+        container.step(Move::FailDelete, &node.events)?;
+        tracing::error!(%cause, "cannot delete the container");
+        return Err(TaskError::Io {
+            id: container.facts.id.clone(),
+            act: "remove what it holds",
+            cause,
+        });
+    }
+    container.close_streams();
+    let exit = container.ended().await?;
+    container.step(Move::Deleted, &node.events)?;
+    tracing::info!("container deleted");
+    node.containers.remove(container);
+    node.sinks.close(&container.key());
+    Ok(exit)
+}
+
+/// Ends and removes a container that containerd has given up; `None` when there is none.
+pub async fn force_delete(node: &Node, key: &(String, String)) -> Result<Option<(u32, Exit)>, TaskError> {
+    let Some(container) = node.containers.find(key) else {
+        return Ok(None);
+    };
+    container.hush();
+    container.kill().await?;
+    let pid = container.pid();
+    match delete(node, &container).instrument(container.span.clone()).await {
+        Ok(exit) => Ok(Some((pid, exit))),
+        // Somebody else deletes it already; a Create that failed has left nothing.
+        Err(TaskError::Phase { .. }) => {
+            let phase = container
+                .until(|phase| matches!(phase, Phase::Deleted(_) | Phase::Stopped(_)))
+                .await;
+            Ok(phase.exit().map(|exit| (pid, exit.clone())))
+        }
+        Err(error) => Err(error),
+    }
+}
+
+#[async_trait]
+impl Task for TaskService {
+    async fn create(&self, context: &TtrpcContext, request: CreateTaskRequest) -> ttrpc::Result<CreateTaskResponse> {
+        let _answering = Answering::new(&self.node.requests);
+        let namespace = namespace(context)?.to_owned();
+        let pid = whole(create::create(self.node.clone(), namespace, self.api, request)).await?;
+        Ok(CreateTaskResponse {
+            pid,
+            ..CreateTaskResponse::default()
+        })
+    }
+
+    async fn start(&self, context: &TtrpcContext, request: StartRequest) -> ttrpc::Result<StartResponse> {
+        let _answering = Answering::new(&self.node.requests);
+        let container = self.container(context, &request.id, &request.exec_id)?;
+        let (node, span) = (self.node.clone(), container.span.clone());
+        let pid = whole(async move { start(&node, &container) }.instrument(span)).await?;
+        Ok(StartResponse {
+            pid,
+            ..StartResponse::default()
+        })
+    }
+
+    async fn state(&self, context: &TtrpcContext, request: StateRequest) -> ttrpc::Result<StateResponse> {
+        let _answering = Answering::new(&self.node.requests);
+        let container = self.container(context, &request.id, &request.exec_id)?;
+        Ok(state(&container))
+    }
+
+    async fn wait(&self, context: &TtrpcContext, request: WaitRequest) -> ttrpc::Result<WaitResponse> {
+        // Changes nothing and may take for ever: neither counted nor kept when the client goes away.
+        let exit = self.container(context, &request.id, &request.exec_id)?.ended().await?;
+        Ok(WaitResponse {
+            exit_status: exit.code,
+            exited_at: MessageField::some(timestamp(exit.at)),
+            ..WaitResponse::default()
+        })
+    }
+
+    async fn kill(&self, context: &TtrpcContext, request: KillRequest) -> ttrpc::Result<Empty> {
+        let _answering = Answering::new(&self.node.requests);
+        let container = self.container(context, &request.id, &request.exec_id)?;
+        let signal = i32::try_from(request.signal)
+            .ok()
+            .filter(|_| (1..=SIGNAL_MAX).contains(&request.signal))
+            .ok_or(TaskError::Signal(request.signal))?;
+        if container.phase().over() {
+            return Err(TaskError::Finished { id: request.id }.into());
+        }
+        // A container has one process, so `all` adds nothing.
+        container
+            .guest()?
+            .kill(signal)
+            .map_err(|cause| match cause.raw_os_error() {
+                Some(libc::ESRCH) => TaskError::Finished { id: request.id },
+                _ => TaskError::Io {
+                    id: request.id,
+                    act: "signal its process",
+                    cause,
+                },
+            })?;
+        Ok(Empty::new())
+    }
+
+    async fn delete(&self, context: &TtrpcContext, request: DeleteRequest) -> ttrpc::Result<DeleteResponse> {
+        let _answering = Answering::new(&self.node.requests);
+        let container = self.container(context, &request.id, &request.exec_id)?;
+        let (node, span, pid) = (self.node.clone(), container.span.clone(), container.pid());
+        let exit = whole(async move { delete(&node, &container).await }.instrument(span)).await?;
+        Ok(DeleteResponse {
+            pid,
+            exit_status: exit.code,
+            exited_at: MessageField::some(timestamp(exit.at)),
+            ..DeleteResponse::default()
+        })
+    }
+
+    async fn pids(&self, context: &TtrpcContext, request: PidsRequest) -> ttrpc::Result<PidsResponse> {
+        let _answering = Answering::new(&self.node.requests);
+        // An exited process is listed until its Delete: an empty answer makes a restarted containerd give us up.
+        let pid = self.container(context, &request.id, "")?.guest()?.pid();
+        let process = api::ProcessInfo {
+            pid,
+            ..api::ProcessInfo::default()
+        };
+        Ok(PidsResponse {
+            processes: vec![process],
+            ..PidsResponse::default()
+        })
+    }
+
+    async fn connect(&self, context: &TtrpcContext, request: ConnectRequest) -> ttrpc::Result<ConnectResponse> {
+        let _answering = Answering::new(&self.node.requests);
+        // An unknown container has pid 0 and is no error: containerd asks before Create too.
+        let task_pid = match self.container(context, &request.id, "") {
+            Ok(container) => container.pid(),
+            Err(TaskError::NoContainer { .. }) => 0,
+            Err(error) => return Err(error.into()),
+        };
+        Ok(ConnectResponse {
+            shim_pid: std::process::id(),
+            task_pid,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            ..ConnectResponse::default()
+        })
+    }
+
+    async fn close_io(&self, context: &TtrpcContext, request: CloseIORequest) -> ttrpc::Result<Empty> {
+        let _answering = Answering::new(&self.node.requests);
+        let container = self.container(context, &request.id, &request.exec_id)?;
+        if request.stdin {
+            container.close_stdin();
+        }
+        Ok(Empty::new())
+    }
+
+    async fn stats(&self, context: &TtrpcContext, request: StatsRequest) -> ttrpc::Result<StatsResponse> {
+        let _answering = Answering::new(&self.node.requests);
+        let guest = self.container(context, &request.id, "")?.guest()?.clone();
+        let stats = tokio::task::spawn_blocking(move || guest.stats())
+            .await
+            .map_err(TaskError::Panicked)?;
+        let (type_url, value) = stats.map_err(|cause| TaskError::Io {
+            id: request.id,
+            act: "read its cgroup's figures",
+            cause,
+        })?;
+        let stats = Any {
+            type_url,
+            value,
+            ..Any::default()
+        };
+        Ok(StatsResponse {
+            stats: MessageField::some(stats),
+            ..StatsResponse::default()
+        })
+    }
+
+    /// containerd says this after every Delete; the server ends by itself when it is idle.
+    async fn shutdown(&self, _: &TtrpcContext, _: ShutdownRequest) -> ttrpc::Result<Empty> {
+        Ok(Empty::new())
+    }
+
+    async fn resize_pty(&self, context: &TtrpcContext, request: ResizePtyRequest) -> ttrpc::Result<Empty> {
+        // Without a console, which no container has yet, there is nothing to resize.
+        self.container(context, &request.id, &request.exec_id)?;
+        Ok(Empty::new())
+    }
+
+    async fn exec(&self, context: &TtrpcContext, request: ExecProcessRequest) -> ttrpc::Result<Empty> {
+        Err(self.not_yet(context, &request.id, "exec into a container"))
+    }
+
+    async fn pause(&self, context: &TtrpcContext, request: PauseRequest) -> ttrpc::Result<Empty> {
+        Err(self.not_yet(context, &request.id, "pausing a container"))
+    }
+
+    async fn resume(&self, context: &TtrpcContext, request: ResumeRequest) -> ttrpc::Result<Empty> {
+        Err(self.not_yet(context, &request.id, "resuming a container"))
+    }
+
+    async fn update(&self, context: &TtrpcContext, request: UpdateTaskRequest) -> ttrpc::Result<Empty> {
+        Err(self.not_yet(context, &request.id, "updating a container's resources"))
+    }
+
+    async fn checkpoint(&self, context: &TtrpcContext, request: CheckpointTaskRequest) -> ttrpc::Result<Empty> {
+        Err(self.not_yet(context, &request.id, "a checkpoint of a container"))
+    }
+}
+
+/// The container's phase as containerd names it.
+fn state(container: &Container) -> StateResponse {
+    let phase = container.phase();
+    let status = match &phase {
+        Phase::Creating | Phase::Created | Phase::Starting | Phase::EndedEarly(_) => Status::CREATED,
+        Phase::Running => Status::RUNNING,
+        Phase::Stopped(_) | Phase::Deleting(_) | Phase::Deleted(_) => Status::STOPPED,
+    };
+    let facts = &container.facts;
+    StateResponse {
+        id: facts.id.clone(),
+        bundle: facts.bundle.display().to_string(),
+        pid: container.pid(),
+        status: EnumOrUnknown::new(status),
+        stdin: facts.streams.stdin.clone(),
+        stdout: facts.streams.stdout.clone(),
+        stderr: facts.streams.stderr.clone(),
+        exit_status: phase.exit().map_or(0, |exit| exit.code),
+        exited_at: phase.exit().map(|exit| timestamp(exit.at)).into(),
+        ..StateResponse::default()
+    }
+}
