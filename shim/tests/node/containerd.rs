@@ -276,7 +276,7 @@ impl Node {
         let folder = self.folder.display();
         let common = format!(
             "root = \"{folder}/root\"\nstate = \"{folder}/state\"\n[grpc]\naddress = \"{folder}/containerd.sock\"\n\
-             [debug]\nlevel = \"debug\"\n[plugins.\"io.containerd.internal.v1.opt\"]\npath = \"{folder}/opt\"\n"
+             [debug]\nlevel = \"info\"\n[plugins.\"io.containerd.internal.v1.opt\"]\npath = \"{folder}/opt\"\n"
         );
         let (version, cri_plugins) = match self.version {
             Version::V1_6 | Version::V1_7 => (2, &["io.containerd.grpc.v1.cri"][..]),
