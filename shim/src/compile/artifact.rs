@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::Path;
 
 use wasmtime::component::Component;
 use wasmtime::{Engine, Module};
@@ -17,13 +18,13 @@ pub enum Loaded {
 /// Maps an artifact of [`super::Artifacts`] for `engine`, which must be of the artifact's profile. The file's pages are
 /// shared by all who map it, also those of the guest's first memory.
 ///
-/// A component is opened once more through /proc/self/fd, since wasmtime maps components from paths only: call this in
-/// the guest's process, but before its root, user or mounts change.
+/// A component is opened once more by its number in `open_files`, since wasmtime maps components from paths only:
+/// `/proc/self/fd`, or a relative path to it where the root has changed and only the working directory leads there.
 ///
 /// # Errors
-/// When the file is of another wasmtime, CPU or profile, or /proc is not there.
+/// When the file is of another wasmtime, CPU or profile, or `open_files` is not that folder.
 #[expect(unsafe_code, reason = "mapping compiled code is the one unsafe thing this room does")]
-pub fn load(engine: &Engine, artifact: OwnedFd, world: World) -> wasmtime::Result<Loaded> {
+pub fn load(engine: &Engine, artifact: OwnedFd, open_files: &Path, world: World) -> wasmtime::Result<Loaded> {
     match world {
         World::Module => {
             // SAFETY: the file is an artifact that `Artifacts` compiled itself and whose length and sha256 it verified,
@@ -31,7 +32,7 @@ pub fn load(engine: &Engine, artifact: OwnedFd, world: World) -> wasmtime::Resul
             unsafe { Module::deserialize_open_file(engine, File::from(artifact)) }.map(Loaded::Module)
         }
         World::Command02 | World::Command03 => {
-            let path = format!("/proc/self/fd/{}", artifact.as_raw_fd());
+            let path = open_files.join(artifact.as_raw_fd().to_string());
             // SAFETY: as above; the path names the very file that `artifact` has open.
             unsafe { Component::deserialize_file(engine, path) }.map(Loaded::Component)
         }
@@ -58,7 +59,7 @@ mod tests {
     fn a_module_and_a_component_load_from_a_sealed_file() {
         let engine = engine(Profile::Command).expect("engine");
         let (file, world) = artifact(r#"(module (memory 1) (data (i32.const 0) "x") (func (export "_start")))"#);
-        assert!(matches!(load(&engine, file, world), Ok(Loaded::Module(_))));
+        assert!(matches!(load(&engine, file, Path::new("/proc/self/fd"), world), Ok(Loaded::Module(_))));
         let component = r#"(component (core module $m (func (export "run") (result i32) i32.const 0))
             (core instance $i (instantiate $m))
             (func $run (result (result)) (canon lift (core func $i "run")))
@@ -66,12 +67,12 @@ mod tests {
             (export "wasi:cli/run@0.2.0" (instance $e)))"#;
         let (file, world) = artifact(component);
         assert_eq!(world, World::Command02);
-        assert!(matches!(load(&engine, file, world), Ok(Loaded::Component(_))));
+        assert!(matches!(load(&engine, file, Path::new("/proc/self/fd"), world), Ok(Loaded::Component(_))));
     }
 
     #[test]
     fn an_artifact_of_the_other_profile_is_refused() {
         let (file, world) = artifact("(module)");
-        assert!(load(&engine(Profile::Service).expect("engine"), file, world).is_err());
+        assert!(load(&engine(Profile::Service).expect("engine"), file, Path::new("/proc/self/fd"), world).is_err());
     }
 }

@@ -185,7 +185,7 @@ impl Cache {
     fn check(&self, key: Key, file: &File) -> Result<World, String> {
         let told = |error: io::Error| error.to_string();
         let stat = rustix::fs::fstat(file).map_err(|errno| told(errno.into()))?;
-        if stat.st_uid != own_user() || stat.st_mode & 0o7777 != 0o600 {
+        if stat.st_uid != own_user() || stat.st_mode & 0o7777 != MODE {
             return Err(format!(
                 "its owner is {}, its mode {:o}",
                 stat.st_uid,
@@ -341,6 +341,10 @@ impl Cache {
     }
 }
 
+/// Nobody writes a file of the cache again. Others may read it, since a guest opens its artifact once more after it has
+/// given up root; the folder keeps everybody else out.
+const MODE: u32 = 0o444;
+
 fn own_user() -> u32 {
     rustix::process::geteuid().as_raw()
 }
@@ -353,13 +357,13 @@ fn open(path: &Path) -> io::Result<File> {
 }
 
 fn create(path: &Path) -> io::Result<File> {
-    OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)
+    OpenOptions::new().write(true).create_new(true).mode(MODE).open(path)
 }
 
 fn read_index(path: &Path) -> io::Result<Index> {
     let file = open(path)?;
     let metadata = file.metadata()?;
-    if metadata.uid() != own_user() || metadata.mode() & 0o7777 != 0o600 {
+    if metadata.uid() != own_user() || metadata.mode() & 0o7777 != MODE {
         return Err(io::Error::other("it is not our own"));
     }
     Ok(serde_json::from_reader(io::BufReader::new(file))?)

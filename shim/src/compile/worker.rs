@@ -15,7 +15,8 @@ use rustix::process::{DumpableBehavior, Resource, Rlimit, Signal};
 use super::world::world;
 use super::{Profile, World, engine};
 use crate::sys::seccomp::{Allow, FilterError};
-use crate::sys::{allocator, fds, seccomp};
+use crate::sys::credentials::{Capabilities, Ids};
+use crate::sys::{allocator, credentials, fds, seccomp};
 
 /// What a worker is told, as arguments.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -195,23 +196,9 @@ fn confine(job: &Job) -> Result<(), String> {
 }
 
 /// Drops all capabilities, groups and the user; there is one thread yet, so the thread's are the process's.
-fn become_nobody() -> Result<(), Box<dyn std::error::Error>> {
-    use rustix::process::{Gid, Uid};
-    caps::clear(None, caps::CapSet::Ambient)?;
-    caps::clear(None, caps::CapSet::Bounding)?;
-    let (uid, gid) = (Uid::from_raw(NOBODY), Gid::from_raw(NOBODY));
-    rustix::thread::set_thread_groups(&[])?;
-    rustix::thread::set_thread_res_gid(gid, gid, gid)?;
-    rustix::thread::set_thread_res_uid(uid, uid, uid)?;
-    // Leaving uid 0 cleared the others, unless securebits say otherwise.
-    for set in [
-        caps::CapSet::Inheritable,
-        caps::CapSet::Effective,
-        caps::CapSet::Permitted,
-    ] {
-        caps::clear(None, set)?;
-    }
-    Ok(())
+fn become_nobody() -> Result<(), String> {
+    let ids = Ids { uid: NOBODY, gid: NOBODY, groups: Vec::new(), umask: None };
+    credentials::take(&ids, &Capabilities::default()).map_err(|(step, error)| format!("{step}: {error}"))
 }
 
 /// What the compiler calls: memory, threads of its own, its three files, time.

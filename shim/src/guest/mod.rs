@@ -1,6 +1,7 @@
 //! What runs only inside a sandboxed process: an artifact becomes a program, the program becomes an outcome.
 
 use std::os::fd::OwnedFd;
+use std::path::Path;
 
 use crate::compile::World;
 use crate::compile::artifact::{self, Loaded};
@@ -37,13 +38,13 @@ pub enum Outcome {
     Trap(String),
 }
 
-/// Loads an artifact and links it against its world.
+/// Loads an artifact and links it against its world. The working directory is this process's `/proc/self/fd`.
 ///
 /// # Errors
 ///
 /// Names the import that is missing, or the export.
 pub fn load(warm: &warm::Warm, file: OwnedFd, world: World, export: Option<&str>) -> wasmtime::Result<Ready> {
-    match (artifact::load(&warm.engine, file, world)?, world) {
+    match (artifact::load(&warm.engine, file, Path::new("."), world)?, world) {
         (Loaded::Module(module), _) => p1::link(warm, &module, export).map(Ready::Module),
         (Loaded::Component(component), World::Command03) => p3::link(warm, &component, export).map(Ready::Command03),
         (Loaded::Component(component), _) => p2::link(warm, &component, export).map(Ready::Command02),

@@ -19,7 +19,7 @@ use super::volumes::{Kind, Volume};
 use crate::guest::warm::Warm;
 use crate::guest::{self, Outcome, Settings};
 use crate::sys::fork::{Fork, exit, fork};
-use crate::sys::{credentials, fds, memfd, mounts, namespaces, seccomp, signals};
+use crate::sys::{credentials, fds, memfd, mounts, namespaces, seccomp, signals, standard};
 
 /// The fds of one request, as the launcher received them, and the pipe for the guest's pid.
 pub struct Inheritance {
@@ -161,8 +161,9 @@ fn prepare(
     let name = std::ffi::CString::new(confinement.name.as_str()).map_err(step("name the process"))?;
     rustix::thread::set_name(&name).map_err(step("name the process"))?;
     for (number, stream) in streams.into_iter().enumerate() {
-        fds::install(stream.as_fd(), number as i32).map_err(step(format!("take standard stream {number}")))?;
+        standard::install(stream.as_fd(), number as i32).map_err(step(format!("take standard stream {number}")))?;
     }
+    let open_files = mounts::open_directory(Path::new("/proc/self/fd")).map_err(step("open /proc/self/fd"))?;
     let others = confinement.make.iter().copied().filter(|kind| *kind != namespaces::Kind::Pid);
     namespaces::make(others).map_err(step("make namespaces"))?;
     identify(confinement)?;
@@ -178,11 +179,15 @@ fn prepare(
     let prepared = match (&confinement.role, artifact) {
         (Role::Holder, _) => Prepared::Hold,
         (Role::Guest { world, export }, Some(artifact)) => {
+            // The old root is gone, but this folder of it is still open: see `artifact::load`.
+            rustix::process::fchdir(&open_files).map_err(step("enter /proc/self/fd"))?;
             let ready = guest::load(warm, artifact, *world, export.as_deref());
             Prepared::Run(Box::new(ready.map_err(|error| step("load the program")(format!("{error:#}")))?))
         }
         (Role::Guest { .. }, None) => return Err(step("load the program")("its artifact is missing")),
     };
+    drop(open_files);
+    std::env::set_current_dir("/").map_err(step("enter the root"))?;
     adopted(socket)?;
     seccomp::enter(&filter.unpack()).map_err(step("install the guest's filter"))?;
     for program in &confinement.seccomp {

@@ -18,7 +18,7 @@ use super::record::{self, Record};
 use super::resources;
 use crate::compile::Artifact;
 use crate::sys::cgroup::{self, Cgroup, Hierarchies};
-use crate::sys::{memfd, pidfd, seqpacket};
+use crate::sys::{fds, memfd, pidfd, seqpacket};
 
 /// The three standard streams of a process; `None` is /dev/null.
 #[derive(Debug, Default)]
@@ -157,7 +157,7 @@ impl Launcher {
         let (answer, handle) = self.ask(command, &fds).await?;
         drop(fds);
         drop((text, theirs, streams));
-        let socket = AsyncFd::with_interest(ours, Interest::READABLE).map_err(resource("report socket"))?;
+        let socket = fds::polled(ours, Interest::READABLE).map_err(resource("report socket"))?;
         let (pid, handle) = match (answer, handle) {
             (Answer::Forked { pid }, Some(handle)) => (pid, handle),
             (Answer::Failed { message }, _) => {
@@ -257,7 +257,7 @@ impl Running {
             .stdout(Streams::null())
             .stderr(Streams::null())
             .spawn()?;
-        Ok(Running { socket: AsyncFd::new(ours)?, process: Some(process), forks: 0 })
+        Ok(Running { socket: fds::polled(ours, Interest::READABLE | Interest::WRITABLE)?, process: Some(process), forks: 0 })
     }
 
     async fn ask(&self, command: Command, fds: &[BorrowedFd<'_>]) -> io::Result<(Answer, Option<OwnedFd>)> {
@@ -286,7 +286,7 @@ impl Guest {
     fn new(pid: i32, handle: OwnedFd, socket: AsyncFd<OwnedFd>, cgroup: Cgroup) -> Result<Guest, SandboxError> {
         let resource = |what| move |error| SandboxError::Resource(what, error);
         let pid = u32::try_from(pid).map_err(io::Error::other).map_err(resource("pid"))?;
-        let handle = AsyncFd::with_interest(handle, Interest::READABLE).map_err(resource("pidfd"))?;
+        let handle = fds::polled(handle, Interest::READABLE).map_err(resource("pidfd"))?;
         let (handle, socket) = (Arc::new(handle), Arc::new(socket));
         let (sender, exit) = watch::channel(None);
         tokio::spawn(watch_exit(handle.clone(), socket.clone(), sender));

@@ -13,7 +13,7 @@ use super::profile::Program;
 use super::protocol::{Answer, Command, MESSAGE, decode, encode};
 use crate::guest::warm::Warm;
 use crate::sys::fork::{Fork, fork};
-use crate::sys::{fds, pidfd, seqpacket};
+use crate::sys::{pidfd, seqpacket, standard};
 
 /// `containerd-shim-wasi-v1 launch`: serves fork requests from the socket on its standard input until that closes.
 pub fn run() -> ! {
@@ -27,7 +27,7 @@ pub fn run() -> ! {
 }
 
 fn serve() -> wasmtime::Result<()> {
-    let socket = fds::take_stdin()?;
+    let socket = standard::take_stdin()?;
     rustix::thread::set_name(c"wasi-launcher")?;
     let warm = Warm::new()?;
     let filter = filter::program()?;

@@ -1,7 +1,10 @@
-//! The file descriptor table of a forked process: CLOEXEC does nothing without exec, so it is pruned by hand.
+//! File descriptors: the table of a forked process, where CLOEXEC does nothing without exec, and polling.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
+use std::os::fd::{OwnedFd, RawFd};
+
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 
 /// Closes every fd from 3 up but those in `keep`.
 ///
@@ -28,29 +31,14 @@ fn close_range(first: u32, last: u32) -> io::Result<()> {
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// Puts `fd` at number `target`, closing what was there, and forgets ownership of both: for the standard streams,
-/// which live as long as the process.
+/// Registers `fd` with the event loop of the calling task.
 ///
 /// # Errors
 ///
-/// What dup2(2) says.
-pub fn install(fd: BorrowedFd<'_>, target: RawFd) -> io::Result<()> {
-    #[expect(unsafe_code, reason = "dup2 onto a number that nothing owns")]
-    // SAFETY: `target` is one of 0, 1, 2, which no OwnedFd of this process owns; it is forgotten again at once.
-    let mut place = unsafe { OwnedFd::from_raw_fd(target) };
-    let result = rustix::io::dup2(fd, &mut place);
-    let _ = place.into_raw_fd();
-    Ok(result?)
-}
-
-/// Takes ownership of the standard input and leaves /dev/null in its place: how a child receives its one socket.
-///
-/// # Errors
-///
-/// What dup(2) and open(2) say.
-pub fn take_stdin() -> io::Result<OwnedFd> {
-    let socket = rustix::io::fcntl_dupfd_cloexec(io::stdin(), 3)?;
-    let null = std::fs::File::open("/dev/null")?;
-    install(null.as_fd(), 0)?;
-    Ok(socket)
+/// What epoll_ctl(2) says.
+pub fn polled(fd: OwnedFd, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
+    #[expect(unsafe_code, reason = "tokio leaves to the caller that the value keeps its fd")]
+    // SAFETY: an OwnedFd names one fd for as long as it lives, and keeps it open.
+    let registered = unsafe { AsyncFd::register_with_interest(fd, interest) };
+    registered.map_err(io::Error::from)
 }

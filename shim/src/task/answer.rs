@@ -112,6 +112,8 @@ fn status(node: &Node) -> serde_json::Value {
         "reserved": reserved,
         "requests": node.requests.load(Ordering::Relaxed),
         "artifacts": node.artifacts.counters(),
+        "images": node.images.counters(),
+        "launchers": node.launcher.starts(),
         "events_dropped": node.events.dropped(),
         "log_lines_dropped": node.sinks.dropped(),
     })

@@ -27,6 +27,7 @@ use crate::bootstrap::folder::{self, Lock, Settings};
 use crate::bootstrap::logging::{self, LoggingError};
 use crate::bootstrap::sinks::Sinks;
 use crate::bootstrap::start::READY;
+use crate::compile::keeper::keep;
 use crate::compile::{self, Artifacts, CompileError};
 use crate::image::Images;
 use crate::sandbox::control::{Launcher, SandboxError};
@@ -139,18 +140,21 @@ async fn serve(folder: &Path, settings: &Settings, sinks: Arc<Sinks>, stdout: &m
     let options = &settings.options;
     let task_api = bind(&settings.socket)?;
     let control = bind(&folder::control(folder))?;
+    let images = Arc::new(Images::new(settings.address.clone()).remember_in(&options.cache_dir));
+    let artifacts = Arc::new(Artifacts::open(compile::Settings {
+        folder: options.cache_dir.clone(),
+        size: options.cache_size,
+        timeout: options.compile_timeout,
+        memory: options.compile_memory,
+    })?);
+    let keeper = tokio::spawn(keep(images.clone(), artifacts.clone()));
     let node = Arc::new(Node {
         containers: Containers::new(Instant::now() + RESERVATION),
         events: Publisher::start(&settings.ttrpc_address),
         sinks,
-        images: Images::new(settings.address.clone()),
-        artifacts: Artifacts::open(compile::Settings {
-            folder: options.cache_dir.clone(),
-            size: options.cache_size,
-            timeout: options.compile_timeout,
-            memory: options.compile_memory,
-        })?,
-        launcher: Launcher::start().await?,
+        images,
+        artifacts,
+        launcher: Launcher::start(options.launcher_max_forks).await?,
         address: format!("unix://{}", settings.socket.display()),
         requests: AtomicUsize::new(0),
     });
@@ -174,6 +178,7 @@ async fn serve(folder: &Path, settings: &Settings, sinks: Arc<Sinks>, stdout: &m
         _ = term.recv() => end_all(folder, settings, &node).await,
         _ = int.recv() => end_all(folder, settings, &node).await,
     }
+    keeper.abort();
     control.abort();
     let answered = async {
         while node.requests.load(Ordering::Relaxed) > 0 {

@@ -39,8 +39,8 @@ pub struct Node {
     pub containers: Containers,
     pub events: Publisher,
     pub sinks: Arc<Sinks>,
-    pub images: Images,
-    pub artifacts: Artifacts,
+    pub images: Arc<Images>,
+    pub artifacts: Arc<Artifacts>,
     pub launcher: Launcher,
     /// Where we serve the task API, a `unix://` URL.
     pub address: String,

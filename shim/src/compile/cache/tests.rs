@@ -66,7 +66,7 @@ fn what_was_stored_is_found_also_by_the_next_server() {
     assert_eq!(test.get("a").as_deref(), Some("artifact"));
     assert_eq!(get(&test.reopened(), "a").as_deref(), Some("artifact"));
     assert_eq!(fs::metadata(&test.cache.folder).expect("folder").mode() & 0o777, 0o700);
-    assert_eq!(fs::metadata(test.path("a")).expect("file").mode() & 0o777, 0o600);
+    assert_eq!(fs::metadata(test.path("a")).expect("file").mode() & 0o777, 0o444);
     assert_eq!(test.cache.files().expect("files").len(), 2, "nothing temporary is left");
 }
 
