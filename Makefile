@@ -11,7 +11,7 @@ export PATH := $(CACHE)/bin:$(PATH)
 
 # What Debian 12 has of what is needed: to build, to run a node, to test one.
 BUILD := protobuf-compiler
-NODE := containerd runc
+NODE := containerd runc buildah
 TEST := docker-registry skopeo shellcheck
 
 help: ## Say what the targets do

@@ -59,7 +59,10 @@ mod tests {
     fn a_module_and_a_component_load_from_a_sealed_file() {
         let engine = engine(Profile::Command).expect("engine");
         let (file, world) = artifact(r#"(module (memory 1) (data (i32.const 0) "x") (func (export "_start")))"#);
-        assert!(matches!(load(&engine, file, Path::new("/proc/self/fd"), world), Ok(Loaded::Module(_))));
+        assert!(matches!(
+            load(&engine, file, Path::new("/proc/self/fd"), world),
+            Ok(Loaded::Module(_))
+        ));
         let component = r#"(component (core module $m (func (export "run") (result i32) i32.const 0))
             (core instance $i (instantiate $m))
             (func $run (result (result)) (canon lift (core func $i "run")))
@@ -67,12 +70,23 @@ mod tests {
             (export "wasi:cli/run@0.2.0" (instance $e)))"#;
         let (file, world) = artifact(component);
         assert_eq!(world, World::Command02);
-        assert!(matches!(load(&engine, file, Path::new("/proc/self/fd"), world), Ok(Loaded::Component(_))));
+        assert!(matches!(
+            load(&engine, file, Path::new("/proc/self/fd"), world),
+            Ok(Loaded::Component(_))
+        ));
     }
 
     #[test]
     fn an_artifact_of_the_other_profile_is_refused() {
         let (file, world) = artifact("(module)");
-        assert!(load(&engine(Profile::Service).expect("engine"), file, Path::new("/proc/self/fd"), world).is_err());
+        assert!(
+            load(
+                &engine(Profile::Service).expect("engine"),
+                file,
+                Path::new("/proc/self/fd"),
+                world
+            )
+            .is_err()
+        );
     }
 }

@@ -14,8 +14,8 @@ use rustix::process::{DumpableBehavior, Resource, Rlimit, Signal};
 
 use super::world::world;
 use super::{Profile, World, engine};
-use crate::sys::seccomp::{Allow, FilterError};
 use crate::sys::credentials::{Capabilities, Ids};
+use crate::sys::seccomp::{Allow, FilterError};
 use crate::sys::{allocator, credentials, fds, seccomp};
 
 /// What a worker is told, as arguments.
@@ -197,7 +197,12 @@ fn confine(job: &Job) -> Result<(), String> {
 
 /// Drops all capabilities, groups and the user; there is one thread yet, so the thread's are the process's.
 fn become_nobody() -> Result<(), String> {
-    let ids = Ids { uid: NOBODY, gid: NOBODY, groups: Vec::new(), umask: None };
+    let ids = Ids {
+        uid: NOBODY,
+        gid: NOBODY,
+        groups: Vec::new(),
+        umask: None,
+    };
     credentials::take(&ids, &Capabilities::default()).map_err(|(step, error)| format!("{step}: {error}"))
 }
 

@@ -25,7 +25,10 @@ pub struct Component {
 
 impl WasiView for Component {
     fn ctx(&mut self) -> WasiCtxView<'_> {
-        WasiCtxView { ctx: &mut self.wasi, table: &mut self.table }
+        WasiCtxView {
+            ctx: &mut self.wasi,
+            table: &mut self.table,
+        }
     }
 }
 
@@ -39,7 +42,9 @@ pub fn module(settings: &Settings<'_>) -> wasmtime::Result<Module> {
     if !settings.environment.iter().any(|(key, _)| key == "PWD") {
         builder.env("PWD", settings.working_directory);
     }
-    Ok(Module { wasi: builder.build_p1() })
+    Ok(Module {
+        wasi: builder.build_p1(),
+    })
 }
 
 /// The state of a component.
@@ -50,7 +55,10 @@ pub fn module(settings: &Settings<'_>) -> wasmtime::Result<Module> {
 pub fn component(settings: &Settings<'_>) -> wasmtime::Result<Component> {
     let mut builder = builder(settings)?;
     builder.initial_cwd(settings.working_directory);
-    Ok(Component { wasi: builder.build(), table: ResourceTable::new() })
+    Ok(Component {
+        wasi: builder.build(),
+        table: ResourceTable::new(),
+    })
 }
 
 fn builder(settings: &Settings<'_>) -> wasmtime::Result<WasiCtxBuilder> {

@@ -43,7 +43,10 @@ pub fn link(warm: &Warm, module: &Module, export: Option<&str>) -> wasmtime::Res
             )
         }
     }
-    Ok(Program { instance: warm.modules.instantiate_pre(module)?, export: name.to_owned() })
+    Ok(Program {
+        instance: warm.modules.instantiate_pre(module)?,
+        export: name.to_owned(),
+    })
 }
 
 impl Program {

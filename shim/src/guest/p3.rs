@@ -30,8 +30,9 @@ impl Program {
     pub async fn run(self, settings: &Settings<'_>) -> wasmtime::Result<i32> {
         let mut store = Store::new(self.0.engine(), context::component(settings)?);
         let command = self.0.instantiate_async(&mut store).await?;
-        let result =
-            store.run_concurrent(async move |store| command.wasi_cli_run().call_run(store).await).await??;
+        let result = store
+            .run_concurrent(async move |store| command.wasi_cli_run().call_run(store).await)
+            .await??;
         Ok(i32::from(result.is_err()))
     }
 }

@@ -32,7 +32,10 @@ pub fn tell(message: &str) {
         && let Ok(mut file) = OpenOptions::new().write(true).open(log)
     {
         // The kubelet reads at most 4096 bytes.
-        let end = (0..=message.len().min(4096)).rev().find(|end| message.is_char_boundary(*end)).unwrap_or(0);
+        let end = (0..=message.len().min(4096))
+            .rev()
+            .find(|end| message.is_char_boundary(*end))
+            .unwrap_or(0);
         let _ = file.write_all(&message.as_bytes()[..end]);
     }
 }

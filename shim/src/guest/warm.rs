@@ -30,6 +30,10 @@ impl Warm {
         let mut components = component::Linker::new(&engine);
         wasmtime_wasi::p2::add_to_linker_async(&mut components)?;
         wasmtime_wasi::p3::add_to_linker(&mut components)?;
-        Ok(Warm { engine, modules, components })
+        Ok(Warm {
+            engine,
+            modules,
+            components,
+        })
     }
 }

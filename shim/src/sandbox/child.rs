@@ -11,7 +11,6 @@ use rustix::fs::FileType;
 use rustix::mount::MountFlags;
 use rustix::process::Signal;
 
-
 use super::plan::{Confinement, Role, Root};
 use super::profile::Program;
 use super::protocol::{Report, START, cut, decode, encode};
@@ -61,7 +60,10 @@ struct Failure {
 }
 
 fn step<E: std::fmt::Display>(step: impl Into<String>) -> impl FnOnce(E) -> Failure {
-    move |error| Failure { step: step.into(), error: error.to_string() }
+    move |error| Failure {
+        step: step.into(),
+        error: error.to_string(),
+    }
 }
 
 fn report(socket: BorrowedFd<'_>, report: &Report) {
@@ -70,14 +72,25 @@ fn report(socket: BorrowedFd<'_>, report: &Report) {
 }
 
 fn fail(socket: BorrowedFd<'_>, failure: Failure) -> ! {
-    report(socket, &Report::Failed { message: cut(format!("{}: {}", failure.step, failure.error)) });
+    report(
+        socket,
+        &Report::Failed {
+            message: cut(format!("{}: {}", failure.step, failure.error)),
+        },
+    );
     exit(1)
 }
 
 /// The helper: enters the cgroup and namespaces that must be entered before a fork, forks the guest, says its pid and
 /// exits, which makes the guest the server's child.
 pub fn help(warm: &Warm, filter: &Program, inheritance: Inheritance) -> ! {
-    let Inheritance { plan, report, streams, artifact, pid } = {
+    let Inheritance {
+        plan,
+        report,
+        streams,
+        artifact,
+        pid,
+    } = {
         if let Err(error) = fds::close_all_but(&inheritance.numbers()) {
             fail(inheritance.report.as_fd(), step("close inherited fds")(error));
         }
@@ -102,8 +115,7 @@ pub fn help(warm: &Warm, filter: &Program, inheritance: Inheritance) -> ! {
 
 fn enter(plan: OwnedFd) -> Result<Confinement, Failure> {
     let bytes = memfd::read(plan).map_err(step("read the plan"))?;
-    let confinement: Confinement =
-        decode(&bytes).ok_or_else(|| step("read the plan")("it cannot be decoded"))?;
+    let confinement: Confinement = decode(&bytes).ok_or_else(|| step("read the plan")("it cannot be decoded"))?;
     for entrance in &confinement.entrances {
         fs::write(entrance, "0").map_err(step(format!("enter the cgroup by {}", entrance.display())))?;
     }
@@ -164,7 +176,11 @@ fn prepare(
         standard::install(stream.as_fd(), number as i32).map_err(step(format!("take standard stream {number}")))?;
     }
     let open_files = mounts::open_directory(Path::new("/proc/self/fd")).map_err(step("open /proc/self/fd"))?;
-    let others = confinement.make.iter().copied().filter(|kind| *kind != namespaces::Kind::Pid);
+    let others = confinement
+        .make
+        .iter()
+        .copied()
+        .filter(|kind| *kind != namespaces::Kind::Pid);
     namespaces::make(others).map_err(step("make namespaces"))?;
     identify(confinement)?;
     credentials::adjust_oom_score(Path::new("/proc/self"), confinement.oom_score_adj.unwrap_or_default())
@@ -173,8 +189,7 @@ fn prepare(
     for limit in &confinement.limits {
         credentials::limit(*limit).map_err(step(format!("set the limit {:?}", limit.resource)))?;
     }
-    credentials::take(&confinement.ids, &confinement.capabilities)
-        .map_err(|(name, error)| step(name)(error))?;
+    credentials::take(&confinement.ids, &confinement.capabilities).map_err(|(name, error)| step(name)(error))?;
     rustix::thread::set_no_new_privs(true).map_err(step("set no_new_privs"))?;
     let prepared = match (&confinement.role, artifact) {
         (Role::Holder, _) => Prepared::Hold,
@@ -182,7 +197,9 @@ fn prepare(
             // The old root is gone, but this folder of it is still open: see `artifact::load`.
             rustix::process::fchdir(&open_files).map_err(step("enter /proc/self/fd"))?;
             let ready = guest::load(warm, artifact, *world, export.as_deref());
-            Prepared::Run(Box::new(ready.map_err(|error| step("load the program")(format!("{error:#}")))?))
+            Prepared::Run(Box::new(
+                ready.map_err(|error| step("load the program")(format!("{error:#}")))?,
+            ))
         }
         (Role::Guest { .. }, None) => return Err(step("load the program")("its artifact is missing")),
     };
@@ -259,17 +276,27 @@ fn mount_root(root: &Root, mount: &crate::image::Mount) -> Result<(), Failure> {
     let what = || format!("mount the root filesystem ({} {})", mount.kind, mount.source);
     match mount.kind.as_str() {
         "overlay" => {
-            let options: Vec<String> =
-                mount.options.iter().filter(|option| !["rw", "ro"].contains(&option.as_str())).cloned().collect();
+            let options: Vec<String> = mount
+                .options
+                .iter()
+                .filter(|option| !["rw", "ro"].contains(&option.as_str()))
+                .cloned()
+                .collect();
             mounts::mount_overlay(&root.folder, &options).map_err(step(what()))
         }
         "bind" | "" => {
             mounts::bind_self(Path::new(&mount.source), &root.folder).map_err(step(what()))?;
             let read_only = mount.options.iter().any(|option| option == "ro");
-            let flags = if read_only { MountFlags::RDONLY } else { MountFlags::empty() };
+            let flags = if read_only {
+                MountFlags::RDONLY
+            } else {
+                MountFlags::empty()
+            };
             mounts::remount_path(&root.folder, flags | MountFlags::NODEV).map_err(step(what()))
         }
-        other => Err(step(what())(format!("snapshots of type {other} are not supported: use overlayfs or native"))),
+        other => Err(step(what())(format!(
+            "snapshots of type {other} are not supported: use overlayfs or native"
+        ))),
     }
 }
 
@@ -292,22 +319,25 @@ fn place(root: BorrowedFd<'_>, volume: &Volume) -> Result<(), Failure> {
             let mounted = mounts::open_in_root(root, &volume.destination).map_err(step(what.clone()))?;
             let kind = mounts::file_type(mounted.as_fd()).map_err(step(what.clone()))?;
             if matches!(kind, FileType::CharacterDevice | FileType::BlockDevice) {
-                return Err(step(what)("it is a device, which a wasm container may not see: remove the mount"));
+                return Err(step(what)(
+                    "it is a device, which a wasm container may not see: remove the mount",
+                ));
             }
             mounts::remount(mounted.as_fd(), flags).map_err(step(what.clone()))?;
         }
     }
     if volume.read_only_recursive {
         let mounted = mounts::open_in_root(root, &volume.destination).map_err(step(format!("open {at}")))?;
-        mounts::make_read_only_recursive(mounted.as_fd())
-            .map_err(step(format!("make {at} recursively read-only")))?;
+        mounts::make_read_only_recursive(mounted.as_fd()).map_err(step(format!("make {at} recursively read-only")))?;
     }
     Ok(())
 }
 
 /// Hides a path: a folder under an empty read-only one, a file under a device that a nodev mount cannot open.
 fn mask(root: BorrowedFd<'_>, path: &Path) -> Result<(), Failure> {
-    let Some(target) = present(root, path)? else { return Ok(()) };
+    let Some(target) = present(root, path)? else {
+        return Ok(());
+    };
     let what = || format!("mask {}", path.display());
     let kind = mounts::file_type(target.as_fd()).map_err(step(what()))?;
     if kind == FileType::Directory {
@@ -320,7 +350,9 @@ fn mask(root: BorrowedFd<'_>, path: &Path) -> Result<(), Failure> {
 }
 
 fn protect(root: BorrowedFd<'_>, path: &Path) -> Result<(), Failure> {
-    let Some(target) = present(root, path)? else { return Ok(()) };
+    let Some(target) = present(root, path)? else {
+        return Ok(());
+    };
     let what = || format!("make {} read-only", path.display());
     let inside: PathBuf = PathBuf::from(format!("/proc/self/fd/{}", target.as_raw_fd()));
     mounts::bind(&inside, target.as_fd(), true).map_err(step(what()))?;

@@ -90,10 +90,15 @@ impl Launcher {
     ///
     /// When there is no cgroup file system or the process cannot be started.
     pub async fn start(max_forks: u64) -> Result<Launcher, SandboxError> {
-        let hierarchies =
-            Hierarchies::find(Path::new(cgroup::ROOT)).map_err(|error| SandboxError::Cgroup(cgroup::ROOT.into(), error))?;
+        let hierarchies = Hierarchies::find(Path::new(cgroup::ROOT))
+            .map_err(|error| SandboxError::Cgroup(cgroup::ROOT.into(), error))?;
         let running = Mutex::new(Running::start().map_err(SandboxError::StartLauncher)?);
-        Ok(Launcher { hierarchies, max_forks, running, starts: 1.into() })
+        Ok(Launcher {
+            hierarchies,
+            max_forks,
+            running,
+            starts: 1.into(),
+        })
     }
 
     /// How many launchers this server has started.
@@ -115,7 +120,9 @@ impl Launcher {
     ) -> Result<Guest, SandboxError> {
         let cgroup = self.hierarchies.cgroup(&plan.cgroup);
         let record = Record::new(cgroup.clone());
-        record.write(bundle).map_err(|error| SandboxError::Record(bundle.display().to_string(), error))?;
+        record
+            .write(bundle)
+            .map_err(|error| SandboxError::Record(bundle.display().to_string(), error))?;
         let result = self.try_spawn(bundle, plan, stdio, artifact, cgroup, record).await;
         if result.is_err() {
             let bundle = bundle.to_owned();
@@ -138,11 +145,21 @@ impl Launcher {
     ) -> Result<Guest, SandboxError> {
         prepare_cgroup(cgroup.clone(), plan).await?;
         let resource = |what| move |error| SandboxError::Resource(what, error);
-        let confinement = Confinement { entrances: cgroup.entrances(), ..plan.confinement.clone() };
+        let confinement = Confinement {
+            entrances: cgroup.entrances(),
+            ..plan.confinement.clone()
+        };
         let text = memfd::sealed("plan", &encode(&confinement)).map_err(resource("plan"))?;
         let (ours, theirs) = seqpacket::pair().map_err(resource("report socket"))?;
-        rustix::io::ioctl_fionbio(&ours, true).map_err(|error| SandboxError::Resource("report socket", error.into()))?;
-        let null = || std::fs::OpenOptions::new().read(true).write(true).open("/dev/null").map(OwnedFd::from);
+        rustix::io::ioctl_fionbio(&ours, true)
+            .map_err(|error| SandboxError::Resource("report socket", error.into()))?;
+        let null = || {
+            std::fs::OpenOptions::new()
+                .read(true)
+                .write(true)
+                .open("/dev/null")
+                .map(OwnedFd::from)
+        };
         let mut streams = Vec::new();
         for stream in [stdio.stdin, stdio.stdout, stdio.stderr] {
             streams.push(stream.map_or_else(null, Ok).map_err(resource("standard stream"))?);
@@ -153,7 +170,9 @@ impl Launcher {
             .chain(streams.iter().map(AsFd::as_fd))
             .chain(file.iter().map(|file| file.as_fd()))
             .collect();
-        let command = Command::Spawn { artifact: file.is_some() };
+        let command = Command::Spawn {
+            artifact: file.is_some(),
+        };
         let (answer, handle) = self.ask(command, &fds).await?;
         drop(fds);
         drop((text, theirs, streams));
@@ -168,7 +187,10 @@ impl Launcher {
                 }));
             }
             (Answer::Forked { .. }, None) => {
-                return Err(SandboxError::Resource("pidfd", io::Error::from(io::ErrorKind::InvalidData)));
+                return Err(SandboxError::Resource(
+                    "pidfd",
+                    io::Error::from(io::ErrorKind::InvalidData),
+                ));
             }
         };
         let guest = Guest::new(pid, handle, socket, cgroup)?;
@@ -192,11 +214,7 @@ impl Launcher {
 
     /// One command and its answer. A launcher that is gone is replaced and asked once more: nothing it forked for the
     /// lost command outlives the report socket.
-    async fn ask(
-        &self,
-        command: Command,
-        fds: &[BorrowedFd<'_>],
-    ) -> Result<(Answer, Option<OwnedFd>), SandboxError> {
+    async fn ask(&self, command: Command, fds: &[BorrowedFd<'_>]) -> Result<(Answer, Option<OwnedFd>), SandboxError> {
         let mut running = self.running.lock().await;
         if running.forks >= self.max_forks {
             self.renew(&mut running)?;
@@ -226,7 +244,9 @@ async fn prepare_cgroup(cgroup: Cgroup, plan: &Plan) -> Result<(), SandboxError>
     let resources = plan.resources.clone();
     let name = cgroup.path.display().to_string();
     let work = move || {
-        cgroup.create().map_err(|error| SandboxError::Cgroup(cgroup.path.display().to_string(), error))?;
+        cgroup
+            .create()
+            .map_err(|error| SandboxError::Cgroup(cgroup.path.display().to_string(), error))?;
         match resources {
             None => Ok(()),
             Some(resources) => resources::apply(&cgroup, &resources)
@@ -241,8 +261,10 @@ async fn prepare_cgroup(cgroup: Cgroup, plan: &Plan) -> Result<(), SandboxError>
 /// The next report; `None` when the process is gone.
 async fn receive(socket: &AsyncFd<OwnedFd>) -> Option<Report> {
     let mut buffer = vec![0; MESSAGE];
-    let received =
-        socket.async_io(Interest::READABLE, |socket| seqpacket::receive(socket, &mut buffer)).await.ok()?;
+    let received = socket
+        .async_io(Interest::READABLE, |socket| seqpacket::receive(socket, &mut buffer))
+        .await
+        .ok()?;
     decode(&buffer[..received.0])
 }
 
@@ -257,12 +279,18 @@ impl Running {
             .stdout(Streams::null())
             .stderr(Streams::null())
             .spawn()?;
-        Ok(Running { socket: fds::polled(ours, Interest::READABLE | Interest::WRITABLE)?, process: Some(process), forks: 0 })
+        Ok(Running {
+            socket: fds::polled(ours, Interest::READABLE | Interest::WRITABLE)?,
+            process: Some(process),
+            forks: 0,
+        })
     }
 
     async fn ask(&self, command: Command, fds: &[BorrowedFd<'_>]) -> io::Result<(Answer, Option<OwnedFd>)> {
         let bytes = encode(&command);
-        self.socket.async_io(Interest::WRITABLE, |socket| seqpacket::send(socket, &bytes, fds)).await?;
+        self.socket
+            .async_io(Interest::WRITABLE, |socket| seqpacket::send(socket, &bytes, fds))
+            .await?;
         let mut buffer = vec![0; MESSAGE];
         let (length, mut fds) = self
             .socket
@@ -290,7 +318,13 @@ impl Guest {
         let (handle, socket) = (Arc::new(handle), Arc::new(socket));
         let (sender, exit) = watch::channel(None);
         tokio::spawn(watch_exit(handle.clone(), socket.clone(), sender));
-        Ok(Guest { pid, handle, socket, cgroup, exit })
+        Ok(Guest {
+            pid,
+            handle,
+            socket,
+            cgroup,
+            exit,
+        })
     }
 
     /// The pid in the server's pid namespace.
@@ -324,7 +358,11 @@ impl Guest {
         let mut exit = self.exit.clone();
         let ended = exit.wait_for(Option::is_some).await.ok().and_then(|exit| exit.clone());
         // The watcher sends before it ends, so only its own panic leaves nothing.
-        ended.unwrap_or(Exit { code: 255, at: SystemTime::now(), message: None })
+        ended.unwrap_or(Exit {
+            code: 255,
+            at: SystemTime::now(),
+            message: None,
+        })
     }
 
     /// The cgroup's figures as containerd's `io.containerd.cgroups.v1.Metrics` or `v2.Metrics`: type URL and bytes.
@@ -338,13 +376,11 @@ impl Guest {
 }
 
 /// Waits for the process's end, reaps it and keeps what it said of it.
-async fn watch_exit(
-    handle: Arc<AsyncFd<OwnedFd>>,
-    socket: Arc<AsyncFd<OwnedFd>>,
-    sender: watch::Sender<Option<Exit>>,
-) {
+async fn watch_exit(handle: Arc<AsyncFd<OwnedFd>>, socket: Arc<AsyncFd<OwnedFd>>, sender: watch::Sender<Option<Exit>>) {
     let code = handle
-        .async_io(Interest::READABLE, |handle| pidfd::reap(handle)?.ok_or(io::ErrorKind::WouldBlock.into()))
+        .async_io(Interest::READABLE, |handle| {
+            pidfd::reap(handle)?.ok_or(io::ErrorKind::WouldBlock.into())
+        })
         .await
         .unwrap_or(255);
     let mut buffer = vec![0; MESSAGE];
@@ -356,5 +392,9 @@ async fn watch_exit(
         Err(_) => None,
     };
     // Nobody waits when the container is deleted already.
-    let _ = sender.send(Some(Exit { code, at: SystemTime::now(), message }));
+    let _ = sender.send(Some(Exit {
+        code,
+        at: SystemTime::now(),
+        message,
+    }));
 }

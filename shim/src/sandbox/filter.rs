@@ -112,13 +112,19 @@ const ALLOWED_HERE: &[libc::c_long] = &[];
 ///
 /// What the compiler says of the rules.
 pub fn program() -> Result<Program, ProfileError> {
-    let mut rules: BTreeMap<i64, Vec<SeccompRule>> =
-        ALLOWED.iter().chain(ALLOWED_HERE).map(|number| (*number, Vec::new())).collect();
+    let mut rules: BTreeMap<i64, Vec<SeccompRule>> = ALLOWED
+        .iter()
+        .chain(ALLOWED_HERE)
+        .map(|number| (*number, Vec::new()))
+        .collect();
     for (number, rule) in conditional()? {
         rules.insert(number, vec![rule]);
     }
     for (number, argument, values) in listed() {
-        let list: Result<Vec<_>, _> = values.iter().map(|value| when(argument, SeccompCmpOp::Eq, *value)).collect();
+        let list: Result<Vec<_>, _> = values
+            .iter()
+            .map(|value| when(argument, SeccompCmpOp::Eq, *value))
+            .collect();
         rules.insert(number, list?);
     }
     compile(rules, SeccompAction::Errno(libc::EPERM as u32), SeccompAction::Allow)
@@ -138,7 +144,12 @@ fn conditional() -> Result<[(i64, SeccompRule); 3], ProfileError> {
 /// Calls that are allowed with some values of one argument.
 fn listed() -> [(i64, u8, &'static [u64]); 2] {
     const PRCTL: &[u64] = &[libc::PR_SET_NAME as u64, libc::PR_SET_NO_NEW_PRIVS as u64];
-    const IOCTL: &[u64] = &[libc::FIONBIO as u64, libc::FIONREAD as u64, libc::TCGETS as u64, libc::TIOCGWINSZ as u64];
+    const IOCTL: &[u64] = &[
+        libc::FIONBIO as u64,
+        libc::FIONREAD as u64,
+        libc::TCGETS as u64,
+        libc::TIOCGWINSZ as u64,
+    ];
     [(libc::SYS_prctl, 0, PRCTL), (libc::SYS_ioctl, 1, IOCTL)]
 }
 
@@ -171,7 +182,11 @@ mod tests {
             libc::SYS_keyctl,
             libc::SYS_open_by_handle_at,
         ];
-        assert!(hostile.iter().all(|number| !ALLOWED.contains(number) && !ALLOWED_HERE.contains(number)));
+        assert!(
+            hostile
+                .iter()
+                .all(|number| !ALLOWED.contains(number) && !ALLOWED_HERE.contains(number))
+        );
     }
 
     #[test]

@@ -47,7 +47,9 @@ fn serve() -> wasmtime::Result<()> {
 }
 
 fn failed(message: impl ToString) -> Answer {
-    Answer::Failed { message: message.to_string() }
+    Answer::Failed {
+        message: message.to_string(),
+    }
 }
 
 /// Forks the helper, reaps it and opens the guest's pidfd. The fds are closed here before the next fork.
@@ -75,10 +77,17 @@ fn spawn(warm: &Warm, filter: &Program, fds: Vec<OwnedFd>, artifact: bool) -> (A
     }
     match said.ok().and_then(|()| Pid::from_raw(i32::from_ne_bytes(pid))) {
         Some(pid) => match pidfd::open(pid) {
-            Ok(handle) => (Answer::Forked { pid: pid.as_raw_nonzero().get() }, Some(handle)),
-            Err(error) => (failed(format!("open the pidfd of {}: {error}", pid.as_raw_nonzero())), None),
+            Ok(handle) => (
+                Answer::Forked {
+                    pid: pid.as_raw_nonzero().get(),
+                },
+                Some(handle),
+            ),
+            Err(error) => (
+                failed(format!("open the pidfd of {}: {error}", pid.as_raw_nonzero())),
+                None,
+            ),
         },
         None => (failed("the helper made no process"), None),
     }
 }
-

@@ -93,9 +93,17 @@ pub enum PlanError {
     #[error("config.json has no {0}")]
     Missing(&'static str),
     #[error("{field} {value:?} is not supported for wasm containers: {mend}")]
-    Unsupported { field: &'static str, value: String, mend: &'static str },
+    Unsupported {
+        field: &'static str,
+        value: String,
+        mend: &'static str,
+    },
     #[error("{field} {value:?} is not valid: {rule}")]
-    Invalid { field: &'static str, value: String, rule: &'static str },
+    Invalid {
+        field: &'static str,
+        value: String,
+        rule: &'static str,
+    },
     #[error(transparent)]
     Volume(#[from] volumes::VolumeError),
     #[error(transparent)]
@@ -103,11 +111,19 @@ pub enum PlanError {
 }
 
 fn unsupported(field: &'static str, value: impl ToString, mend: &'static str) -> PlanError {
-    PlanError::Unsupported { field, value: value.to_string(), mend }
+    PlanError::Unsupported {
+        field,
+        value: value.to_string(),
+        mend,
+    }
 }
 
 fn invalid(field: &'static str, value: impl ToString, rule: &'static str) -> PlanError {
-    PlanError::Invalid { field, value: value.to_string(), rule }
+    PlanError::Invalid {
+        field,
+        value: value.to_string(),
+        rule,
+    }
 }
 
 /// Turns a spec into a plan.
@@ -135,24 +151,46 @@ pub fn plan(request: Request<'_>) -> Result<Plan, PlanError> {
             folder: request.bundle.join(root.path()),
             read_only: root.readonly().unwrap_or(false),
         },
-        volumes: if holder { Vec::new() } else { volumes::volumes(spec.mounts().as_deref().unwrap_or_default())? },
+        volumes: if holder {
+            Vec::new()
+        } else {
+            volumes::volumes(spec.mounts().as_deref().unwrap_or_default())?
+        },
         masked: if holder { Vec::new() } else { text(linux.masked_paths()) },
-        read_only: if holder { Vec::new() } else { text(linux.readonly_paths()) },
+        read_only: if holder {
+            Vec::new()
+        } else {
+            text(linux.readonly_paths())
+        },
         hostname: spec.hostname().clone().filter(|name| !name.is_empty()),
         domainname: spec.domainname().clone().filter(|name| !name.is_empty()),
-        sysctls: linux.sysctl().iter().flatten().map(|(key, value)| (key.clone(), value.clone())).collect(),
+        sysctls: linux
+            .sysctl()
+            .iter()
+            .flatten()
+            .map(|(key, value)| (key.clone(), value.clone()))
+            .collect(),
         ids: ids(process),
         capabilities: capabilities(process)?,
         no_new_privileges: process.no_new_privileges().unwrap_or(false),
         limits: limits(process)?,
         oom_score_adj: process.oom_score_adj(),
-        seccomp: linux.seccomp().as_ref().map(profile::programs).transpose()?.unwrap_or_default(),
+        seccomp: linux
+            .seccomp()
+            .as_ref()
+            .map(profile::programs)
+            .transpose()?
+            .unwrap_or_default(),
         arguments: process.args().clone().unwrap_or_default(),
         environment: environment(process),
         working_directory: process.cwd().to_string_lossy().into_owned(),
         role: request.role,
     };
-    Ok(Plan { cgroup, resources: resources(spec), confinement })
+    Ok(Plan {
+        cgroup,
+        resources: resources(spec),
+        confinement,
+    })
 }
 
 fn refuse(spec: &Spec, process: &Process) -> Result<(), PlanError> {
@@ -160,8 +198,16 @@ fn refuse(spec: &Spec, process: &Process) -> Result<(), PlanError> {
     if process.terminal().unwrap_or(false) {
         return Err(unsupported("process.terminal", true, "set tty: false"));
     }
-    if let Some(profile) = process.apparmor_profile().as_ref().filter(|profile| !profile.is_empty()) {
-        return Err(unsupported("process.apparmorProfile", profile, "set appArmorProfile: Unconfined"));
+    if let Some(profile) = process
+        .apparmor_profile()
+        .as_ref()
+        .filter(|profile| !profile.is_empty())
+    {
+        return Err(unsupported(
+            "process.apparmorProfile",
+            profile,
+            "set appArmorProfile: Unconfined",
+        ));
     }
     if let Some(label) = process.selinux_label().as_ref().filter(|label| !label.is_empty()) {
         return Err(unsupported("process.selinuxLabel", label, LATER));
@@ -181,7 +227,11 @@ fn refuse(spec: &Spec, process: &Process) -> Result<(), PlanError> {
             hooks.poststop(),
         ];
         if lists.into_iter().flatten().any(|list| !list.is_empty()) {
-            return Err(unsupported("hooks", "set", "a guest executes nothing but wasm; run the hook's work elsewhere"));
+            return Err(unsupported(
+                "hooks",
+                "set",
+                "a guest executes nothing but wasm; run the hook's work elsewhere",
+            ));
         }
     }
     let Some(linux) = spec.linux() else { return Ok(()) };
@@ -202,7 +252,11 @@ fn refuse(spec: &Spec, process: &Process) -> Result<(), PlanError> {
     }
     match linux.rootfs_propagation().as_deref().unwrap_or_default() {
         "" | "private" | "rprivate" | "slave" | "rslave" => Ok(()),
-        other => Err(unsupported("linux.rootfsPropagation", other, "use private: a guest's mounts never travel")),
+        other => Err(unsupported(
+            "linux.rootfsPropagation",
+            other,
+            "use private: a guest's mounts never travel",
+        )),
     }
 }
 
@@ -256,7 +310,9 @@ fn ids(process: &Process) -> Ids {
 
 /// The capability sets, without `CAP_MKNOD`: a guest makes no devices.
 fn capabilities(process: &Process) -> Result<Capabilities, PlanError> {
-    let Some(sets) = process.capabilities() else { return Ok(Capabilities::default()) };
+    let Some(sets) = process.capabilities() else {
+        return Ok(Capabilities::default());
+    };
     let mask = |names: &Option<CapabilityNames>| -> Result<u64, PlanError> {
         let mut mask = 0;
         for name in names.iter().flatten().map(ToString::to_string) {
@@ -280,9 +336,17 @@ fn limits(process: &Process) -> Result<Vec<Limit>, PlanError> {
     for limit in process.rlimits().iter().flatten() {
         let (soft, hard) = (limit.soft(), limit.hard());
         if soft > hard {
-            return Err(invalid("process.rlimits", format!("{soft} > {hard}"), "soft must not exceed hard"));
+            return Err(invalid(
+                "process.rlimits",
+                format!("{soft} > {hard}"),
+                "soft must not exceed hard",
+            ));
         }
-        limits.push(Limit { resource: resource(limit.typ()), soft, hard });
+        limits.push(Limit {
+            resource: resource(limit.typ()),
+            soft,
+            hard,
+        });
     }
     Ok(limits)
 }
@@ -323,7 +387,12 @@ fn environment(process: &Process) -> Vec<(String, String)> {
 
 /// The cgroup's path: the spec's, which the systemd driver writes as `slice:prefix:name`.
 fn cgroup(request: &Request<'_>) -> Result<PathBuf, PlanError> {
-    let path = request.spec.linux().as_ref().and_then(|linux| linux.cgroups_path().clone()).unwrap_or_default();
+    let path = request
+        .spec
+        .linux()
+        .as_ref()
+        .and_then(|linux| linux.cgroups_path().clone())
+        .unwrap_or_default();
     if path.as_os_str().is_empty() {
         return Ok(Path::new("/kubewasi").join(request.namespace).join(request.id));
     }
@@ -370,7 +439,10 @@ mod tests {
             spec,
             bundle: Path::new("/b"),
             rootfs: &[],
-            role: Role::Guest { world: World::Module, export: None },
+            role: Role::Guest {
+                world: World::Module,
+                export: None,
+            },
         }
     }
 
@@ -379,9 +451,20 @@ mod tests {
         let spec = minimal("", "");
         let plan = plan(request(&spec)).unwrap();
         let guest = plan.confinement;
-        assert_eq!(guest.ids, Ids { uid: 7, gid: 8, groups: vec![9], umask: None });
+        assert_eq!(
+            guest.ids,
+            Ids {
+                uid: 7,
+                gid: 8,
+                groups: vec![9],
+                umask: None
+            }
+        );
         assert_eq!(guest.arguments, ["a.wasm", "b"]);
-        assert_eq!(guest.environment, [("A".to_owned(), "1=2".to_owned()), ("B".to_owned(), String::new())]);
+        assert_eq!(
+            guest.environment,
+            [("A".to_owned(), "1=2".to_owned()), ("B".to_owned(), String::new())]
+        );
         assert_eq!(guest.working_directory, "/w");
         assert_eq!(plan.cgroup, Path::new("/pods/x"));
         assert_eq!(guest.root.folder, Path::new("/b/rootfs"));
@@ -389,8 +472,10 @@ mod tests {
 
     #[test]
     fn namespaces_with_a_path_are_joined_and_others_made() {
-        let spec =
-            minimal("", r#","namespaces":[{"type":"network","path":"/proc/1/ns/net"},{"type":"pid"},{"type":"mount"}]"#);
+        let spec = minimal(
+            "",
+            r#","namespaces":[{"type":"network","path":"/proc/1/ns/net"},{"type":"pid"},{"type":"mount"}]"#,
+        );
         let guest = plan(request(&spec)).unwrap().confinement;
         assert_eq!(guest.join, [(Kind::Network, PathBuf::from("/proc/1/ns/net"))]);
         assert_eq!(guest.make, [Kind::Mount, Kind::Pid]);
@@ -418,9 +503,15 @@ mod tests {
     #[test]
     fn a_systemd_cgroup_path_is_refused_by_name() {
         let mut spec = minimal("", "");
-        spec.linux_mut().as_mut().unwrap().set_cgroups_path(Some(PathBuf::from("a.slice:cri:x")));
+        spec.linux_mut()
+            .as_mut()
+            .unwrap()
+            .set_cgroups_path(Some(PathBuf::from("a.slice:cri:x")));
         let error = plan(request(&spec)).unwrap_err().to_string();
-        assert!(error.contains("linux.cgroupsPath") && error.contains("a.slice:cri:x"), "{error}");
+        assert!(
+            error.contains("linux.cgroupsPath") && error.contains("a.slice:cri:x"),
+            "{error}"
+        );
     }
 
     #[test]

@@ -6,7 +6,8 @@ use std::str::FromStr;
 
 use oci_spec::runtime::{LinuxSeccomp, LinuxSeccompAction, LinuxSeccompArg, LinuxSeccompOperator};
 use seccompiler::{
-    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule, sock_filter,
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
+    sock_filter,
 };
 use serde::{Deserialize, Serialize};
 use syscalls::Sysno;
@@ -77,10 +78,13 @@ pub fn programs(profile: &LinuxSeccomp) -> Result<Vec<Program>, ProfileError> {
             let number = i64::from(number.id());
             let rules = conditions(name, rule.args().as_deref().unwrap_or_default())?;
             add(&mut named, number, &rules);
-            let position = by_action.iter().position(|(known, _)| *known == action).unwrap_or_else(|| {
-                by_action.push((action.clone(), Rules::new()));
-                by_action.len() - 1
-            });
+            let position = by_action
+                .iter()
+                .position(|(known, _)| *known == action)
+                .unwrap_or_else(|| {
+                    by_action.push((action.clone(), Rules::new()));
+                    by_action.len() - 1
+                });
             add(&mut by_action[position].1, number, &rules);
         }
     }
@@ -141,8 +145,15 @@ fn conditions(syscall: &str, arguments: &[LinuxSeccompArg]) -> Result<Vec<Seccom
     if list.is_empty() {
         return Ok(Vec::new());
     }
-    let groups = if repeated { list.into_iter().map(|one| vec![one]).collect() } else { vec![list] };
-    groups.into_iter().map(|group| SeccompRule::new(group).map_err(error)).collect()
+    let groups = if repeated {
+        list.into_iter().map(|one| vec![one]).collect()
+    } else {
+        vec![list]
+    };
+    groups
+        .into_iter()
+        .map(|group| SeccompRule::new(group).map_err(error))
+        .collect()
 }
 
 fn action(action: LinuxSeccompAction, errno: Option<u32>) -> Result<SeccompAction, ProfileError> {

@@ -64,7 +64,9 @@ mod tests {
 
     #[test]
     fn a_long_message_is_cut_at_a_character_and_still_decodes() {
-        let report = Report::Ended { message: cut("ü".repeat(MESSAGE)) };
+        let report = Report::Ended {
+            message: cut("ü".repeat(MESSAGE)),
+        };
         let bytes = encode(&report);
         assert!(bytes.len() <= MESSAGE);
         assert_eq!(decode::<Report>(&bytes), Some(report));

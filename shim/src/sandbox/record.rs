@@ -29,7 +29,11 @@ pub struct Record {
 impl Record {
     /// A record of a container whose process is still to come.
     pub fn new(cgroup: Cgroup) -> Record {
-        Record { version: VERSION, cgroup, process: None }
+        Record {
+            version: VERSION,
+            cgroup,
+            process: None,
+        }
     }
 
     /// Adds the process.
@@ -62,11 +66,17 @@ impl Record {
             Err(error) => return Err(error),
         };
         let invalid = |reason: String| {
-            io::Error::new(io::ErrorKind::InvalidData, format!("{} is not a record: {reason}", path.display()))
+            io::Error::new(
+                io::ErrorKind::InvalidData,
+                format!("{} is not a record: {reason}", path.display()),
+            )
         };
         let record: Record = serde_json::from_slice(&bytes).map_err(|error| invalid(error.to_string()))?;
         if record.version != VERSION {
-            return Err(invalid(format!("version {} is newer than this build's {VERSION}", record.version)));
+            return Err(invalid(format!(
+                "version {} is newer than this build's {VERSION}",
+                record.version
+            )));
         }
         Ok(Some(record))
     }
@@ -119,7 +129,9 @@ mod tests {
     }
 
     fn cgroup() -> Cgroup {
-        Hierarchies::find(Path::new(crate::sys::cgroup::ROOT)).unwrap().cgroup(Path::new("/kubewasi-test/none"))
+        Hierarchies::find(Path::new(crate::sys::cgroup::ROOT))
+            .unwrap()
+            .cgroup(Path::new("/kubewasi-test/none"))
     }
 
     #[test]

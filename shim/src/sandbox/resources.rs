@@ -32,8 +32,16 @@ pub fn manager(cgroup: &Cgroup) -> io::Result<AnyCgroupManager> {
 ///
 /// What the controller says of the limit, with the file and the value.
 pub fn apply(cgroup: &Cgroup, resources: &LinuxResources) -> Result<(), String> {
-    let options = ControllerOpt { resources, disable_oom_killer: false, oom_score_adj: None, freezer_state: None };
-    manager(cgroup).map_err(|error| error.to_string())?.apply(&options).map_err(|error| error.to_string())
+    let options = ControllerOpt {
+        resources,
+        disable_oom_killer: false,
+        oom_score_adj: None,
+        freezer_state: None,
+    };
+    manager(cgroup)
+        .map_err(|error| error.to_string())?
+        .apply(&options)
+        .map_err(|error| error.to_string())
 }
 
 /// The figures of `cgroup`: the message's type URL as containerd's typeurl names it, and its bytes.

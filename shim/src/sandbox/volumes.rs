@@ -33,7 +33,9 @@ pub enum VolumeError {
     Type { destination: PathBuf, kind: String },
     #[error("the mount at {destination:?} has no source")]
     NoSource { destination: PathBuf },
-    #[error("the mount at {destination:?} asks for propagation {option:?}: use mountPropagation: None, since a later mount could bring the kernel's files into the wasm container")]
+    #[error(
+        "the mount at {destination:?} asks for propagation {option:?}: use mountPropagation: None, since a later mount could bring the kernel's files into the wasm container"
+    )]
     Propagation { destination: PathBuf, option: String },
     #[error("the mount at {destination:?} has the option {option:?}, which wasm containers do not support: remove it")]
     Option { destination: PathBuf, option: String },
@@ -55,11 +57,16 @@ fn volume(mount: &Mount) -> Result<Option<Volume>, VolumeError> {
     let kind = mount.typ().as_deref().unwrap_or_default();
     // The spec's type of a bind mount may be anything as long as an option says bind (OCI runtime spec, config.md).
     if has(&["bind", "rbind"]) || kind == "bind" {
-        let source = mount.source().clone().ok_or(VolumeError::NoSource { destination: destination.clone() })?;
+        let source = mount.source().clone().ok_or(VolumeError::NoSource {
+            destination: destination.clone(),
+        })?;
         let recursive = !options.iter().any(|option| option == "bind");
         let (flags, read_only_recursive, data) = parse(&destination, options)?;
         if let Some(option) = data.first() {
-            return Err(VolumeError::Option { destination, option: option.clone() });
+            return Err(VolumeError::Option {
+                destination,
+                option: option.clone(),
+            });
         }
         return Ok(Some(Volume {
             destination,
@@ -72,10 +79,18 @@ fn volume(mount: &Mount) -> Result<Option<Volume>, VolumeError> {
         return Ok(None);
     }
     if kind != "tmpfs" {
-        return Err(VolumeError::Type { destination, kind: kind.to_owned() });
+        return Err(VolumeError::Type {
+            destination,
+            kind: kind.to_owned(),
+        });
     }
     let (flags, read_only_recursive, data) = parse(&destination, options)?;
-    Ok(Some(Volume { destination, kind: Kind::Tmpfs { data: data.join(",") }, flags: flags.bits(), read_only_recursive }))
+    Ok(Some(Volume {
+        destination,
+        kind: Kind::Tmpfs { data: data.join(",") },
+        flags: flags.bits(),
+        read_only_recursive,
+    }))
 }
 
 /// The flags, whether `rro` is among them, and the options that are for the file system itself.
@@ -84,8 +99,8 @@ fn parse(destination: &PathBuf, options: &[String]) -> Result<(MountFlags, bool,
     for option in options {
         match option.as_str() {
             // nodev and nosuid cannot be taken back: nothing in a wasm container opens a device or executes a file.
-            "bind" | "rbind" | "defaults" | "rw" | "dev" | "nodev" | "suid" | "exec" | "async" | "atime" | "diratime"
-            | "norelatime" | "private" | "rprivate" => {}
+            "bind" | "rbind" | "defaults" | "rw" | "dev" | "nodev" | "suid" | "exec" | "async" | "atime"
+            | "diratime" | "norelatime" | "private" | "rprivate" => {}
             "ro" => flags |= MountFlags::RDONLY,
             "rro" => {
                 flags |= MountFlags::RDONLY;
@@ -100,10 +115,16 @@ fn parse(destination: &PathBuf, options: &[String]) -> Result<(MountFlags, bool,
             "relatime" => flags |= MountFlags::RELATIME,
             "strictatime" => flags |= MountFlags::STRICTATIME,
             "shared" | "rshared" | "slave" | "rslave" | "unbindable" | "runbindable" => {
-                return Err(VolumeError::Propagation { destination: destination.clone(), option: option.clone() });
+                return Err(VolumeError::Propagation {
+                    destination: destination.clone(),
+                    option: option.clone(),
+                });
             }
             "idmap" | "ridmap" | "tmpcopyup" => {
-                return Err(VolumeError::Option { destination: destination.clone(), option: option.clone() });
+                return Err(VolumeError::Option {
+                    destination: destination.clone(),
+                    option: option.clone(),
+                });
             }
             other => data.push(other.to_owned()),
         }
@@ -131,7 +152,13 @@ mod tests {
     fn a_read_only_bind_mount_keeps_its_flags_and_never_has_devices() {
         let json = r#"{"destination":"/d","type":"bind","source":"/s","options":["rbind","ro","rprivate","nosuid"]}"#;
         let volume = one(json).unwrap().unwrap();
-        assert_eq!(volume.kind, Kind::Bind { source: "/s".into(), recursive: true });
+        assert_eq!(
+            volume.kind,
+            Kind::Bind {
+                source: "/s".into(),
+                recursive: true
+            }
+        );
         let flags = MountFlags::from_bits_retain(volume.flags);
         assert_eq!(flags, MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV);
     }
@@ -140,13 +167,22 @@ mod tests {
     fn propagation_into_a_wasm_container_is_refused_by_name() {
         let json = r#"{"destination":"/d","type":"bind","source":"/s","options":["rbind","rslave"]}"#;
         let error = one(json).unwrap_err().to_string();
-        assert!(error.contains("/d") && error.contains("rslave") && error.contains("mountPropagation"), "{error}");
+        assert!(
+            error.contains("/d") && error.contains("rslave") && error.contains("mountPropagation"),
+            "{error}"
+        );
     }
 
     #[test]
     fn options_of_a_tmpfs_reach_the_file_system() {
-        let json = r#"{"destination":"/dev","type":"tmpfs","source":"tmpfs","options":["nosuid","mode=755","size=65536k"]}"#;
-        assert_eq!(one(json).unwrap().unwrap().kind, Kind::Tmpfs { data: "mode=755,size=65536k".into() });
+        let json =
+            r#"{"destination":"/dev","type":"tmpfs","source":"tmpfs","options":["nosuid","mode=755","size=65536k"]}"#;
+        assert_eq!(
+            one(json).unwrap().unwrap().kind,
+            Kind::Tmpfs {
+                data: "mode=755,size=65536k".into()
+            }
+        );
     }
 
     #[test]

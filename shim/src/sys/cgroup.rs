@@ -46,7 +46,10 @@ impl Hierarchies {
     /// When `root` cannot be read or holds no cgroup file system.
     pub fn find(root: &Path) -> io::Result<Hierarchies> {
         if magic(root)? == CGROUP2_SUPER_MAGIC {
-            return Ok(Hierarchies { version: Version::V2, mounts: vec![root.to_path_buf()] });
+            return Ok(Hierarchies {
+                version: Version::V2,
+                mounts: vec![root.to_path_buf()],
+            });
         }
         let mut mounts = Vec::new();
         for entry in fs::read_dir(root)? {
@@ -57,10 +60,16 @@ impl Hierarchies {
             }
         }
         if mounts.is_empty() {
-            return Err(io::Error::new(io::ErrorKind::NotFound, format!("no cgroup is mounted at {}", root.display())));
+            return Err(io::Error::new(
+                io::ErrorKind::NotFound,
+                format!("no cgroup is mounted at {}", root.display()),
+            ));
         }
         mounts.sort();
-        Ok(Hierarchies { version: Version::V1, mounts })
+        Ok(Hierarchies {
+            version: Version::V1,
+            mounts,
+        })
     }
 
     /// The cgroup at `path` below each hierarchy; nothing is made.
@@ -154,7 +163,10 @@ impl Cgroup {
             }
             std::thread::sleep(Duration::from_millis(10));
         }
-        Err(io::Error::new(io::ErrorKind::TimedOut, format!("processes are left in the cgroup {}", self.path.display())))
+        Err(io::Error::new(
+            io::ErrorKind::TimedOut,
+            format!("processes are left in the cgroup {}", self.path.display()),
+        ))
     }
 
     /// Removes the folders. Missing ones are fine.
@@ -185,12 +197,16 @@ impl Cgroup {
 
 /// A zombie still stands in `cgroup.procs` until its parent reaps it, but holds nothing.
 fn is_zombie(pid: Pid) -> bool {
-    fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero()))
-        .map_or(true, |stat| stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with(['Z', 'X'])))
+    fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero())).map_or(true, |stat| {
+        stat.rsplit_once(") ")
+            .is_some_and(|(_, rest)| rest.starts_with(['Z', 'X']))
+    })
 }
 
 fn enable_controllers(folder: &Path) -> io::Result<()> {
-    let Ok(controllers) = fs::read_to_string(folder.join("cgroup.controllers")) else { return Ok(()) };
+    let Ok(controllers) = fs::read_to_string(folder.join("cgroup.controllers")) else {
+        return Ok(());
+    };
     let enabled = fs::read_to_string(folder.join("cgroup.subtree_control"))?;
     for controller in controllers.split_whitespace() {
         if !enabled.split_whitespace().any(|one| one == controller) {
@@ -204,7 +220,9 @@ fn enable_controllers(folder: &Path) -> io::Result<()> {
 
 fn inherit_cpuset(parent: &Path, child: &Path) -> io::Result<()> {
     for file in ["cpuset.cpus", "cpuset.mems"] {
-        let Ok(present) = fs::read_to_string(child.join(file)) else { continue };
+        let Ok(present) = fs::read_to_string(child.join(file)) else {
+            continue;
+        };
         if present.trim().is_empty() {
             fs::write(child.join(file), fs::read_to_string(parent.join(file))?.trim())?;
         }
@@ -219,7 +237,13 @@ mod tests {
     fn hierarchy(name: &str, version: Version) -> (PathBuf, Hierarchies) {
         let root = std::env::temp_dir().join(format!("kubewasi-cgroup-{}-{name}", std::process::id()));
         fs::create_dir_all(&root).unwrap();
-        (root.clone(), Hierarchies { version, mounts: vec![root] })
+        (
+            root.clone(),
+            Hierarchies {
+                version,
+                mounts: vec![root],
+            },
+        )
     }
 
     #[test]
@@ -244,7 +268,10 @@ mod tests {
         fs::write(root.join("cgroup.subtree_control"), "").unwrap();
         hierarchies.cgroup(Path::new("/a/b")).create().unwrap();
         assert!(root.join("a/b").is_dir());
-        assert_eq!(fs::read_to_string(root.join("cgroup.subtree_control")).unwrap(), "+memory");
+        assert_eq!(
+            fs::read_to_string(root.join("cgroup.subtree_control")).unwrap(),
+            "+memory"
+        );
         fs::remove_dir_all(root).unwrap();
     }
 

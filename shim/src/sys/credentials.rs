@@ -134,7 +134,10 @@ impl Name {
 /// What setrlimit(2) says.
 pub fn limit(limit: Limit) -> io::Result<()> {
     let value = |value: u64| (value != u64::MAX).then_some(value);
-    let rlimit = Rlimit { current: value(limit.soft), maximum: value(limit.hard) };
+    let rlimit = Rlimit {
+        current: value(limit.soft),
+        maximum: value(limit.hard),
+    };
     Ok(rustix::process::setrlimit(limit.resource.resource(), rlimit)?)
 }
 

@@ -12,7 +12,11 @@ use tokio::io::unix::AsyncFd;
 ///
 /// What close_range(2) says (Linux 5.9).
 pub fn close_all_but(keep: &[RawFd]) -> io::Result<()> {
-    let mut keep: Vec<u32> = keep.iter().filter_map(|fd| u32::try_from(*fd).ok()).filter(|fd| *fd > 2).collect();
+    let mut keep: Vec<u32> = keep
+        .iter()
+        .filter_map(|fd| u32::try_from(*fd).ok())
+        .filter(|fd| *fd > 2)
+        .collect();
     keep.sort_unstable();
     let mut first = 3;
     for fd in keep {
@@ -28,7 +32,11 @@ fn close_range(first: u32, last: u32) -> io::Result<()> {
     #[expect(unsafe_code, reason = "rustix offers no close_range")]
     // SAFETY: the caller's contract: a forked child that owns no fd object outside of `keep`.
     let result = unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) };
-    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
 }
 
 /// Registers `fd` with the event loop of the calling task.

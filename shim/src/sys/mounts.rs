@@ -38,7 +38,12 @@ pub const KERNEL_FILE_SYSTEMS: [&str; 19] = [
 ///
 /// What openat(2) says.
 pub fn open_directory(path: &Path) -> io::Result<OwnedFd> {
-    Ok(openat(CWD, path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?)
+    Ok(openat(
+        CWD,
+        path,
+        OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+        Mode::empty(),
+    )?)
 }
 
 /// Opens `path` as if `root` were `/`: symlinks and `..` stay inside (openat2(2), `RESOLVE_IN_ROOT`).
@@ -54,7 +59,13 @@ pub fn open_in_root(root: BorrowedFd<'_>, path: &Path) -> io::Result<OwnedFd> {
     let flags = OFlags::PATH | OFlags::CLOEXEC;
     // EAGAIN: a rename or mount raced with the walk; openat2(2) says to try again.
     loop {
-        match openat2(root, &path, flags, Mode::empty(), ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS) {
+        match openat2(
+            root,
+            &path,
+            flags,
+            Mode::empty(),
+            ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS,
+        ) {
             Err(rustix::io::Errno::AGAIN) => continue,
             result => return Ok(result?),
         }
@@ -62,7 +73,9 @@ pub fn open_in_root(root: BorrowedFd<'_>, path: &Path) -> io::Result<OwnedFd> {
 }
 
 fn relative(path: &Path) -> PathBuf {
-    path.components().filter(|part| !matches!(part, Component::RootDir | Component::CurDir)).collect()
+    path.components()
+        .filter(|part| !matches!(part, Component::RootDir | Component::CurDir))
+        .collect()
 }
 
 /// Opens the mount point `path` inside `root`, making what is missing: folders, and a file at the end unless
@@ -133,7 +146,13 @@ pub fn mount_overlay(target: &Path, options: &[String]) -> io::Result<()> {
     let target = std::path::absolute(target)?;
     let plain = CString::new(options.join(","))?;
     if plain.as_bytes_with_nul().len() < PAGE {
-        return Ok(mount("overlay", &target, "overlay", MountFlags::NODEV, plain.as_c_str())?);
+        return Ok(mount(
+            "overlay",
+            &target,
+            "overlay",
+            MountFlags::NODEV,
+            plain.as_c_str(),
+        )?);
     }
     let (folder, short) = shorten_lowerdirs(options)
         .ok_or_else(|| io::Error::other("the overlay's options exceed a page and its layers share no folder"))?;
@@ -153,11 +172,20 @@ fn shorten_lowerdirs(options: &[String]) -> Option<(PathBuf, Vec<String>)> {
     while !layers.iter().all(|layer| layer.starts_with(&common)) {
         common = common.parent()?.to_path_buf();
     }
-    let short: Option<Vec<&str>> = layers.iter().map(|layer| layer.strip_prefix(&common).ok()?.to_str()).collect();
+    let short: Option<Vec<&str>> = layers
+        .iter()
+        .map(|layer| layer.strip_prefix(&common).ok()?.to_str())
+        .collect();
     let short = format!("lowerdir={}", short?.join(":"));
     let options = options
         .iter()
-        .map(|option| if option.starts_with("lowerdir=") { short.clone() } else { option.clone() })
+        .map(|option| {
+            if option.starts_with("lowerdir=") {
+                short.clone()
+            } else {
+                option.clone()
+            }
+        })
         .collect();
     Some((common, options))
 }
@@ -168,7 +196,11 @@ fn shorten_lowerdirs(options: &[String]) -> Option<(PathBuf, Vec<String>)> {
 ///
 /// What mount(2) says.
 pub fn bind(source: &Path, target: BorrowedFd<'_>, recursive: bool) -> io::Result<()> {
-    let flags = if recursive { MountFlags::BIND | MountFlags::REC } else { MountFlags::BIND };
+    let flags = if recursive {
+        MountFlags::BIND | MountFlags::REC
+    } else {
+        MountFlags::BIND
+    };
     Ok(mount(source, by_fd(target), "", flags, None)?)
 }
 
@@ -223,7 +255,11 @@ pub fn make_read_only_recursive(target: BorrowedFd<'_>) -> io::Result<()> {
             size_of::<libc::mount_attr>(),
         )
     };
-    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
 }
 
 /// Cuts this mount namespace off: nothing mounted here or outside travels across.
@@ -232,7 +268,10 @@ pub fn make_read_only_recursive(target: BorrowedFd<'_>) -> io::Result<()> {
 ///
 /// What mount(2) says.
 pub fn make_private() -> io::Result<()> {
-    Ok(mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?)
+    Ok(mount_change(
+        "/",
+        MountPropagationFlags::PRIVATE | MountPropagationFlags::REC,
+    )?)
 }
 
 /// Makes the mount at `root` the root of this mount namespace and drops everything else.
@@ -282,7 +321,9 @@ fn unescape(field: &str) -> String {
     ["\\040", "\\011", "\\012", "\\134"]
         .iter()
         .zip([" ", "\t", "\n", "\\"])
-        .fold(field.to_owned(), |field, (code, character)| field.replace(code, character))
+        .fold(field.to_owned(), |field, (code, character)| {
+            field.replace(code, character)
+        })
 }
 
 #[cfg(test)]

@@ -48,7 +48,10 @@ impl Kind {
 /// What open(2) and setns(2) say; `EINVAL` when `path` is a namespace of another kind.
 pub fn join(kind: Kind, path: &Path) -> io::Result<()> {
     let file = File::open(path)?;
-    Ok(move_into_link_name_space(std::os::fd::AsFd::as_fd(&file), Some(kind.link()))?)
+    Ok(move_into_link_name_space(
+        std::os::fd::AsFd::as_fd(&file),
+        Some(kind.link()),
+    )?)
 }
 
 /// Moves the process into new namespaces of `kinds`, in one call; a pid namespace takes effect for the next fork.
@@ -57,11 +60,16 @@ pub fn join(kind: Kind, path: &Path) -> io::Result<()> {
 ///
 /// What unshare(2) says.
 pub fn make(kinds: impl IntoIterator<Item = Kind>) -> io::Result<()> {
-    let flags = kinds.into_iter().fold(UnshareFlags::empty(), |flags, kind| flags | kind.flag());
+    let flags = kinds
+        .into_iter()
+        .fold(UnshareFlags::empty(), |flags, kind| flags | kind.flag());
     if flags.is_empty() {
         return Ok(());
     }
-    #[expect(unsafe_code, reason = "rustix marks unshare unsafe for CLONE_FILES, which is never asked for here")]
+    #[expect(
+        unsafe_code,
+        reason = "rustix marks unshare unsafe for CLONE_FILES, which is never asked for here"
+    )]
     // SAFETY: the flags are namespaces only; no fd table is unshared.
     Ok(unsafe { rustix::thread::unshare_unsafe(flags) }?)
 }

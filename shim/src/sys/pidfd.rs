@@ -40,12 +40,17 @@ fn realtime(signal: i32) -> io::Result<Signal> {
 /// What waitid(2) says; `ECHILD` while another process is its parent.
 pub fn reap(pidfd: impl AsFd) -> io::Result<Option<u32>> {
     let status = rustix::io::retry_on_intr(|| {
-        waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED | WaitIdOptions::NOHANG)
+        waitid(
+            WaitId::PidFd(pidfd.as_fd()),
+            WaitIdOptions::EXITED | WaitIdOptions::NOHANG,
+        )
     });
     match status {
         Ok(None) | Err(rustix::io::Errno::AGAIN) => Ok(None),
         Ok(Some(status)) => {
-            let code = status.exit_status().or_else(|| status.terminating_signal().map(|signal| 128 + signal));
+            let code = status
+                .exit_status()
+                .or_else(|| status.terminating_signal().map(|signal| 128 + signal));
             Ok(code.and_then(|code| u32::try_from(code).ok()).or(Some(255)))
         }
         Err(error) => Err(error.into()),

@@ -18,7 +18,12 @@ pub const MAX_FDS: usize = 8;
 ///
 /// What socketpair(2) says.
 pub fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
-    Ok(socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?)
+    Ok(socketpair(
+        AddressFamily::UNIX,
+        SocketType::SEQPACKET,
+        SocketFlags::CLOEXEC,
+        None,
+    )?)
 }
 
 /// Sends one message.
@@ -45,7 +50,12 @@ pub fn receive(socket: impl AsFd, buffer: &mut [u8]) -> io::Result<(usize, Vec<O
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
     let message = rustix::io::retry_on_intr(|| {
-        recvmsg(&socket, &mut [IoSliceMut::new(buffer)], &mut control, RecvFlags::CMSG_CLOEXEC)
+        recvmsg(
+            &socket,
+            &mut [IoSliceMut::new(buffer)],
+            &mut control,
+            RecvFlags::CMSG_CLOEXEC,
+        )
     })?;
     let mut fds = Vec::new();
     for item in control.drain() {
@@ -81,7 +91,10 @@ mod tests {
     fn a_message_too_long_for_the_buffer_is_an_error() {
         let (a, b) = pair().unwrap();
         send(&a, b"too long", &[]).unwrap();
-        assert_eq!(receive(&b, &mut [0; 3]).unwrap_err().raw_os_error(), Some(libc::EMSGSIZE));
+        assert_eq!(
+            receive(&b, &mut [0; 3]).unwrap_err().raw_os_error(),
+            Some(libc::EMSGSIZE)
+        );
     }
 
     #[test]

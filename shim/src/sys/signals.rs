@@ -14,7 +14,9 @@ pub fn end_on_signals() -> io::Result<()> {
     extern "C" fn end(signal: libc::c_int) {
         crate::sys::fork::exit(128 + signal)
     }
-    ENDING.iter().try_for_each(|signal| handle(*signal, end as *const () as libc::sighandler_t))
+    ENDING
+        .iter()
+        .try_for_each(|signal| handle(*signal, end as *const () as libc::sighandler_t))
 }
 
 /// Makes TERM and INT exit with 0, as the pause container does, and lets the kernel reap orphans.
@@ -41,7 +43,11 @@ fn handle(signal: libc::c_int, handler: libc::sighandler_t) -> io::Result<()> {
         action.sa_flags = libc::SA_ONSTACK;
         libc::sigaction(signal, &action, std::ptr::null_mut())
     };
-    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
 }
 
 /// Unblocks every signal: the mask is inherited through forks.
@@ -57,5 +63,9 @@ pub fn unblock_all() -> io::Result<()> {
         libc::sigemptyset(&mut none);
         libc::sigprocmask(libc::SIG_SETMASK, &none, std::ptr::null_mut())
     };
-    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
 }

@@ -84,7 +84,11 @@ async fn a_wasm_file_of_the_root_filesystem_is_found_without_asking_containerd()
 async fn a_lower_file_is_read_once_also_over_a_restart() {
     let mut node = Node::new();
     node.write("lower/app.wasm", WASM);
-    let once = Counters { files_read: 1, bytes_read: WASM.len() as u64, ..Counters::default() };
+    let once = Counters {
+        files_read: 1,
+        bytes_read: WASM.len() as u64,
+        ..Counters::default()
+    };
     node.wasm("/app.wasm").await;
     node.wasm("/app.wasm").await;
     assert_eq!(node.images.counters(), once);
