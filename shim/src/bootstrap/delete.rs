@@ -90,7 +90,7 @@ fn ask_server(flags: &Flags, bundle: &Path, address: Option<&str>) -> Result<Opt
     }
 }
 
-/// Removes the folder and the socket of a server that was killed, unless a new one lives there by now.
+/// Removes the folder and the sockets of a server that was killed, unless a new one lives there by now.
 fn bury(address: &str) -> Result<(), DeleteError> {
     let Some(folder) = folder::of_address(address).filter(|folder| folder.exists()) else {
         return Ok(());
@@ -106,9 +106,11 @@ fn bury(address: &str) -> Result<(), DeleteError> {
     ) {
         return Ok(());
     }
-    match address.strip_prefix("unix://").map(fs::remove_file) {
-        Some(Err(cause)) if cause.kind() != io::ErrorKind::NotFound => return Err(failed(cause)),
-        _ => {}
+    for socket in folder::sockets_beside(address) {
+        match fs::remove_file(socket) {
+            Err(cause) if cause.kind() != io::ErrorKind::NotFound => return Err(failed(cause)),
+            _ => {}
+        }
     }
     lock.remove().map_err(failed)
 }

@@ -4,13 +4,14 @@
 //! /run/kubewasi/<key>/lock           held while the server is looked for, spawned or ended
 //!                     server.json    what `serve` is to be, written by the `start` that spawns it
 //!                     control.sock   reserve, delete, status
-//! /run/containerd/s/<key>            the task API (or socket_dir/<key>)
+//! /run/containerd/s/<key>.<tag>      the task API, one socket a containerd namespace (or in socket_dir)
 //! ```
 
 use std::fs::{self, DirBuilder, File};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use kubewasi_options::{Options, Scope};
 use serde::{Deserialize, Serialize};
@@ -25,6 +26,9 @@ pub const SOCKETS: &str = "/run/containerd/s";
 /// `sockaddr_un.sun_path` with its final zero byte (unix(7)).
 const SOCKET_PATH_MAX: usize = 107;
 
+/// How many hex digits tell one namespace's socket from another's.
+const TAG: usize = 8;
+
 /// What a server is to be.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Settings {
@@ -32,7 +36,7 @@ pub struct Settings {
     pub address: PathBuf,
     /// containerd's ttrpc socket, for events.
     pub ttrpc_address: String,
-    /// Where the task API is served.
+    /// Where the task API is served, without the namespace's tag; see [`socket`].
     pub socket: PathBuf,
     pub options: Options,
     /// containerd logs at debug level.
@@ -60,11 +64,14 @@ pub fn key(grouping: &Grouping<'_>) -> Result<String, serde_json::Error> {
         Scope::Pod => (grouping.namespace, grouping.pod),
     };
     let parts = serde_json::to_vec(&(grouping.address, grouping.build, grouping.options, namespace, pod))?;
-    Ok(Sha256::digest(parts)
+    Ok(hex(&Sha256::digest(parts)).take(32).collect())
+}
+
+fn hex(bytes: &[u8]) -> impl Iterator<Item = char> {
+    bytes
         .iter()
-        .take(16)
-        .map(|byte| format!("{byte:02x}"))
-        .collect())
+        .flat_map(|byte| [byte >> 4, byte & 15])
+        .filter_map(|digit| char::from_digit(digit.into(), 16))
 }
 
 /// Which build the running binary is, without reading it: its version, and the file's identity and time.
@@ -81,14 +88,20 @@ pub fn build() -> io::Result<String> {
     ))
 }
 
-/// The task API's socket: in `dir` when its path is short enough, else in the server's own `folder`.
-pub fn socket(dir: &Path, folder: &Path, key: &str) -> PathBuf {
-    let socket = dir.join(key);
-    if socket.as_os_str().len() <= SOCKET_PATH_MAX {
-        socket
+/// The task API's sockets, without the tag: in `dir` when their path is short enough, else in the server's own `folder`.
+pub fn sockets(dir: &Path, folder: &Path, key: &str) -> PathBuf {
+    let sockets = dir.join(key);
+    if sockets.as_os_str().len() + 1 + TAG <= SOCKET_PATH_MAX {
+        sockets
     } else {
-        folder.join("task.sock")
+        folder.join("task")
     }
+}
+
+/// The task API's socket for the containers of `namespace`: containerd 1.6 does not say the namespace in its requests.
+pub fn socket(sockets: &Path, namespace: &str) -> PathBuf {
+    let tag: String = hex(&Sha256::digest(namespace)).take(TAG).collect();
+    sockets.with_extension(tag)
 }
 
 /// The control socket of the server in `folder`.
@@ -98,11 +111,25 @@ pub fn control(folder: &Path) -> PathBuf {
 
 /// The folder of the server that serves the task API at `address`, a `unix://` URL, by the name of its socket.
 pub fn of_address(address: &str) -> Option<PathBuf> {
-    let socket = Path::new(address.strip_prefix("unix://")?);
-    match socket.file_name()?.to_str()? {
-        "task.sock" => socket.parent().map(Path::to_owned),
+    let sockets = Path::new(address.strip_prefix("unix://")?).with_extension("");
+    match sockets.file_name()?.to_str()? {
+        "task" => sockets.parent().map(Path::to_owned),
         key => Some(Path::new(ROOT).join(key)),
     }
+}
+
+/// All sockets, one a namespace, of the server that serves the task API at `address`.
+pub fn sockets_beside(address: &str) -> Vec<PathBuf> {
+    let Some(socket) = address.strip_prefix("unix://").map(Path::new) else {
+        return Vec::new();
+    };
+    let Some(entries) = socket.parent().and_then(|dir| fs::read_dir(dir).ok()) else {
+        return Vec::new();
+    };
+    let paths = entries.filter_map(|entry| entry.ok().map(|entry| entry.path()));
+    paths
+        .filter(|path| path.file_stem() == socket.file_stem() && path.extension().is_some())
+        .collect()
 }
 
 /// Makes a folder that only root may enter, and its parents.
@@ -110,11 +137,15 @@ pub fn make(folder: &Path) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(folder)
 }
 
+/// Tells the folders that this process moved away apart.
+static ENDED: AtomicUsize = AtomicUsize::new(0);
+
 /// Holds a server's folder: nobody else looks for, spawns or ends the server meanwhile.
 #[derive(Debug)]
 pub struct Lock {
     folder: PathBuf,
-    file: File,
+    /// Locked for as long as it is open.
+    _file: File,
 }
 
 impl Lock {
@@ -122,7 +153,12 @@ impl Lock {
     pub fn take(folder: &Path) -> io::Result<Lock> {
         let path = folder.join("lock");
         loop {
-            make(folder)?;
+            match make(folder) {
+                Ok(()) => {}
+                // It was there and was moved away before std could look what it is.
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists && !folder.is_file() => continue,
+                Err(error) => return Err(error),
+            }
             let file = match File::options().create(true).truncate(false).write(true).open(&path) {
                 Ok(file) => file,
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
@@ -135,7 +171,7 @@ impl Lock {
                 Ok(now) if (now.dev(), now.ino()) == (held.dev(), held.ino()) => {
                     return Ok(Lock {
                         folder: folder.to_owned(),
-                        file,
+                        _file: file,
                     });
                 }
                 Ok(_) => {}
@@ -154,11 +190,16 @@ impl Lock {
     pub fn remove(self) -> io::Result<()> {
         // Moved away at one stroke: whoever waits finds a lock that is no longer in its place, and makes a new folder.
         let name = self.folder.file_name().unwrap_or_default().to_string_lossy();
-        let ended = self
-            .folder
-            .with_file_name(format!(".{name}.{}", self.file.metadata()?.ino()));
+        let number = ENDED.fetch_add(1, Ordering::Relaxed);
+        let ended = self.folder.with_file_name(format!(".{name}.{}-{number}", std::process::id()));
         fs::rename(&self.folder, &ended)?;
-        fs::remove_dir_all(&ended)
+        loop {
+            match fs::remove_dir_all(&ended) {
+                // One that was on its way to the lock made it anew; it will find the folder gone.
+                Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => {}
+                result => return result,
+            }
+        }
     }
 }
 
@@ -170,7 +211,6 @@ pub fn settings(folder: &Path) -> io::Result<Settings> {
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
-    use std::sync::atomic::{AtomicUsize, Ordering};
 
     use super::*;
 
@@ -235,13 +275,41 @@ mod tests {
     fn a_socket_path_that_is_too_long_moves_to_the_servers_folder_and_both_lead_back() {
         let key = "0123456789abcdef0123456789abcdef";
         let folder = Path::new(ROOT).join(key);
-        let short = socket(Path::new(SOCKETS), &folder, key);
+        let short = sockets(Path::new(SOCKETS), &folder, key);
         assert_eq!(short, Path::new(SOCKETS).join(key));
-        assert_eq!(of_address(&format!("unix://{}", short.display())), Some(folder.clone()));
-        let long = socket(Path::new(&format!("/{}", "d".repeat(80))), &folder, key);
-        assert!(long.as_os_str().len() <= SOCKET_PATH_MAX);
-        assert_eq!(of_address(&format!("unix://{}", long.display())), Some(folder));
+        let long = sockets(Path::new(&format!("/{}", "d".repeat(70))), &folder, key);
+        assert!(long.starts_with(&folder));
+        for sockets in [short, long] {
+            let socket = socket(&sockets, "k8s.io");
+            assert!(socket.as_os_str().len() <= SOCKET_PATH_MAX);
+            assert_eq!(
+                of_address(&format!("unix://{}", socket.display())),
+                Some(folder.clone())
+            );
+        }
         assert_eq!(of_address("vsock://3:1024"), None);
+    }
+
+    #[test]
+    fn each_namespace_has_a_socket_of_its_own() {
+        let sockets = Path::new("/run/s/key");
+        assert_ne!(socket(sockets, "default"), socket(sockets, "k8s.io"));
+        assert_eq!(socket(sockets, "default"), socket(sockets, "default"));
+    }
+
+    #[test]
+    fn a_servers_sockets_are_found_from_any_of_them() {
+        let dir = scratch("beside");
+        make(&dir).unwrap();
+        let sockets = |key: &str| ["default", "k8s.io"].map(|namespace| socket(&dir.join(key), namespace));
+        for path in [sockets("key"), sockets("other")].as_flattened() {
+            fs::write(path, "").unwrap();
+        }
+        let mut found = sockets_beside(&format!("unix://{}", sockets("key")[0].display()));
+        found.sort();
+        let mut wanted = sockets("key");
+        wanted.sort();
+        assert_eq!(found, wanted);
     }
 
     #[test]

@@ -117,7 +117,7 @@ fn serve(flags: &Flags, input: &Input, bundle: &Path) -> Result<String, StartErr
             .clone()
             .or_else(|| env::var("TTRPC_ADDRESS").ok())
             .unwrap_or_else(|| format!("{}.ttrpc", flags.address)),
-        socket: folder::socket(socket_dir, &folder, &key),
+        socket: folder::sockets(socket_dir, &folder, &key),
         options,
         debug: flags.debug,
     };

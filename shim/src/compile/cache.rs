@@ -7,7 +7,7 @@
 use std::collections::{HashMap, HashSet};
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -84,7 +84,7 @@ impl Cache {
             .map_err(make_error)?;
         let metadata = fs::symlink_metadata(folder).map_err(make_error)?;
         let (owner, mode) = (metadata.uid(), metadata.mode() & 0o7777);
-        if !metadata.is_dir() || owner != own_user() || mode & 0o022 != 0 {
+        if !metadata.is_dir() || !is_own_folder(owner, mode, own_user()) {
             return Err(FolderError::Foreign {
                 path: folder.to_owned(),
                 owner,
@@ -185,7 +185,7 @@ impl Cache {
     fn check(&self, key: Key, file: &File) -> Result<World, String> {
         let told = |error: io::Error| error.to_string();
         let stat = rustix::fs::fstat(file).map_err(|errno| told(errno.into()))?;
-        if stat.st_uid != own_user() || stat.st_mode & 0o7777 != MODE {
+        if !is_own_file(stat.st_uid, stat.st_mode, own_user()) {
             return Err(format!(
                 "its owner is {}, its mode {:o}",
                 stat.st_uid,
@@ -341,6 +341,16 @@ impl Cache {
     }
 }
 
+/// Whether nobody but `user` can have put something into a folder with this owner and mode.
+fn is_own_folder(owner: u32, mode: u32, user: u32) -> bool {
+    owner == user && mode & 0o022 == 0
+}
+
+/// Whether a file has the owner and mode that ours are made with.
+fn is_own_file(owner: u32, mode: u32, user: u32) -> bool {
+    owner == user && mode & 0o7777 == MODE
+}
+
 /// Nobody writes a file of the cache again. Others may read it, since a guest opens its artifact once more after it has
 /// given up root; the folder keeps everybody else out.
 const MODE: u32 = 0o444;
@@ -357,13 +367,16 @@ fn open(path: &Path) -> io::Result<File> {
 }
 
 fn create(path: &Path) -> io::Result<File> {
-    OpenOptions::new().write(true).create_new(true).mode(MODE).open(path)
+    let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+    // Whatever the umask is.
+    file.set_permissions(fs::Permissions::from_mode(MODE))?;
+    Ok(file)
 }
 
 fn read_index(path: &Path) -> io::Result<Index> {
     let file = open(path)?;
     let metadata = file.metadata()?;
-    if metadata.uid() != own_user() || metadata.mode() & 0o7777 != MODE {
+    if !is_own_file(metadata.uid(), metadata.mode(), own_user()) {
         return Err(io::Error::other("it is not our own"));
     }
     Ok(serde_json::from_reader(io::BufReader::new(file))?)

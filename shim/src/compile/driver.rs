@@ -34,7 +34,7 @@ pub enum WorkerError {
     Timeout(Duration),
     #[error("compiling needs more than {} MiB of memory: raise the option compile_memory", .0 >> 20)]
     Memory(u64),
-    #[error("the compiler died by signal {0}")]
+    #[error("the compiler died by signal {0}{hint}", hint = if *.0 == libc::SIGKILL { " (is the node short of memory?)" } else { "" })]
     Signal(i32),
     #[error("the compile worker failed: {0}")]
     Broken(String),

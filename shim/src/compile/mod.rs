@@ -59,7 +59,6 @@ pub struct Artifact {
     /// The file, open for reading.
     pub file: Arc<OwnedFd>,
     pub world: World,
-    pub profile: Profile,
     /// It was there already, or another caller was compiling it.
     pub cached: bool,
 }
@@ -240,7 +239,6 @@ impl Artifacts {
         let artifact = move |file: File, world, cached| Artifact {
             file: Arc::new(file.into()),
             world,
-            profile,
             cached,
         };
         if let Some(cache) = cache.clone() {

@@ -6,8 +6,6 @@ use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-use rustix::mount::{MountFlags, UnmountFlags};
-
 use super::*;
 use crate::image::memory;
 
@@ -182,44 +180,15 @@ async fn a_caller_that_goes_away_leaves_the_artifact_to_the_next() {
     assert_eq!(node.runs(), 1);
 }
 
-/// A small tmpfs where the cache is, unmounted at the end.
-struct Mounted(PathBuf);
-
-impl Mounted {
-    fn on(path: PathBuf, options: &std::ffi::CStr, flags: MountFlags) -> Mounted {
-        fs::create_dir_all(&path).expect("folder");
-        rustix::mount::mount("tmpfs", &path, "tmpfs", flags, options).expect("tmpfs");
-        Mounted(path)
-    }
-}
-
-impl Drop for Mounted {
-    fn drop(&mut self) {
-        let _ = rustix::mount::unmount(&self.0, UnmountFlags::DETACH);
-    }
-}
-
 #[tokio::test]
-async fn a_full_a_read_only_and_a_noexec_cache_cost_the_cache_and_not_the_start() {
-    for (what, options, flags) in [
-        ("full", c"mode=700,size=4k", MountFlags::empty()),
-        ("read-only", c"mode=700", MountFlags::RDONLY),
-        ("noexec", c"mode=700", MountFlags::NOEXEC),
-    ] {
-        let mut node = Node::new(COMPILED);
-        let mounted = Mounted::on(node.folder.path().join("tmpfs"), options, flags);
-        fs::remove_dir_all(node.folder.path().join("cache")).expect("remove");
-        if what == "full" {
-            let filler = fs::write(mounted.0.join("filler"), vec![0; 8192]);
-            assert!(filler.is_err(), "the file system holds less");
-        }
-        node.artifacts.settings.folder = mounted.0.clone();
-        *node.artifacts.cache.lock().expect("lock") = None;
-        let one = wasm(b"\0asm one");
-        assert_eq!(node.get(&one).await.expect("compiled"), fresh(), "{what}");
-        assert_eq!(node.get(&one).await.expect("compiled again"), fresh(), "{what}");
-        assert_eq!((node.runs(), node.artifacts.counters().unkept), (2, 2), "{what}");
-    }
+async fn a_cache_that_cannot_be_written_costs_the_cache_and_not_the_start() {
+    let node = Node::new(COMPILED);
+    // Gone after it was opened: each write fails, whoever the user is.
+    fs::remove_dir_all(node.folder.path().join("cache")).expect("remove");
+    let one = wasm(b"\0asm one");
+    assert_eq!(node.get(&one).await.expect("compiled"), fresh());
+    assert_eq!(node.get(&one).await.expect("compiled again"), fresh());
+    assert_eq!((node.runs(), node.artifacts.counters().unkept), (2, 2));
 }
 
 #[tokio::test]

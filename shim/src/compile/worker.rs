@@ -49,6 +49,9 @@ pub enum Outcome {
 /// The exit code when memory ran out: nothing can be allocated to say so.
 pub const EXHAUSTED: i32 = 12;
 
+/// Above every pod's but those that ask for nothing (Kubernetes gives BestEffort 1000, Burstable at most 999).
+const OOM_SCORE: &str = "900";
+
 /// `nobody` on every distribution.
 const NOBODY: u32 = 65534;
 
@@ -166,6 +169,8 @@ fn confine(job: &Job) -> Result<(), String> {
     fds::close_all_but(&[]).map_err(step("closing descriptors"))?;
     let rustix_step = |what| move |errno: rustix::io::Errno| step(what)(errno.into());
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL)).map_err(rustix_step("death signal"))?;
+    // Before guests and the server: what it does can be done again.
+    std::fs::write("/proc/self/oom_score_adj", OOM_SCORE).map_err(step("oom score"))?;
     // Guests that start come first.
     rustix::process::nice(10).map_err(rustix_step("nice"))?;
     let limits = [

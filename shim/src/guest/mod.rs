@@ -3,6 +3,8 @@
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
+use tokio::runtime::{Builder, Runtime};
+
 use crate::compile::World;
 use crate::compile::artifact::{self, Loaded};
 
@@ -22,8 +24,14 @@ pub struct Settings<'a> {
     pub working_directory: &'a str,
 }
 
-/// A program that is loaded and linked; only instantiating is left.
-pub enum Ready {
+/// A program that is loaded and linked, and the event loop it runs in; only instantiating is left.
+pub struct Ready {
+    /// One thread: a guest is one program, and its process ends with it.
+    runtime: Runtime,
+    program: Program,
+}
+
+enum Program {
     Module(p1::Program),
     Command02(p2::Program),
     Command03(p3::Program),
@@ -42,27 +50,25 @@ pub enum Outcome {
 ///
 /// # Errors
 ///
-/// Names the import that is missing, or the export.
+/// Names the import that is missing, or the export; or says why there is no event loop.
 pub fn load(warm: &warm::Warm, file: OwnedFd, world: World, export: Option<&str>) -> wasmtime::Result<Ready> {
-    match (artifact::load(&warm.engine, file, Path::new("."), world)?, world) {
-        (Loaded::Module(module), _) => p1::link(warm, &module, export).map(Ready::Module),
-        (Loaded::Component(component), World::Command03) => p3::link(warm, &component, export).map(Ready::Command03),
-        (Loaded::Component(component), _) => p2::link(warm, &component, export).map(Ready::Command02),
-    }
+    let program = match (artifact::load(&warm.engine, file, Path::new("."), world)?, world) {
+        (Loaded::Module(module), _) => Program::Module(p1::link(warm, &module, export)?),
+        (Loaded::Component(component), World::Command03) => Program::Command03(p3::link(warm, &component, export)?),
+        (Loaded::Component(component), _) => Program::Command02(p2::link(warm, &component, export)?),
+    };
+    let runtime = Builder::new_current_thread().enable_all().build()?;
+    Ok(Ready { runtime, program })
 }
 
 /// Runs a program to its end.
 pub fn run(ready: Ready, settings: &Settings<'_>) -> Outcome {
-    // One thread: a guest is one program, and its process ends with it.
-    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
-        Ok(runtime) => runtime,
-        Err(error) => return Outcome::Trap(format!("start the event loop: {error}")),
-    };
+    let Ready { runtime, program } = ready;
     let result = runtime.block_on(async {
-        match ready {
-            Ready::Module(program) => program.run(settings).await,
-            Ready::Command02(program) => program.run(settings).await,
-            Ready::Command03(program) => program.run(settings).await,
+        match program {
+            Program::Module(program) => program.run(settings).await,
+            Program::Command02(program) => program.run(settings).await,
+            Program::Command03(program) => program.run(settings).await,
         }
     });
     // Blocking threads, such as one that waits for input, end with the process.

@@ -101,6 +101,16 @@ impl Launcher {
         })
     }
 
+    /// Ends the launcher process and reaps it; its guests live on.
+    pub async fn stop(&self) {
+        let mut running = self.running.lock().await;
+        // Its next receive says that the peer is gone, which is its end.
+        let _ = rustix::net::shutdown(running.socket.get_ref(), rustix::net::Shutdown::Both);
+        if let Some(mut process) = running.process.take() {
+            let _ = tokio::task::spawn_blocking(move || process.wait()).await;
+        }
+    }
+
     /// How many launchers this server has started.
     pub fn starts(&self) -> u64 {
         self.starts.load(std::sync::atomic::Ordering::Relaxed)

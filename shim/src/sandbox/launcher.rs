@@ -4,6 +4,7 @@
 
 use std::io::Read;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use rustix::process::{Pid, WaitOptions, waitpid};
 
@@ -11,8 +12,9 @@ use super::child::{self, Inheritance};
 use super::filter;
 use super::profile::Program;
 use super::protocol::{Answer, Command, MESSAGE, decode, encode};
+use crate::guest::TRAPPED;
 use crate::guest::warm::Warm;
-use crate::sys::fork::{Fork, fork};
+use crate::sys::fork::{Fork, exit, fork};
 use crate::sys::{pidfd, seqpacket, standard};
 
 /// `containerd-shim-wasi-v1 launch`: serves fork requests from the socket on its standard input until that closes.
@@ -63,7 +65,12 @@ fn spawn(warm: &Warm, filter: &Program, fds: Vec<OwnedFd>, artifact: bool) -> (A
         return (failed("the command's fds are not those it names"), None);
     };
     let helper = match fork() {
-        Ok(Fork::Child) => child::help(warm, filter, inheritance),
+        Ok(Fork::Child) => {
+            // A panic must not unwind into the launcher's frames: what they own is closed here. Its message is on the
+            // guest's stderr by now.
+            let _ = catch_unwind(AssertUnwindSafe(|| child::help(warm, filter, inheritance)));
+            exit(TRAPPED)
+        }
         Ok(Fork::Parent(helper)) => helper,
         Err(error) => return (failed(format!("fork the helper: {error}")), None),
     };

@@ -62,7 +62,7 @@ async fn converse(stream: UnixStream, node: &Arc<Node>) -> io::Result<()> {
     write.write_all(&line).await
 }
 
-async fn answer(node: &Node, request: Request) -> Reply {
+async fn answer(node: &Arc<Node>, request: Request) -> Reply {
     match request {
         Request::Reserve { namespace, id, bundle } => {
             let key = (namespace, id);
@@ -71,9 +71,14 @@ async fn answer(node: &Node, request: Request) -> Reply {
                     error: "it is shutting down".to_owned(),
                 };
             }
-            node.sinks.open(key, &bundle);
-            Reply::Reserved {
-                address: node.address.clone(),
+            match node.sockets.open(&key.0, node).await {
+                Ok(address) => {
+                    node.sinks.open(key, &bundle);
+                    Reply::Reserved { address }
+                }
+                Err(error) => Reply::Failed {
+                    error: error.to_string(),
+                },
             }
         }
         Request::Delete { namespace, id, bundle } => match service::force_delete(node, &(namespace, id)).await {
@@ -107,7 +112,6 @@ fn status(node: &Node) -> serde_json::Value {
     json!({
         "pid": std::process::id(),
         "version": env!("CARGO_PKG_VERSION"),
-        "address": node.address,
         "containers": containers,
         "reserved": reserved,
         "requests": node.requests.load(Ordering::Relaxed),

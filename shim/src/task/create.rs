@@ -115,7 +115,7 @@ async fn make(node: &Node, container: &Container, api: Api, request: &CreateTask
         &facts.bundle,
         api,
         annotation(SANDBOX_ID).map(String::as_str),
-        &node.address,
+        &node.sockets.address(&facts.namespace),
     );
     let holder = annotation(CONTAINER_TYPE).is_some_and(|kind| kind == "sandbox");
     let (role, artifact) = if holder {

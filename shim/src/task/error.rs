@@ -34,8 +34,6 @@ pub enum TaskError {
     DeadAtStart { id: String },
     #[error("signal {0} is not a signal, it must be 1 to 64")]
     Signal(u32),
-    #[error("the request has no containerd namespace")]
-    NoNamespace,
     #[error("{0:?} is not a bundle's absolute path")]
     BundlePath(String),
     #[error("{0} is not supported by io.containerd.wasi.v1 yet")]
@@ -76,7 +74,6 @@ impl TaskError {
                 Code::FAILED_PRECONDITION
             }
             TaskError::Signal(_)
-            | TaskError::NoNamespace
             | TaskError::BundlePath(_)
             | TaskError::Bundle(_)
             | TaskError::Stream(_)
@@ -158,7 +155,7 @@ mod tests {
         let error = SandboxError::LauncherGone(io::Error::other("broken pipe"));
         assert_eq!(
             status(error.into()),
-            (Code::INTERNAL, "the launcher is gone: broken pipe".to_owned())
+            (Code::INTERNAL, "the launcher died while it made the process: broken pipe".to_owned())
         );
         let cause = io::Error::other("no space");
         let error = TaskError::Io {

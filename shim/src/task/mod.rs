@@ -15,3 +15,4 @@ pub mod forward;
 pub mod phase;
 pub mod server;
 pub mod service;
+pub mod sockets;

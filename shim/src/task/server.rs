@@ -2,27 +2,23 @@
 //!
 //! It ends when it was idle for a while, under the lock that `start` takes, or on SIGTERM with all its containers.
 
-use std::fs::{self, File, Permissions};
+use std::fs::{self, File};
 use std::io::{self, Write};
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use containerd_shim_protos::ttrpc;
 use rustix::process::{Resource, Rlimit};
-use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{sleep, sleep_until, timeout};
-use ttrpc::asynchronous::Server;
-use ttrpc::asynchronous::transport::Listener;
 
 use super::answer;
 use super::containers::{Containers, Need, RESERVATION};
 use super::forward::Publisher;
 use super::service::{self, Node};
+use super::sockets::{self, SocketError, Sockets};
 use crate::bootstrap::folder::{self, Lock, Settings};
 use crate::bootstrap::logging::{self, LoggingError};
 use crate::bootstrap::sinks::Sinks;
@@ -51,8 +47,8 @@ enum ServeError {
     Launcher(#[from] SandboxError),
     #[error("cannot open the artifact cache: {0}")]
     Cache(#[from] CompileError),
-    #[error("cannot serve the task API: {0}")]
-    Ttrpc(#[from] ttrpc::Error),
+    #[error(transparent)]
+    Socket(#[from] SocketError),
 }
 
 fn io_error(act: &'static str, path: &Path) -> impl FnOnce(io::Error) -> ServeError {
@@ -138,8 +134,7 @@ fn raise_oom_score() {
 
 async fn serve(folder: &Path, settings: &Settings, sinks: Arc<Sinks>, stdout: &mut File) -> Result<(), ServeError> {
     let options = &settings.options;
-    let task_api = bind(&settings.socket)?;
-    let control = bind(&folder::control(folder))?;
+    let control = sockets::bind(&folder::control(folder))?;
     let images = Arc::new(Images::new(settings.address.clone()).remember_in(&options.cache_dir));
     let artifacts = Arc::new(Artifacts::open(compile::Settings {
         folder: options.cache_dir.clone(),
@@ -155,28 +150,23 @@ async fn serve(folder: &Path, settings: &Settings, sinks: Arc<Sinks>, stdout: &m
         images,
         artifacts,
         launcher: Launcher::start(options.launcher_max_forks).await?,
-        address: format!("unix://{}", settings.socket.display()),
+        sockets: Sockets::new(settings.socket.clone()),
         requests: AtomicUsize::new(0),
     });
-    let mut server = Server::new()
-        .add_listener(Listener::from(task_api))
-        .register_service(service::services(&node));
-    server.start().await?;
     let control = tokio::spawn(answer::accept(control, node.clone()));
     let signals = |kind| signal(kind).map_err(io_error("take signals of", Path::new("/proc/self")));
     let (mut term, mut int) = (signals(SignalKind::terminate())?, signals(SignalKind::interrupt())?);
     tracing::info!(
         pid = std::process::id(),
-        address = node.address,
         version = env!("CARGO_PKG_VERSION"),
         "server started"
     );
     writeln!(stdout, "{READY}").map_err(io_error("tell", Path::new("stdout")))?;
 
     tokio::select! {
-        () = idle_end(folder, settings, &node) => tracing::info!("server ends, it was idle"),
-        _ = term.recv() => end_all(folder, settings, &node).await,
-        _ = int.recv() => end_all(folder, settings, &node).await,
+        () = idle_end(folder, settings.options.idle_timeout, &node) => tracing::info!("server ends, it was idle"),
+        _ = term.recv() => end_all(folder, &node).await,
+        _ = int.recv() => end_all(folder, &node).await,
     }
     keeper.abort();
     control.abort();
@@ -189,22 +179,12 @@ async fn serve(folder: &Path, settings: &Settings, sinks: Arc<Sinks>, stdout: &m
     };
     let _ = timeout(FAREWELL, answered).await;
     node.events.flush(FAREWELL).await;
+    node.launcher.stop().await;
     Ok(())
 }
 
-/// Listens at `path`, where nobody else does: `start` holds the lock and has found no live server.
-fn bind(path: &Path) -> Result<UnixListener, ServeError> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(io_error("remove", path)(error)),
-        _ => {}
-    }
-    let listener = UnixListener::bind(path).map_err(io_error("listen at", path))?;
-    fs::set_permissions(path, Permissions::from_mode(0o600)).map_err(io_error("protect", path))?;
-    Ok(listener)
-}
-
 /// Resolves when nothing was held for the idle time, with the sockets gone.
-async fn idle_end(folder: &Path, settings: &Settings, node: &Node) {
+async fn idle_end(folder: &Path, idle: Duration, node: &Node) {
     let mut changes = node.containers.changes();
     loop {
         changes.mark_unchanged();
@@ -214,7 +194,7 @@ async fn idle_end(folder: &Path, settings: &Settings, node: &Node) {
         let until = match node.containers.need() {
             Need::Containers => None,
             Need::Announced(until) => Some(until),
-            Need::None => Some(Instant::now() + settings.options.idle_timeout),
+            Need::None => Some(Instant::now() + idle),
         };
         let waited = async {
             match until {
@@ -226,17 +206,16 @@ async fn idle_end(folder: &Path, settings: &Settings, node: &Node) {
             _ = changes.changed() => continue,
             () = waited => {}
         }
-        if node.containers.need() == Need::None && leave(folder, settings, || node.containers.close_if_unneeded()).await
-        {
+        if node.containers.need() == Need::None && leave(folder, node, || node.containers.close_if_unneeded()).await {
             return;
         }
     }
 }
 
 /// Ends every container and tells containerd of it.
-async fn end_all(folder: &Path, settings: &Settings, node: &Arc<Node>) {
+async fn end_all(folder: &Path, node: &Arc<Node>) {
     tracing::info!("server ends, it was told to");
-    leave(folder, settings, || {
+    leave(folder, node, || {
         node.containers.close();
         true
     })
@@ -261,7 +240,7 @@ async fn end_all(folder: &Path, settings: &Settings, node: &Arc<Node>) {
 }
 
 /// Removes the sockets and the folder under the lock, if `ready` still says so when it is held.
-async fn leave(folder: &Path, settings: &Settings, ready: impl FnOnce() -> bool) -> bool {
+async fn leave(folder: &Path, node: &Node, ready: impl FnOnce() -> bool) -> bool {
     let taken = folder.to_owned();
     let lock = match tokio::task::spawn_blocking(move || Lock::take(&taken))
         .await
@@ -276,7 +255,7 @@ async fn leave(folder: &Path, settings: &Settings, ready: impl FnOnce() -> bool)
     if !ready() {
         return false;
     }
-    let removed = fs::remove_file(&settings.socket).and(lock.remove());
+    let removed = node.sockets.remove().await.and(lock.remove());
     if let Err(error) = removed {
         tracing::warn!(%error, "cannot remove the server's sockets");
     }

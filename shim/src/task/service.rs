@@ -25,6 +25,7 @@ use super::error::TaskError;
 use super::events::timestamp;
 use super::forward::Publisher;
 use super::phase::{Move, Phase};
+use super::sockets::Sockets;
 use crate::bootstrap::sinks::Sinks;
 use crate::compile::Artifacts;
 use crate::image::Images;
@@ -42,8 +43,7 @@ pub struct Node {
     pub images: Arc<Images>,
     pub artifacts: Arc<Artifacts>,
     pub launcher: Launcher,
-    /// Where we serve the task API, a `unix://` URL.
-    pub address: String,
+    pub sockets: Sockets,
     /// How many requests are being answered.
     pub requests: AtomicUsize,
 }
@@ -55,11 +55,12 @@ pub enum Api {
     V3,
 }
 
-/// Both names of the task API on one table of methods: v3 is v2 renamed.
-pub fn services(node: &Arc<Node>) -> HashMap<String, Service> {
+/// Both names of the task API on one table of methods, v3 is v2 renamed, for the containers of `namespace`.
+pub fn services(node: &Arc<Node>, namespace: &str) -> HashMap<String, Service> {
     let service = |api| {
         create_task(Arc::new(TaskService {
             node: node.clone(),
+            namespace: namespace.to_owned(),
             api,
         }))
     };
@@ -74,6 +75,8 @@ pub fn services(node: &Arc<Node>) -> HashMap<String, Service> {
 
 struct TaskService {
     node: Arc<Node>,
+    /// The namespace of all containers that are asked for here.
+    namespace: String,
     api: Api,
 }
 
@@ -100,18 +103,10 @@ async fn whole<T: Send + 'static>(
     tokio::spawn(work).await?
 }
 
-fn namespace(context: &TtrpcContext) -> Result<&str, TaskError> {
-    let values = context.metadata.get("containerd-namespace-ttrpc");
-    values
-        .and_then(|values| values.first())
-        .map(String::as_str)
-        .ok_or(TaskError::NoNamespace)
-}
-
 impl TaskService {
     /// The container of a request for its first process, the only one there is yet.
-    fn container(&self, context: &TtrpcContext, id: &str, exec_id: &str) -> Result<Arc<Container>, TaskError> {
-        let container = self.node.containers.get(namespace(context)?, id)?;
+    fn container(&self, id: &str, exec_id: &str) -> Result<Arc<Container>, TaskError> {
+        let container = self.node.containers.get(&self.namespace, id)?;
         if exec_id.is_empty() {
             Ok(container)
         } else {
@@ -122,8 +117,8 @@ impl TaskService {
         }
     }
 
-    fn not_yet(&self, context: &TtrpcContext, id: &str, what: &str) -> ttrpc::Error {
-        match self.container(context, id, "") {
+    fn not_yet(&self, id: &str, what: &str) -> ttrpc::Error {
+        match self.container(id, "") {
             Ok(_) => TaskError::NotYet(what.to_owned()).into(),
             Err(error) => error.into(),
         }
@@ -196,9 +191,9 @@ pub async fn force_delete(node: &Node, key: &(String, String)) -> Result<Option<
 
 #[async_trait]
 impl Task for TaskService {
-    async fn create(&self, context: &TtrpcContext, request: CreateTaskRequest) -> ttrpc::Result<CreateTaskResponse> {
+    async fn create(&self, _: &TtrpcContext, request: CreateTaskRequest) -> ttrpc::Result<CreateTaskResponse> {
         let _answering = Answering::new(&self.node.requests);
-        let namespace = namespace(context)?.to_owned();
+        let namespace = self.namespace.clone();
         let pid = whole(create::create(self.node.clone(), namespace, self.api, request)).await?;
         Ok(CreateTaskResponse {
             pid,
@@ -206,9 +201,9 @@ impl Task for TaskService {
         })
     }
 
-    async fn start(&self, context: &TtrpcContext, request: StartRequest) -> ttrpc::Result<StartResponse> {
+    async fn start(&self, _: &TtrpcContext, request: StartRequest) -> ttrpc::Result<StartResponse> {
         let _answering = Answering::new(&self.node.requests);
-        let container = self.container(context, &request.id, &request.exec_id)?;
+        let container = self.container(&request.id, &request.exec_id)?;
         let (node, span) = (self.node.clone(), container.span.clone());
         let pid = whole(async move { start(&node, &container) }.instrument(span)).await?;
         Ok(StartResponse {
@@ -217,15 +212,15 @@ impl Task for TaskService {
         })
     }
 
-    async fn state(&self, context: &TtrpcContext, request: StateRequest) -> ttrpc::Result<StateResponse> {
+    async fn state(&self, _: &TtrpcContext, request: StateRequest) -> ttrpc::Result<StateResponse> {
         let _answering = Answering::new(&self.node.requests);
-        let container = self.container(context, &request.id, &request.exec_id)?;
+        let container = self.container(&request.id, &request.exec_id)?;
         Ok(state(&container))
     }
 
-    async fn wait(&self, context: &TtrpcContext, request: WaitRequest) -> ttrpc::Result<WaitResponse> {
+    async fn wait(&self, _: &TtrpcContext, request: WaitRequest) -> ttrpc::Result<WaitResponse> {
         // Changes nothing and may take for ever: neither counted nor kept when the client goes away.
-        let exit = self.container(context, &request.id, &request.exec_id)?.ended().await?;
+        let exit = self.container(&request.id, &request.exec_id)?.ended().await?;
         Ok(WaitResponse {
             exit_status: exit.code,
             exited_at: MessageField::some(timestamp(exit.at)),
@@ -233,9 +228,9 @@ impl Task for TaskService {
         })
     }
 
-    async fn kill(&self, context: &TtrpcContext, request: KillRequest) -> ttrpc::Result<Empty> {
+    async fn kill(&self, _: &TtrpcContext, request: KillRequest) -> ttrpc::Result<Empty> {
         let _answering = Answering::new(&self.node.requests);
-        let container = self.container(context, &request.id, &request.exec_id)?;
+        let container = self.container(&request.id, &request.exec_id)?;
         let signal = i32::try_from(request.signal)
             .ok()
             .filter(|_| (1..=SIGNAL_MAX).contains(&request.signal))
@@ -258,9 +253,9 @@ impl Task for TaskService {
         Ok(Empty::new())
     }
 
-    async fn delete(&self, context: &TtrpcContext, request: DeleteRequest) -> ttrpc::Result<DeleteResponse> {
+    async fn delete(&self, _: &TtrpcContext, request: DeleteRequest) -> ttrpc::Result<DeleteResponse> {
         let _answering = Answering::new(&self.node.requests);
-        let container = self.container(context, &request.id, &request.exec_id)?;
+        let container = self.container(&request.id, &request.exec_id)?;
         let (node, span, pid) = (self.node.clone(), container.span.clone(), container.pid());
         let exit = whole(async move { delete(&node, &container).await }.instrument(span)).await?;
         Ok(DeleteResponse {
@@ -271,10 +266,10 @@ impl Task for TaskService {
         })
     }
 
-    async fn pids(&self, context: &TtrpcContext, request: PidsRequest) -> ttrpc::Result<PidsResponse> {
+    async fn pids(&self, _: &TtrpcContext, request: PidsRequest) -> ttrpc::Result<PidsResponse> {
         let _answering = Answering::new(&self.node.requests);
         // An exited process is listed until its Delete: an empty answer makes a restarted containerd give us up.
-        let pid = self.container(context, &request.id, "")?.guest()?.pid();
+        let pid = self.container(&request.id, "")?.guest()?.pid();
         let process = api::ProcessInfo {
             pid,
             ..api::ProcessInfo::default()
@@ -285,10 +280,10 @@ impl Task for TaskService {
         })
     }
 
-    async fn connect(&self, context: &TtrpcContext, request: ConnectRequest) -> ttrpc::Result<ConnectResponse> {
+    async fn connect(&self, _: &TtrpcContext, request: ConnectRequest) -> ttrpc::Result<ConnectResponse> {
         let _answering = Answering::new(&self.node.requests);
         // An unknown container has pid 0 and is no error: containerd asks before Create too.
-        let task_pid = match self.container(context, &request.id, "") {
+        let task_pid = match self.container(&request.id, "") {
             Ok(container) => container.pid(),
             Err(TaskError::NoContainer { .. }) => 0,
             Err(error) => return Err(error.into()),
@@ -301,18 +296,18 @@ impl Task for TaskService {
         })
     }
 
-    async fn close_io(&self, context: &TtrpcContext, request: CloseIORequest) -> ttrpc::Result<Empty> {
+    async fn close_io(&self, _: &TtrpcContext, request: CloseIORequest) -> ttrpc::Result<Empty> {
         let _answering = Answering::new(&self.node.requests);
-        let container = self.container(context, &request.id, &request.exec_id)?;
+        let container = self.container(&request.id, &request.exec_id)?;
         if request.stdin {
             container.close_stdin();
         }
         Ok(Empty::new())
     }
 
-    async fn stats(&self, context: &TtrpcContext, request: StatsRequest) -> ttrpc::Result<StatsResponse> {
+    async fn stats(&self, _: &TtrpcContext, request: StatsRequest) -> ttrpc::Result<StatsResponse> {
         let _answering = Answering::new(&self.node.requests);
-        let guest = self.container(context, &request.id, "")?.guest()?.clone();
+        let guest = self.container(&request.id, "")?.guest()?.clone();
         let stats = tokio::task::spawn_blocking(move || guest.stats())
             .await
             .map_err(TaskError::Panicked)?;
@@ -337,30 +332,30 @@ impl Task for TaskService {
         Ok(Empty::new())
     }
 
-    async fn resize_pty(&self, context: &TtrpcContext, request: ResizePtyRequest) -> ttrpc::Result<Empty> {
+    async fn resize_pty(&self, _: &TtrpcContext, request: ResizePtyRequest) -> ttrpc::Result<Empty> {
         // Without a console, which no container has yet, there is nothing to resize.
-        self.container(context, &request.id, &request.exec_id)?;
+        self.container(&request.id, &request.exec_id)?;
         Ok(Empty::new())
     }
 
-    async fn exec(&self, context: &TtrpcContext, request: ExecProcessRequest) -> ttrpc::Result<Empty> {
-        Err(self.not_yet(context, &request.id, "exec into a container"))
+    async fn exec(&self, _: &TtrpcContext, request: ExecProcessRequest) -> ttrpc::Result<Empty> {
+        Err(self.not_yet(&request.id, "exec into a container"))
     }
 
-    async fn pause(&self, context: &TtrpcContext, request: PauseRequest) -> ttrpc::Result<Empty> {
-        Err(self.not_yet(context, &request.id, "pausing a container"))
+    async fn pause(&self, _: &TtrpcContext, request: PauseRequest) -> ttrpc::Result<Empty> {
+        Err(self.not_yet(&request.id, "pausing a container"))
     }
 
-    async fn resume(&self, context: &TtrpcContext, request: ResumeRequest) -> ttrpc::Result<Empty> {
-        Err(self.not_yet(context, &request.id, "resuming a container"))
+    async fn resume(&self, _: &TtrpcContext, request: ResumeRequest) -> ttrpc::Result<Empty> {
+        Err(self.not_yet(&request.id, "resuming a container"))
     }
 
-    async fn update(&self, context: &TtrpcContext, request: UpdateTaskRequest) -> ttrpc::Result<Empty> {
-        Err(self.not_yet(context, &request.id, "updating a container's resources"))
+    async fn update(&self, _: &TtrpcContext, request: UpdateTaskRequest) -> ttrpc::Result<Empty> {
+        Err(self.not_yet(&request.id, "updating a container's resources"))
     }
 
-    async fn checkpoint(&self, context: &TtrpcContext, request: CheckpointTaskRequest) -> ttrpc::Result<Empty> {
-        Err(self.not_yet(context, &request.id, "a checkpoint of a container"))
+    async fn checkpoint(&self, _: &TtrpcContext, request: CheckpointTaskRequest) -> ttrpc::Result<Empty> {
+        Err(self.not_yet(&request.id, "a checkpoint of a container"))
     }
 }
 

@@ -1,4 +1,4 @@
-//! Overlays made of real folders: whiteouts are devices and opaque marks trusted xattrs, so these tests need root.
+//! Overlays made of real folders, with the marks that overlays without root use (mount option `userxattr`).
 
 use std::fs;
 use std::io::Read;
@@ -45,7 +45,7 @@ impl Layers {
         lookup(
             &View {
                 layers,
-                opaque: "trusted.overlay.opaque",
+                opaque: "user.overlay.opaque",
             },
             Path::new(path),
         )
@@ -144,9 +144,9 @@ fn a_whiteout_hides_files_and_whole_folders_below() {
 fn an_opaque_folder_hides_what_is_below_it() {
     let layers = Layers::new();
     write(&layers.bottom, "srv/app.wasm", "bottom");
-    mark(&layers.middle, "srv", "trusted.overlay.opaque", b"x");
+    mark(&layers.middle, "srv", "user.overlay.opaque", b"x");
     assert_eq!(layers.read("/srv/app.wasm"), "bottom");
-    mark(&layers.middle, "srv", "trusted.overlay.opaque", b"y");
+    mark(&layers.middle, "srv", "user.overlay.opaque", b"y");
     assert_eq!(layers.read("/srv/app.wasm"), "<missing>");
 }
 
@@ -198,7 +198,7 @@ fn fifos_and_devices_are_special_and_not_opened() {
 #[test]
 fn what_the_overlay_keeps_elsewhere_is_an_error() {
     let layers = Layers::new();
-    mark(&layers.top, "moved", "trusted.overlay.redirect", b"old");
+    mark(&layers.top, "moved", "user.overlay.redirect", b"old");
     assert!(matches!(
         layers.lookup("/moved/app.wasm"),
         Err(LookupError::Redirected { .. })
