@@ -1,0 +1,69 @@
+# kubewasi: `make help` says what there is. Everything that is built is kept below ~/.cache/kubewasi (KUBEWASI_CACHE).
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint unit node bench release tools packages
+
+CACHE := $(shell hack/cache-dir)
+export CARGO_TARGET_DIR ?= $(CACHE)/target
+export PATH := $(CACHE)/bin:$(PATH)
+
+# What Debian 12 has of what is needed: to build, to run a node, to test one.
+BUILD := protobuf-compiler
+NODE := containerd runc buildah
+TEST := docker-registry skopeo shellcheck
+
+help: ## Say what the targets do
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 18
+
+demo: ## Run a Rust guest under a private containerd, and measure it beside runc
+	@hack/packages $(BUILD) $(NODE)
+	@hack/rust x86_64-unknown-linux-musl wasm32-wasip1 wasm32-wasip2
+	@hack/demo
+
+test: lint unit node ## Lint, unit tests and node tests: all that CI asks
+	@echo "test: ok, lint, unit and node tests"
+
+lint: ## Formatting, clippy, the rules between rooms, dependencies, spelling, scripts
+	@hack/packages $(BUILD) shellcheck
+	@hack/rust x86_64-unknown-linux-musl wasm32-wasip1 wasm32-wasip2
+	@cargo fmt --all --check
+	@cd e2e/guests && cargo fmt --check
+	@cd examples/hello && cargo fmt --check
+	@cargo clippy --quiet --locked --workspace --all-targets -- -D warnings
+	@hack/lint-rooms
+	@shellcheck hack/* .ci/run
+	@hack/tool cargo-deny && cargo-deny --log-level error check --hide-inclusion-graph
+	@hack/tool typos-cli && typos
+	@hack/tool cargo-machete && cargo-machete --skip-target-dir
+	@echo "lint: ok"
+
+unit: ## Unit tests, which need no root
+	@hack/packages $(BUILD)
+	@hack/rust x86_64-unknown-linux-musl
+	@cargo test --quiet --locked --workspace --bins --lib --examples
+	@echo "unit: ok"
+
+node: ## Tests under private containerds 1.6, 1.7 and 2.4, as root; NODE_TESTS=filter picks some
+	@hack/packages $(BUILD) $(NODE) $(TEST)
+	@hack/rust x86_64-unknown-linux-musl wasm32-wasip1 wasm32-wasip2
+	@hack/tools-for-node
+	@cargo test --quiet --locked --package containerd-shim-wasi-v1 --test node $(NODE_TESTS)
+	@echo "node: ok"
+
+bench: release ## Memory and lifecycle time beside runc; writes bench/report.md
+	@hack/packages $(BUILD) $(NODE)
+	@hack/bench
+
+release: ## The static release binary, x86_64 and aarch64
+	@hack/packages $(BUILD)
+	@hack/rust x86_64-unknown-linux-musl aarch64-unknown-linux-musl
+	@cargo build --quiet --locked --release --package containerd-shim-wasi-v1
+	@ls -l $(CARGO_TARGET_DIR)/x86_64-unknown-linux-musl/release/containerd-shim-wasi-v1
+	@echo "release: ok"
+
+tools: ## Build the containerd versions, crictl and the linters now, not when they are first needed
+	@hack/tools-for-node
+	@for tool in cargo-deny typos-cli cargo-machete; do hack/tool $$tool; done
+	@echo "tools: ok"

@@ -1,0 +1,150 @@
+//! Measures wasm containers beside runc's on a private containerd, for `make demo` and `make bench`.
+
+mod measure;
+mod memory;
+mod node;
+
+use std::fmt::Write;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+
+use crate::measure::{lifecycle, memory, milliseconds, on_path};
+use crate::node::{Node, Workload};
+
+const USAGE: &str = "usage: kubewasi-bench demo|report SOCKET FOLDER WASM-LAYER NATIVE-LAYER OPTIONS\n\
+    SOCKET is containerd's, FOLDER takes snapshots (not on an overlay), the layers hold /hello.wasm and /hello,\n\
+    OPTIONS is the wasi handler's options file, whose cache folder does not exist yet";
+
+#[tokio::main]
+async fn main() -> Result<()> {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let [mode, socket, folder, wasm, native, options] = args.as_slice() else {
+        bail!(USAGE);
+    };
+    let bench = Bench {
+        node: Node::connect(Path::new(socket), Path::new(folder)).await?,
+        socket: socket.into(),
+        wasi_shim: on_path("containerd-shim-wasi-v1").context("containerd-shim-wasi-v1 is not on PATH")?,
+        runc_shim: on_path("containerd-shim-runc-v2").context("containerd-shim-runc-v2 is not on PATH")?,
+        wasi: Workload {
+            name: "wasi",
+            runtime: "io.containerd.wasi.v1",
+            layer: wasm.into(),
+            entry: "/hello.wasm".into(),
+            options: Some(options.into()),
+        },
+        runc: Workload {
+            name: "runc",
+            runtime: "io.containerd.runc.v2",
+            layer: native.into(),
+            entry: "/hello".into(),
+            options: None,
+        },
+    };
+    match mode.as_str() {
+        "demo" => bench.demo().await,
+        "report" => bench.report().await,
+        _ => bail!(USAGE),
+    }
+}
+
+struct Bench {
+    node: Node,
+    socket: PathBuf,
+    wasi_shim: PathBuf,
+    runc_shim: PathBuf,
+    wasi: Workload,
+    runc: Workload,
+}
+
+impl Bench {
+    /// The demo's table, then what its last line says, for the script that prints it.
+    async fn demo(&self) -> Result<()> {
+        let cold = self.node.lifecycle(&self.wasi, "wasi-cold").await?;
+        let (warm, whole) = lifecycle(&self.node, &self.wasi, 11).await?;
+        let (runc_start, runc_whole) = lifecycle(&self.node, &self.runc, 11).await?;
+        let ours = memory(&self.node, &self.wasi, &self.wasi_shim, &self.socket, 10).await?;
+        let theirs = memory(&self.node, &self.runc, &self.runc_shim, &self.socket, 10).await?;
+        println!("{:44}{:>10}{:>10}", "", "wasi", "runc");
+        let row = |what: &str, ours: String, theirs: String| println!("{what:44}{ours:>10}{theirs:>10}");
+        row(
+            "first start: server, compilation, program, ms",
+            ms(milliseconds(cold.start)),
+            "-".into(),
+        );
+        row("create and start, ms (median of 11)", ms(warm), ms(runc_start));
+        row("create, start, exit and delete, ms", ms(whole), ms(runc_whole));
+        row(
+            "memory of 10 idle: program, MiB each",
+            mib(ours.program_each()),
+            mib(theirs.program_each()),
+        );
+        row(
+            "  its runtime's processes, MiB in all",
+            mib(ours.runtime as f64 / 1024.0),
+            mib(theirs.runtime as f64 / 1024.0),
+        );
+        row("  both, MiB each", mib(ours.each()), mib(theirs.each()));
+        println!(
+            "cold {:.0} ms, warm {:.0} ms, {} MiB a guest, runc {}",
+            milliseconds(cold.start),
+            warm,
+            mib(ours.program_each()),
+            mib(theirs.each())
+        );
+        Ok(())
+    }
+
+    /// The report in Markdown on stdout, and the last line on stderr.
+    async fn report(&self) -> Result<()> {
+        self.node.lifecycle(&self.wasi, "wasi-cold").await?;
+        let mut rows = String::new();
+        let mut last = String::new();
+        for count in [1, 10, 100] {
+            let ours = memory(&self.node, &self.wasi, &self.wasi_shim, &self.socket, count).await?;
+            let theirs = memory(&self.node, &self.runc, &self.runc_shim, &self.socket, count).await?;
+            writeln!(
+                rows,
+                "| {count} | {} | {} | {} | {} | {} | {} |",
+                mib(ours.program_each()),
+                mib(ours.runtime as f64 / 1024.0),
+                mib(ours.each()),
+                mib(theirs.program_each()),
+                mib(theirs.runtime as f64 / 1024.0),
+                mib(theirs.each())
+            )?;
+            last = format!(
+                "{} MiB each of {count} (program {}), runc {}",
+                mib(ours.each()),
+                mib(ours.program_each()),
+                mib(theirs.each())
+            );
+        }
+        let ours = lifecycle(&self.node, &self.wasi, 51).await?;
+        let theirs = lifecycle(&self.node, &self.runc, 51).await?;
+        println!(
+            "# Benchmark\n\nOne run of `make bench`: `examples/hello` as a wasm component and as a static native program,\n\
+             through one containerd. The figures hold for the machine that they were taken on.\n\n\
+             ## Memory of idle containers, MiB PSS\n\n\
+             | containers | wasi: program each | wasi: server and launcher | wasi: all, each | runc: program each | \
+             runc: shims | runc: all, each |\n|---:|---:|---:|---:|---:|---:|---:|\n{rows}\n\
+             ## Time, ms, median of 51\n\n| | wasi | runc |\n|---|---:|---:|\n\
+             | create and start | {} | {} |\n| create, start, exit and delete | {} | {} |",
+            ms(ours.0),
+            ms(theirs.0),
+            ms(ours.1),
+            ms(theirs.1)
+        );
+        eprintln!("bench: {last}; lifecycle {} ms, runc {} ms", ms(ours.1), ms(theirs.1));
+        Ok(())
+    }
+}
+
+fn ms(value: f64) -> String {
+    format!("{value:.1}")
+}
+
+fn mib(value: f64) -> String {
+    format!("{value:.1}")
+}

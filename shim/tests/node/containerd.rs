@@ -1,0 +1,333 @@
+//! A containerd of one test's own: root, state, socket and options in a folder that goes away with it.
+
+use std::fs;
+use std::panic::{self, AssertUnwindSafe};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::command::{Finished, Running, eventually, run};
+use crate::container::Run;
+use crate::guests::hack;
+use crate::image_builder::Image;
+use crate::machine::{self, Machine};
+
+/// The shim under test.
+pub const SHIM: &str = env!("CARGO_BIN_EXE_containerd-shim-wasi-v1");
+
+/// The containerd versions that are supported and tested.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Version {
+    /// Debian 12's own.
+    V1_6,
+    V1_7,
+    V2_4,
+}
+
+impl Version {
+    /// The folder of its binaries, built when it is missing.
+    fn folder(self) -> PathBuf {
+        match self {
+            Version::V1_6 => PathBuf::from("/usr/bin"),
+            Version::V1_7 => hack("containerd", &["1.7.35"]),
+            Version::V2_4 => hack("containerd", &["2.4.2"]),
+        }
+    }
+}
+
+/// A running containerd and what tests do with it.
+pub struct Node {
+    pub version: Version,
+    /// The containerd namespace of all containers; no other test uses it.
+    pub namespace: String,
+    /// The test's temporary folder.
+    pub folder: PathBuf,
+    binaries: PathBuf,
+    with_cri: bool,
+    daemon: Option<Child>,
+}
+
+/// Tests take turns: each looks at the whole machine before and after.
+static TURN: Mutex<()> = Mutex::new(());
+
+impl Node {
+    /// Runs `scenario` on a fresh containerd of `version`, then checks that nothing is left on the machine.
+    pub fn with(version: Version, scenario: impl FnOnce(&mut Node)) {
+        let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let mark = format!("kwn{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        let mut node = Node {
+            version,
+            folder: Path::new("/tmp").join(&mark),
+            namespace: mark,
+            binaries: version.folder(),
+            with_cri: false,
+            daemon: None,
+        };
+        fs::create_dir(&node.folder).unwrap();
+        node.configure("idle_timeout = 0");
+        let before = Machine::look(&node.namespace);
+        node.start();
+
+        let result = panic::catch_unwind(AssertUnwindSafe(|| {
+            scenario(&mut node);
+            node.expect_nothing_left(&before);
+        }));
+        node.stop();
+        let log = fs::read_to_string(node.folder.join("containerd.log")).unwrap_or_default();
+        machine::sweep(&node.namespace, &before);
+        fs::remove_dir_all(&node.folder).unwrap();
+        if let Err(failure) = result {
+            let tail: Vec<&str> = log.lines().rev().take(60).collect();
+            eprintln!("--- the end of containerd's log ({version:?})");
+            tail.iter().rev().for_each(|line| eprintln!("{line}"));
+            panic::resume_unwind(failure);
+        }
+    }
+
+    /// The machine is as it was; what a server needs to end is waited for.
+    #[track_caller]
+    pub fn expect_nothing_left(&self, before: &Machine) {
+        let mut left = Vec::new();
+        for _ in 0..200 {
+            left = Machine::look(&self.namespace).since(before);
+            if left.is_empty() {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        panic!("left on the machine after the test:\n{}", left.join("\n"));
+    }
+
+    /// Replaces the handler's options, TOML lines beside the cache folder; servers that run keep theirs.
+    pub fn configure(&self, lines: &str) {
+        let cache = self.cache();
+        fs::write(
+            self.options(),
+            format!("cache_dir = {:?}\n{lines}\n", cache.display().to_string()),
+        )
+        .unwrap();
+    }
+
+    /// The options file that containers of this node are run with.
+    pub fn options(&self) -> PathBuf {
+        self.folder.join("options.toml")
+    }
+
+    /// The artifact cache of this node's servers.
+    pub fn cache(&self) -> PathBuf {
+        self.folder.join("cache")
+    }
+
+    pub fn socket(&self) -> PathBuf {
+        self.folder.join("containerd.sock")
+    }
+
+    /// Everything the daemon and its shims have logged.
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.folder.join("containerd.log")).unwrap()
+    }
+
+    /// Waits until the log has a line with all of `words`, and returns it.
+    #[track_caller]
+    pub fn log_line(&self, words: &[&str]) -> String {
+        eventually(&format!("a log line with {words:?}"), Duration::from_secs(5), || {
+            let log = self.log();
+            log.lines()
+                .find(|line| words.iter().all(|word| line.contains(word)))
+                .map(str::to_owned)
+        })
+    }
+
+    /// Starts the daemon again with its CRI plugin on, `wasi` being a runtime handler.
+    pub fn turn_on_cri(&mut self) {
+        self.with_cri = true;
+        self.stop();
+        self.start();
+    }
+
+    /// Starts the daemon and waits until it answers.
+    pub fn start(&mut self) {
+        let config = self.folder.join("config.toml");
+        fs::write(&config, self.config()).unwrap();
+        let log = fs::File::options()
+            .create(true)
+            .append(true)
+            .open(self.folder.join("containerd.log"))
+            .unwrap();
+        let shim_folder = Path::new(SHIM).parent().unwrap();
+        let path = format!(
+            "{}:{}:/usr/sbin:/usr/bin:/sbin:/bin",
+            shim_folder.display(),
+            self.binaries.display()
+        );
+        let child = Command::new(self.binaries.join("containerd"))
+            .arg("--config")
+            .arg(&config)
+            .env("PATH", path)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().unwrap())
+            .stderr(log)
+            .spawn()
+            .unwrap();
+        self.daemon = Some(child);
+        eventually("containerd answers", Duration::from_secs(30), || {
+            (self.ctr(&["version"]).code == Some(0)).then_some(())
+        });
+    }
+
+    /// Stops the daemon; containers run on.
+    pub fn stop(&mut self) {
+        if let Some(mut daemon) = self.daemon.take() {
+            kill_process(Pid::from_child(&daemon), Signal::TERM).unwrap();
+            daemon.wait().unwrap();
+        }
+    }
+
+    /// `ctr` on this node.
+    pub fn ctr_command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(self.binaries.join("ctr"));
+        command
+            .arg("--address")
+            .arg(self.socket())
+            .args(["--namespace", &self.namespace])
+            .args(args);
+        command
+    }
+
+    #[track_caller]
+    pub fn ctr(&self, args: &[&str]) -> Finished {
+        run(&mut self.ctr_command(args))
+    }
+
+    /// Imports `image` under its name.
+    #[track_caller]
+    pub fn import(&self, image: &Image) {
+        self.import_into(image, &self.namespace).ok();
+    }
+
+    /// Imports `image` into a namespace of containerd, and tells how that went.
+    #[track_caller]
+    pub fn import_into(&self, image: &Image, namespace: &str) -> Finished {
+        let archive = self.folder.join("import.tar");
+        image.write(&archive);
+        // Unpacked by `ctr run`, for the platform that it is told.
+        let mut args = vec![
+            "--namespace",
+            namespace,
+            "image",
+            "import",
+            "--all-platforms",
+            "--no-unpack",
+        ];
+        if self.version >= Version::V2_4 {
+            args.push("--local");
+        }
+        let finished = self.ctr(&[args.as_slice(), &[archive.to_str().unwrap()]].concat());
+        fs::remove_file(archive).unwrap();
+        finished
+    }
+
+    /// A `ctr run` of `image` by the wasi runtime, to be refined.
+    pub fn run(&self, image: &Image) -> Run<'_> {
+        Run::of_image(self, image)
+    }
+
+    /// Sends SIGKILL to a container's task, waits until it is reported stopped, and deletes task and container.
+    #[track_caller]
+    pub fn remove(&self, id: &str) {
+        // Killing a task that has just ended is no failure of the test.
+        self.ctr(&["task", "kill", "--signal", "SIGKILL", id]);
+        self.wait_until(id, "STOPPED");
+        self.ctr(&["task", "delete", id]);
+        self.ctr(&["container", "delete", id]).ok();
+    }
+
+    /// Waits until `ctr task ls` shows `id` in `state`, and returns its pid.
+    #[track_caller]
+    pub fn wait_until(&self, id: &str, state: &str) -> u32 {
+        eventually(&format!("task {id} is {state}"), Duration::from_secs(20), || {
+            let (pid, now) = self.task(id)?;
+            (now == state).then_some(pid)
+        })
+    }
+
+    /// The pid and state of a task, as containerd lists it.
+    #[track_caller]
+    pub fn task(&self, id: &str) -> Option<(u32, String)> {
+        let list = self.ctr(&["task", "ls"]).ok().stdout;
+        list.lines().find_map(|line| {
+            let mut words = line.split_whitespace();
+            (words.next()? == id).then_some(())?;
+            Some((words.next()?.parse().ok()?, words.next()?.to_owned()))
+        })
+    }
+
+    /// A command of this node that runs beside the test.
+    pub fn spawn(&self, args: &[&str]) -> Running {
+        Running::start(&mut self.ctr_command(args))
+    }
+
+    fn config(&self) -> String {
+        let folder = self.folder.display();
+        let common = format!(
+            "root = \"{folder}/root\"\nstate = \"{folder}/state\"\n[grpc]\naddress = \"{folder}/containerd.sock\"\n\
+             [debug]\nlevel = \"info\"\n[plugins.\"io.containerd.internal.v1.opt\"]\npath = \"{folder}/opt\"\n"
+        );
+        let (version, cri_plugins) = match self.version {
+            Version::V1_6 | Version::V1_7 => (2, &["io.containerd.grpc.v1.cri"][..]),
+            Version::V2_4 => (
+                3,
+                &[
+                    "io.containerd.grpc.v1.cri",
+                    "io.containerd.cri.v1.runtime",
+                    "io.containerd.cri.v1.images",
+                ][..],
+            ),
+        };
+        let mut disabled = vec!["io.containerd.nri.v1.nri"];
+        if !self.with_cri {
+            disabled.extend(cri_plugins);
+        }
+        let cri = if self.with_cri {
+            self.cri_config()
+        } else {
+            String::new()
+        };
+        format!("version = {version}\ndisabled_plugins = {disabled:?}\n{common}{cri}")
+    }
+
+    fn cri_config(&self) -> String {
+        let (runtime, pause) = match self.version {
+            Version::V1_6 | Version::V1_7 => (
+                "io.containerd.grpc.v1.cri",
+                "[plugins.\"io.containerd.grpc.v1.cri\"]\nsandbox_image",
+            ),
+            Version::V2_4 => (
+                "io.containerd.cri.v1.runtime",
+                "[plugins.\"io.containerd.cri.v1.images\".pinned_images]\nsandbox",
+            ),
+        };
+        let options = self.options();
+        // A machine without CAP_SYS_RESOURCE cannot lower the score that CRI asks for sandboxes.
+        let restrict = "restrict_oom_score_adj = true\n";
+        let restrict_v3 = if self.version == Version::V2_4 {
+            format!("[plugins.\"{runtime}\"]\n{restrict}")
+        } else {
+            String::new()
+        };
+        let restrict_v2 = if self.version == Version::V2_4 { "" } else { restrict };
+        format!(
+            "{pause} = {:?}\n{restrict_v2}{restrict_v3}[plugins.\"{runtime}\".containerd.runtimes.wasi]\n\
+             runtime_type = \"io.containerd.wasi.v1\"\n\
+             [plugins.\"{runtime}\".containerd.runtimes.wasi.options]\n\
+             TypeUrl = \"runtimeoptions.v1.Options\"\nConfigPath = {:?}\n",
+            crate::cri::PAUSE,
+            options.display().to_string(),
+        )
+    }
+}

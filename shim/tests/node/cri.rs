@@ -1,0 +1,191 @@
+//! Pods by CRI: the CNCF artifact, which only CRI runs, pulled from a registry as the kubelet would.
+
+use std::fs;
+use std::net::{TcpListener, TcpStream};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::json;
+
+use crate::command::{Finished, eventually, run};
+use crate::containerd::{Node, Version};
+use crate::guests::{Probe, hack};
+use crate::image_builder::Image;
+
+/// The image of the pods' sandboxes; nothing of it is ever executed.
+pub const PAUSE: &str = "kubewasi.test/pause:latest";
+
+/// Debian's docker-registry on a port of its own.
+struct Registry {
+    port: u16,
+    daemon: Child,
+}
+
+impl Registry {
+    fn start(node: &Node) -> Registry {
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let config = node.folder.join("registry.yml");
+        let store = node.folder.join("registry");
+        fs::write(
+            &config,
+            format!(
+                "version: 0.1\nstorage:\n  filesystem:\n    rootdirectory: {}\nhttp:\n  addr: 127.0.0.1:{port}\n",
+                store.display()
+            ),
+        )
+        .unwrap();
+        let daemon = Command::new("docker-registry")
+            .arg("serve")
+            .arg(&config)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        eventually("the registry listens", Duration::from_secs(10), || {
+            TcpStream::connect(("127.0.0.1", port)).ok()
+        });
+        Registry { port, daemon }
+    }
+
+    /// Pushes `image` and returns the name to pull it by.
+    #[track_caller]
+    fn push(&self, node: &Node, image: &Image, name: &str) -> String {
+        let layout = node.folder.join(format!("layout-{name}"));
+        image.write_folder(&layout);
+        let pulled = format!("127.0.0.1:{}/{name}:latest", self.port);
+        run(Command::new("skopeo")
+            .args(["copy", "--all", "--dest-tls-verify=false"])
+            .arg(format!("oci:{}:latest", layout.display()))
+            .arg(format!("docker://{pulled}")))
+        .ok();
+        pulled
+    }
+}
+
+impl Drop for Registry {
+    fn drop(&mut self) {
+        kill_process(Pid::from_child(&self.daemon), Signal::KILL).unwrap();
+        self.daemon.wait().unwrap();
+    }
+}
+
+fn crictl(node: &Node, args: &[&str]) -> Finished {
+    let socket = format!("unix://{}", node.socket().display());
+    run(Command::new(hack("crictl", &[]))
+        .args([
+            "--runtime-endpoint",
+            &socket,
+            "--image-endpoint",
+            &socket,
+            "--timeout",
+            "30s",
+        ])
+        .args(args))
+}
+
+/// Writes a CRI config file and returns its path.
+fn file(node: &Node, name: &str, value: &serde_json::Value) -> String {
+    let path = node.folder.join(name);
+    fs::write(&path, serde_json::to_vec_pretty(value).unwrap()).unwrap();
+    path.display().to_string()
+}
+
+/// Runs a pod with one container of `image`, lets `check` look at it, and takes both away.
+fn with_pod(node: &Node, image: &str, command: &[&str], check: impl FnOnce(&str, &str)) {
+    let logs = node.folder.join("pod-logs");
+    fs::create_dir_all(&logs).unwrap();
+    let pod = file(
+        node,
+        "pod.json",
+        &json!({
+            "metadata": {"name": "wasm", "namespace": "default", "uid": node.namespace, "attempt": 0},
+            "log_directory": logs,
+            "linux": {"cgroup_parent": format!("/{}", node.namespace),
+                      // The node's network: no CNI is needed.
+                      "security_context": {"namespace_options": {"network": 2}}},
+        }),
+    );
+    let container = file(
+        node,
+        "container.json",
+        &json!({
+            "metadata": {"name": "main", "attempt": 0},
+            "image": {"image": image}, "command": command, "log_path": "main.log",
+            "envs": [{"key": "FROM_POD", "value": "yes"}],
+            "linux": {"security_context": {"namespace_options": {"network": 2}}},
+        }),
+    );
+    let sandbox = crictl(node, &["runp", "--runtime", "wasi", &pod])
+        .ok()
+        .stdout
+        .trim()
+        .to_owned();
+    let id = crictl(node, &["create", "--no-pull", &sandbox, &container, &pod])
+        .ok()
+        .stdout
+        .trim()
+        .to_owned();
+    crictl(node, &["start", &id]).ok();
+    check(
+        &id,
+        &fs::canonicalize(&logs).unwrap().join("main.log").display().to_string(),
+    );
+    crictl(node, &["rm", "--force", &id]).ok();
+    crictl(node, &["stopp", &sandbox]).ok();
+    crictl(node, &["rmp", &sandbox]).ok();
+}
+
+/// Waits for the container's end and returns its exit code.
+fn exit_code(node: &Node, id: &str) -> i64 {
+    eventually("the container has exited", Duration::from_secs(20), || {
+        let status: serde_json::Value = serde_json::from_str(&crictl(node, &["inspect", id]).ok().stdout).unwrap();
+        (status["status"]["state"] == "CONTAINER_EXITED").then(|| status["status"]["exitCode"].as_i64().unwrap_or(0))
+    })
+}
+
+fn prepare(node: &mut Node) {
+    node.turn_on_cri();
+    let pause = Image::with_files("pause", &[("/pause", b"never executed")]);
+    node.import_into(&pause, "k8s.io").ok();
+}
+
+on_every_containerd! {
+    fn the_artifact_that_the_wasm_world_publishes_runs_in_a_pod(node) {
+        prepare(node);
+        let registry = Registry::start(node);
+        for probe in Probe::WASM {
+            let name = probe.file().replace(".wasm", "");
+            let image = registry.push(node, &Image::artifact(&name, &probe.bytes()), &name);
+            let pull = crictl(node, &["pull", &image]);
+            if node.version == Version::V1_6 {
+                pull.expect_refusal(&["config"]);
+                continue;
+            }
+            pull.ok();
+            with_pod(node, &image, &["anything", "env"], |id, log| {
+                assert_eq!(exit_code(node, id), 0, "{probe:?}");
+                let log = fs::read_to_string(log).unwrap();
+                assert!(log.contains("FROM_POD=yes"), "{probe:?}: {log}");
+            });
+        }
+    }
+
+    fn an_ordinary_image_runs_in_a_pod_and_its_exit_code_is_seen(node) {
+        prepare(node);
+        let image = Image::with_files("pod", &[("/probe.wasm", &Probe::P1.bytes())]);
+        node.import_into(&image, "k8s.io").ok();
+        with_pod(node, &image.name, &["/probe.wasm", "exit", "7"], |id, _| assert_eq!(exit_code(node, id), 7));
+        with_pod(node, &image.name, &["/probe.wasm", "trap"], |id, log| {
+            assert_eq!(exit_code(node, id), 134);
+            assert!(fs::read_to_string(log).unwrap().contains("wasm trap"));
+        });
+        with_pod(node, &image.name, &["/probe.wasm", "idle"], |id, _| {
+            let stats = crictl(node, &["stats", "--output", "json", "--id", id]).ok().stdout;
+            assert!(stats.contains("workingSetBytes"), "{stats}");
+            crictl(node, &["stop", "--timeout", "5", id]).ok();
+            assert_eq!(exit_code(node, id), 143);
+        });
+    }
+}

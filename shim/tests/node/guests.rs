@@ -1,0 +1,64 @@
+//! The guests that tests run: the probe, built from source, and hand-written modules for what no compiler emits.
+
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::sync::OnceLock;
+
+/// What a probe is built for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Probe {
+    /// A core module with WASI 0.1.
+    P1,
+    /// A `wasi:cli/command` 0.2 component.
+    P2,
+    /// A `wasi:cli/command` 0.3 component.
+    P3,
+    /// A static Linux program.
+    Native,
+}
+
+impl Probe {
+    /// The wasm worlds.
+    pub const WASM: [Probe; 3] = [Probe::P1, Probe::P2, Probe::P3];
+
+    pub fn file(self) -> &'static str {
+        match self {
+            Probe::P1 => "probe01.wasm",
+            Probe::P2 => "probe02.wasm",
+            Probe::P3 => "probe03.wasm",
+            Probe::Native => "probe",
+        }
+    }
+
+    pub fn path(self) -> PathBuf {
+        static FOLDER: OnceLock<PathBuf> = OnceLock::new();
+        FOLDER.get_or_init(|| hack("guests", &[])).join(self.file())
+    }
+
+    pub fn bytes(self) -> Vec<u8> {
+        std::fs::read(self.path()).unwrap()
+    }
+}
+
+/// Runs a script of `hack/` and returns the path that it prints last.
+pub fn hack(script: &str, args: &[&str]) -> PathBuf {
+    let path = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../hack")).join(script);
+    let output = Command::new(&path)
+        .args(args)
+        .stdin(Stdio::null())
+        .stderr(Stdio::inherit())
+        .output()
+        .unwrap();
+    assert!(
+        output.status.success(),
+        "{} {args:?}: {}",
+        path.display(),
+        output.status
+    );
+    PathBuf::from(String::from_utf8(output.stdout).unwrap().lines().last().unwrap())
+}
+
+/// Assembles the text of a module or component.
+pub fn wat(text: &str) -> Vec<u8> {
+    wat::parse_str(text).unwrap()
+}

@@ -1,0 +1,216 @@
+//! Builds OCI images in every form that carries wasm (docs/images.md), as archives that `ctr image import` reads.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+
+pub const TAR: &str = "application/vnd.oci.image.layer.v1.tar";
+pub const WASM: &str = "application/wasm";
+pub const IMAGE_CONFIG: &str = "application/vnd.oci.image.config.v1+json";
+pub const WASM_CONFIG: &str = "application/vnd.wasm.config.v0+json";
+
+/// What an image is made of.
+#[derive(Clone, Debug)]
+pub struct Image {
+    pub name: String,
+    os: String,
+    architecture: String,
+    config_type: &'static str,
+    /// Fields of the config's `config`: Entrypoint, Env, User, WorkingDir.
+    config: serde_json::Map<String, Value>,
+    layers: Vec<Layer>,
+    /// False for form B: wasm layers, no diff_ids.
+    diff_ids: bool,
+}
+
+#[derive(Clone, Debug)]
+struct Layer {
+    media_type: String,
+    bytes: Vec<u8>,
+    annotations: BTreeMap<String, String>,
+}
+
+impl Image {
+    /// An image without layers for linux on this architecture.
+    pub fn new(name: &str) -> Image {
+        Image {
+            name: format!("kubewasi.test/{name}:latest"),
+            os: "linux".into(),
+            architecture: "amd64".into(),
+            config_type: IMAGE_CONFIG,
+            config: serde_json::Map::new(),
+            layers: Vec::new(),
+            diff_ids: true,
+        }
+    }
+
+    /// Form A: files in a tar layer, the first of which is the entry point.
+    pub fn with_files(name: &str, files: &[(&str, &[u8])]) -> Image {
+        Image::new(name).entrypoint(&[files[0].0]).files(files)
+    }
+
+    /// Form B: wasm layers under an ordinary image config whose diff_ids are empty.
+    pub fn with_wasm_layers(name: &str, layers: &[(&str, &[u8])]) -> Image {
+        let image = Image::without_diff_ids(name).entrypoint(&[layers[0].0]);
+        layers
+            .iter()
+            .fold(image, |image, (title, bytes)| image.layer(WASM, Some(title), bytes))
+    }
+
+    /// An image for wasi whose config will list no diff_ids, whatever layers are added.
+    pub fn without_diff_ids(name: &str) -> Image {
+        let mut image = Image::new(name).platform("wasi", "wasm");
+        image.diff_ids = false;
+        image
+    }
+
+    /// Form C: as B, but the config lists diff_ids.
+    pub fn with_listed_wasm_layers(name: &str, layers: &[(&str, &[u8])]) -> Image {
+        let mut image = Image::with_wasm_layers(name, layers);
+        image.diff_ids = true;
+        image
+    }
+
+    /// Form D: the CNCF wasm artifact, one wasm layer under a config of its own type.
+    pub fn artifact(name: &str, bytes: &[u8]) -> Image {
+        let mut image = Image::new(name).platform("wasip2", "wasm").layer(WASM, None, bytes);
+        image.config_type = WASM_CONFIG;
+        image
+    }
+
+    pub fn platform(mut self, os: &str, architecture: &str) -> Image {
+        (self.os, self.architecture) = (os.into(), architecture.into());
+        self
+    }
+
+    pub fn entrypoint(self, args: &[&str]) -> Image {
+        self.config("Entrypoint", json!(args))
+    }
+
+    pub fn config(mut self, field: &str, value: Value) -> Image {
+        self.config.insert(field.into(), value);
+        self
+    }
+
+    /// Adds a tar layer of regular files, mode 0755, and the folders they need.
+    pub fn files(self, files: &[(&str, &[u8])]) -> Image {
+        let layer = tar_layer(files);
+        self.layer(TAR, None, &layer)
+    }
+
+    pub fn layer(mut self, media_type: &str, title: Option<&str>, bytes: &[u8]) -> Image {
+        let annotations = title
+            .map(|title| ("org.opencontainers.image.title".to_owned(), title.to_owned()))
+            .into_iter()
+            .collect();
+        self.layers.push(Layer {
+            media_type: media_type.into(),
+            bytes: bytes.to_vec(),
+            annotations,
+        });
+        self
+    }
+
+    /// The platform, as `ctr` wants it.
+    pub fn os_and_architecture(&self) -> String {
+        format!("{}/{}", self.os, self.architecture)
+    }
+
+    /// The size of all blobs, in bytes.
+    pub fn size(&self) -> usize {
+        self.layers.iter().map(|layer| layer.bytes.len()).sum()
+    }
+
+    /// Writes an OCI layout archive.
+    pub fn write(&self, path: &Path) {
+        let mut archive = tar::Builder::new(std::fs::File::create(path).unwrap());
+        for (name, bytes) in self.layout() {
+            append(&mut archive, &name, &bytes, 0o644);
+        }
+        archive.into_inner().unwrap().sync_all().unwrap();
+    }
+
+    /// Writes an OCI layout folder, which skopeo reads.
+    pub fn write_folder(&self, folder: &Path) {
+        for (name, bytes) in self.layout() {
+            let path = folder.join(name);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, bytes).unwrap();
+        }
+    }
+
+    /// The files of the layout: blobs, index and version.
+    fn layout(&self) -> BTreeMap<String, Vec<u8>> {
+        let mut files = BTreeMap::new();
+        let mut blob = |media_type: &str, bytes: &[u8]| {
+            let digest = hex_digest(bytes);
+            files.insert(format!("blobs/sha256/{digest}"), bytes.to_vec());
+            json!({"mediaType": media_type, "digest": format!("sha256:{digest}"), "size": bytes.len()})
+        };
+        let layers: Vec<Value> = self
+            .layers
+            .iter()
+            .map(|layer| {
+                let mut descriptor = blob(&layer.media_type, &layer.bytes);
+                if !layer.annotations.is_empty() {
+                    descriptor["annotations"] = json!(layer.annotations);
+                }
+                descriptor
+            })
+            .collect();
+        let config = match self.config_type {
+            WASM_CONFIG => json!({
+                "created": "2026-01-01T00:00:00Z", "architecture": self.architecture, "os": self.os,
+                "layerDigests": layers.iter().map(|layer| layer["digest"].clone()).collect::<Vec<_>>(),
+            }),
+            _ => json!({
+                "architecture": self.architecture, "os": self.os, "config": self.config,
+                "rootfs": {"type": "layers", "diff_ids": if self.diff_ids {
+                    layers.iter().map(|layer| layer["digest"].clone()).collect()
+                } else {
+                    Vec::new()
+                }},
+            }),
+        };
+        let config = blob(self.config_type, &serde_json::to_vec(&config).unwrap());
+        let manifest = json!({
+            "schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json",
+            "config": config, "layers": layers,
+        });
+        let mut manifest = blob(
+            "application/vnd.oci.image.manifest.v1+json",
+            &serde_json::to_vec(&manifest).unwrap(),
+        );
+        manifest["platform"] = json!({"os": self.os, "architecture": self.architecture});
+        // containerd takes the image's name from its own annotation, skopeo the tag from the standard one.
+        manifest["annotations"] =
+            json!({"io.containerd.image.name": self.name, "org.opencontainers.image.ref.name": "latest"});
+        let index = json!({"schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json",
+                           "manifests": [manifest]});
+        files.insert("index.json".into(), serde_json::to_vec(&index).unwrap());
+        files.insert("oci-layout".into(), br#"{"imageLayoutVersion":"1.0.0"}"#.to_vec());
+        files
+    }
+}
+
+/// The lower-case hexadecimal sha256 of `bytes`.
+pub fn hex_digest(bytes: &[u8]) -> String {
+    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn tar_layer(files: &[(&str, &[u8])]) -> Vec<u8> {
+    let mut archive = tar::Builder::new(Vec::new());
+    for (name, bytes) in files {
+        append(&mut archive, name.trim_start_matches('/'), bytes, 0o755);
+    }
+    archive.into_inner().unwrap()
+}
+
+fn append(archive: &mut tar::Builder<impl std::io::Write>, name: &str, bytes: &[u8], mode: u32) {
+    let mut header = tar::Header::new_gnu();
+    header.set_size(bytes.len() as u64);
+    header.set_mode(mode);
+    archive.append_data(&mut header, name, bytes).unwrap();
+}

@@ -1,0 +1,59 @@
+//! Node tests: the shim under real containerd daemons, each private to its test.
+//!
+//! Every test runs for each containerd version of [`containerd::Version`]; `cargo test --test node on_1_6` picks one.
+//! Tests need root and take turns, since each compares the machine before and after (see [`machine`]).
+
+#![allow(clippy::unwrap_used, reason = "in a test a failed unwrap is the report")]
+#![allow(
+    unreachable_pub,
+    reason = "nothing is public in a test binary: `pub` marks what a file offers the others"
+)]
+
+/// Makes one test a containerd version of a function that is given a running [`containerd::Node`].
+macro_rules! on_every_containerd {
+    ($(fn $name:ident($node:ident) $body:block)*) => {
+        $(
+            mod $name {
+                #[allow(unused_imports, reason = "not every test needs all that its file imports")]
+                use super::*;
+
+                fn scenario($node: &mut $crate::containerd::Node) $body
+
+                #[test]
+                fn on_1_6() {
+                    $crate::containerd::Node::with($crate::containerd::Version::V1_6, scenario);
+                }
+
+                #[test]
+                fn on_1_7() {
+                    $crate::containerd::Node::with($crate::containerd::Version::V1_7, scenario);
+                }
+
+                #[test]
+                fn on_2_4() {
+                    $crate::containerd::Node::with($crate::containerd::Version::V2_4, scenario);
+                }
+            }
+        )*
+    };
+}
+
+mod command;
+mod container;
+mod containerd;
+mod guests;
+mod image_builder;
+mod machine;
+mod server;
+
+mod bad_input;
+mod cache;
+mod cri;
+mod faults;
+mod harness;
+mod images;
+mod load;
+mod run;
+mod sandbox;
+mod stdio;
+mod task_api;

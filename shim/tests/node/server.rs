@@ -1,0 +1,80 @@
+//! The shim's server as tests look at it: its status and its processes.
+
+use std::fs;
+use std::process::Command;
+
+use serde_json::Value;
+
+use crate::command::run;
+use crate::containerd::{Node, SHIM};
+use crate::machine::shim_processes;
+
+/// The pids of processes that run `command` of the shim for this node: `serve`, `launch`.
+pub fn pids_of(node: &Node, command: &str) -> Vec<i32> {
+    shim_processes(&node.namespace)
+        .into_iter()
+        .filter(|pid| {
+            let arguments = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            arguments
+                .split(|byte| *byte == 0)
+                .any(|argument| argument == command.as_bytes())
+        })
+        .collect()
+}
+
+/// The one server of this node.
+#[track_caller]
+pub fn pid(node: &Node) -> i32 {
+    match pids_of(node, "serve")[..] {
+        [pid] => pid,
+        ref other => panic!("there had to be one server, not {other:?}"),
+    }
+}
+
+/// The server's status, counters of containers, compilations and reads, as `containerd-shim-wasi-v1 status` prints it.
+#[track_caller]
+pub fn status(node: &Node) -> Value {
+    let server = pid(node);
+    let lines = run(Command::new(SHIM).arg("status")).ok().stdout;
+    lines
+        .lines()
+        .map(|line| serde_json::from_str::<Value>(line).unwrap())
+        .find(|status| status["pid"] == server)
+        .unwrap_or_else(|| panic!("no status of the server {server} in:\n{lines}"))
+}
+
+/// A number of the status, by its path: `artifacts.compiled`.
+#[track_caller]
+pub fn count(status: &Value, path: &str) -> u64 {
+    let found = path.split('.').try_fold(status, |value, key| value.get(key));
+    found
+        .and_then(Value::as_u64)
+        .unwrap_or_else(|| panic!("no number {path} in {status}"))
+}
+
+/// The one launcher of this node: of all that were forked from it and look like it, the one that is nobody's guest.
+#[track_caller]
+pub fn launcher(node: &Node) -> i32 {
+    let guests: Vec<i32> = node
+        .ctr(&["task", "ls"])
+        .ok()
+        .stdout
+        .lines()
+        .filter_map(second_number)
+        .collect();
+    let mut launchers = pids_of(node, "launch");
+    launchers.retain(|pid| !guests.contains(pid));
+    match launchers[..] {
+        [pid] => pid,
+        ref other => panic!("there had to be one launcher, not {other:?}"),
+    }
+}
+
+fn second_number(line: &str) -> Option<i32> {
+    line.split_whitespace().nth(1)?.parse().ok()
+}
+
+/// How many file descriptors a process holds.
+pub fn open_files(pid: i32) -> usize {
+    fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count()
+}
