@@ -4,7 +4,6 @@ mod bootstrap;
 mod compile;
 mod guest;
 mod image;
-mod observe;
 mod sandbox;
 mod stdio;
 mod sys;

@@ -94,7 +94,7 @@ fn volume(mount: &Mount) -> Result<Option<Volume>, VolumeError> {
 }
 
 /// The flags, whether `rro` is among them, and the options that are for the file system itself.
-fn parse(destination: &PathBuf, options: &[String]) -> Result<(MountFlags, bool, Vec<String>), VolumeError> {
+fn parse(destination: &std::path::Path, options: &[String]) -> Result<(MountFlags, bool, Vec<String>), VolumeError> {
     let (mut flags, mut recursive, mut data) = (MountFlags::NODEV, false, Vec::new());
     for option in options {
         match option.as_str() {
