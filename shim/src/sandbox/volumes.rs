@@ -1,6 +1,6 @@
 //! The mounts of a spec as a guest gets them: folders and files, never the kernel (pure).
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::Mount;
 use rustix::mount::MountFlags;
@@ -94,7 +94,7 @@ fn volume(mount: &Mount) -> Result<Option<Volume>, VolumeError> {
 }
 
 /// The flags, whether `rro` is among them, and the options that are for the file system itself.
-fn parse(destination: &std::path::Path, options: &[String]) -> Result<(MountFlags, bool, Vec<String>), VolumeError> {
+fn parse(destination: &Path, options: &[String]) -> Result<(MountFlags, bool, Vec<String>), VolumeError> {
     let (mut flags, mut recursive, mut data) = (MountFlags::NODEV, false, Vec::new());
     for option in options {
         match option.as_str() {
@@ -116,13 +116,13 @@ fn parse(destination: &std::path::Path, options: &[String]) -> Result<(MountFlag
             "strictatime" => flags |= MountFlags::STRICTATIME,
             "shared" | "rshared" | "slave" | "rslave" | "unbindable" | "runbindable" => {
                 return Err(VolumeError::Propagation {
-                    destination: destination.clone(),
+                    destination: destination.into(),
                     option: option.clone(),
                 });
             }
             "idmap" | "ridmap" | "tmpcopyup" => {
                 return Err(VolumeError::Option {
-                    destination: destination.clone(),
+                    destination: destination.into(),
                     option: option.clone(),
                 });
             }
