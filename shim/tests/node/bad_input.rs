@@ -44,7 +44,7 @@ on_every_containerd! {
 
     fn a_truncated_module_is_refused(node) {
         let whole = Probe::P1.bytes();
-        run_file(node, "/half.wasm", &whole[..whole.len() / 2]).expect_refusal(&["/half.wasm", "not a valid wasm module"]);
+        run_file(node, "/half.wasm", &whole[..whole.len() / 2]).expect_refusal(&["/half.wasm", "unexpected end"]);
         run_file(node, "/head.wasm", &whole[..6]).expect_refusal(&["/head.wasm", "not a valid wasm module"]);
     }
 

@@ -247,6 +247,19 @@ impl Node {
         self.ctr(&["container", "delete", id]).ok();
     }
 
+    /// Deletes a stopped task and its container, and returns the task's exit code.
+    #[track_caller]
+    pub fn delete(&self, id: &str) -> i32 {
+        let deleted = self.ctr(&["task", "delete", id]);
+        self.ctr(&["container", "delete", id]).ok();
+        // `ctr` 1.x exits with the task's code; 2.x exits with 0 and warns of any other.
+        let warned = deleted.stderr.split("exit with non-zero exit code ").nth(1);
+        match warned.and_then(|rest| rest.trim_end_matches(['"', '\n']).parse().ok()) {
+            Some(code) => code,
+            None => deleted.code.unwrap(),
+        }
+    }
+
     /// Waits until `ctr task ls` shows `id` in `state`, and returns its pid.
     #[track_caller]
     pub fn wait_until(&self, id: &str, state: &str) -> u32 {
