@@ -23,9 +23,9 @@ pub fn slow_to_compile() -> Vec<u8> {
         String::from("(module (memory (export \"memory\") 1) (func (export \"_start\") (local i64 i64 i64 i64)\n");
     for index in 0..400_000 {
         let (a, b) = (index % 4, (index * 7 + 1) % 4);
-        write!(
+        writeln!(
             text,
-            "(local.set {a} (i64.add (i64.mul (local.get {a}) (local.get {b})) (i64.load (i32.wrap_i64 (local.get {b})))))\n"
+            "(local.set {a} (i64.add (i64.mul (local.get {a}) (local.get {b})) (i64.load (i32.wrap_i64 (local.get {b})))))"
         )
         .unwrap();
     }

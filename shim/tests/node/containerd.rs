@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::command::{Finished, Running, eventually, run};
+use crate::command::{Finished, eventually, run};
 use crate::container::Run;
 use crate::guests::hack;
 use crate::image_builder::Image;
@@ -278,11 +278,6 @@ impl Node {
             (words.next()? == id).then_some(())?;
             Some((words.next()?.parse().ok()?, words.next()?.to_owned()))
         })
-    }
-
-    /// A command of this node that runs beside the test.
-    pub fn spawn(&self, args: &[&str]) -> Running {
-        Running::start(&mut self.ctr_command(args))
     }
 
     fn config(&self) -> String {
