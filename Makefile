@@ -10,7 +10,8 @@ export CARGO_TARGET_DIR ?= $(CACHE)/target
 export PATH := $(CACHE)/bin:$(PATH)
 
 # What Debian 12 has of what is needed: to build, to run a node, to test one.
-BUILD := protobuf-compiler
+BUILD := gcc libc6-dev musl-tools protobuf-compiler
+CROSS := gcc-aarch64-linux-gnu libc6-dev-arm64-cross
 NODE := containerd runc buildah
 TEST := docker-registry skopeo shellcheck
 
@@ -52,15 +53,17 @@ node: ## Tests under private containerds 1.6, 1.7 and 2.4, as root; NODE_TESTS=f
 	@cargo test --quiet --locked --package containerd-shim-wasi-v1 --test node $(NODE_TESTS)
 	@echo "node: ok"
 
-bench: release ## Memory and lifecycle time beside runc; writes bench/report.md
+bench: ## Memory and lifecycle time beside runc; writes bench/report.md
 	@hack/packages $(BUILD) $(NODE)
+	@hack/rust x86_64-unknown-linux-musl wasm32-wasip1 wasm32-wasip2
 	@hack/bench
 
 release: ## The static release binary, x86_64 and aarch64
-	@hack/packages $(BUILD)
+	@hack/packages $(BUILD) $(CROSS)
 	@hack/rust x86_64-unknown-linux-musl aarch64-unknown-linux-musl
-	@cargo build --quiet --locked --release --package containerd-shim-wasi-v1
-	@ls -l $(CARGO_TARGET_DIR)/x86_64-unknown-linux-musl/release/containerd-shim-wasi-v1
+	@CC_aarch64_unknown_linux_musl=aarch64-linux-gnu-gcc cargo build --quiet --locked --release \
+		--package containerd-shim-wasi-v1 --target x86_64-unknown-linux-musl --target aarch64-unknown-linux-musl
+	@ls -l $(CARGO_TARGET_DIR)/*-unknown-linux-musl/release/containerd-shim-wasi-v1
 	@echo "release: ok"
 
 tools: ## Build the containerd versions, crictl and the linters now, not when they are first needed
