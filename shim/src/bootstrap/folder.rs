@@ -191,7 +191,9 @@ impl Lock {
         // Moved away at one stroke: whoever waits finds a lock that is no longer in its place, and makes a new folder.
         let name = self.folder.file_name().unwrap_or_default().to_string_lossy();
         let number = ENDED.fetch_add(1, Ordering::Relaxed);
-        let ended = self.folder.with_file_name(format!(".{name}.{}-{number}", std::process::id()));
+        let ended = self
+            .folder
+            .with_file_name(format!(".{name}.{}-{number}", std::process::id()));
         fs::rename(&self.folder, &ended)?;
         loop {
             match fs::remove_dir_all(&ended) {
