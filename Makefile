@@ -34,7 +34,7 @@ lint: ## Formatting, clippy, the rules between rooms, dependencies, spelling, sc
 	@cargo clippy --quiet --locked --workspace --all-targets -- -D warnings
 	@hack/lint-rooms
 	@shellcheck hack/* .ci/run
-	@hack/tool cargo-deny && cargo-deny --log-level error check --hide-inclusion-graph
+	@hack/tool cargo-deny && cargo-deny --log-level error check --hide-inclusion-graph bans licenses sources
 	@hack/tool typos-cli && typos
 	@hack/tool cargo-machete && cargo-machete --skip-target-dir
 	@echo "lint: ok"

@@ -149,7 +149,7 @@ on_every_containerd! {
         node.import(&image);
         say(node, &image);
         say(node, &image);
-        node.log_line(&["cache", "level=warning"]);
+        node.log_line(&["level=warning", "artifact could not be kept", "No space left"]);
         crate::command::eventually("the server has ended", std::time::Duration::from_secs(10), || {
             server::pids_of(node, "serve").is_empty().then_some(())
         });
@@ -163,7 +163,7 @@ on_every_containerd! {
         let image = image("read-only", Probe::P2);
         node.import(&image);
         say(node, &image);
-        node.log_line(&["cache", "level=warning"]);
+        node.log_line(&["level=warning", "artifact could not be kept", "Read-only file system"]);
         crate::command::eventually("the server has ended", std::time::Duration::from_secs(10), || {
             server::pids_of(node, "serve").is_empty().then_some(())
         });

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::command::{Finished, Running, eventually, run};
+use crate::command::{Finished, eventually, run};
 use crate::container::Run;
 use crate::guests::hack;
 use crate::image_builder::Image;
@@ -247,6 +247,19 @@ impl Node {
         self.ctr(&["container", "delete", id]).ok();
     }
 
+    /// Deletes a stopped task and its container, and returns the task's exit code.
+    #[track_caller]
+    pub fn delete(&self, id: &str) -> i32 {
+        let deleted = self.ctr(&["task", "delete", id]);
+        self.ctr(&["container", "delete", id]).ok();
+        // `ctr` 1.x exits with the task's code; 2.x exits with 0 and warns of any other.
+        let warned = deleted.stderr.split("exit with non-zero exit code ").nth(1);
+        match warned.and_then(|rest| rest.trim_end_matches(['"', '\n']).parse().ok()) {
+            Some(code) => code,
+            None => deleted.code.unwrap(),
+        }
+    }
+
     /// Waits until `ctr task ls` shows `id` in `state`, and returns its pid.
     #[track_caller]
     pub fn wait_until(&self, id: &str, state: &str) -> u32 {
@@ -265,11 +278,6 @@ impl Node {
             (words.next()? == id).then_some(())?;
             Some((words.next()?.parse().ok()?, words.next()?.to_owned()))
         })
-    }
-
-    /// A command of this node that runs beside the test.
-    pub fn spawn(&self, args: &[&str]) -> Running {
-        Running::start(&mut self.ctr_command(args))
     }
 
     fn config(&self) -> String {
@@ -301,33 +309,32 @@ impl Node {
         format!("version = {version}\ndisabled_plugins = {disabled:?}\n{common}{cri}")
     }
 
+    /// Tables of the CRI plugin, which 2.x cut in two. A machine without CAP_SYS_RESOURCE cannot lower the OOM score that
+    /// CRI asks for sandboxes, so it is restricted.
     fn cri_config(&self) -> String {
-        let (runtime, pause) = match self.version {
+        let pause = crate::cri::PAUSE;
+        let options = self.options().display().to_string();
+        let (runtime, tables) = match self.version {
             Version::V1_6 | Version::V1_7 => (
                 "io.containerd.grpc.v1.cri",
-                "[plugins.\"io.containerd.grpc.v1.cri\"]\nsandbox_image",
+                format!(
+                    "[plugins.\"io.containerd.grpc.v1.cri\"]\n\
+                     sandbox_image = {pause:?}\nrestrict_oom_score_adj = true\n"
+                ),
             ),
             Version::V2_4 => (
                 "io.containerd.cri.v1.runtime",
-                "[plugins.\"io.containerd.cri.v1.images\".pinned_images]\nsandbox",
+                format!(
+                    "[plugins.\"io.containerd.cri.v1.images\".pinned_images]\nsandbox = {pause:?}\n\
+                     [plugins.\"io.containerd.cri.v1.runtime\"]\nrestrict_oom_score_adj = true\n"
+                ),
             ),
         };
-        let options = self.options();
-        // A machine without CAP_SYS_RESOURCE cannot lower the score that CRI asks for sandboxes.
-        let restrict = "restrict_oom_score_adj = true\n";
-        let restrict_v3 = if self.version == Version::V2_4 {
-            format!("[plugins.\"{runtime}\"]\n{restrict}")
-        } else {
-            String::new()
-        };
-        let restrict_v2 = if self.version == Version::V2_4 { "" } else { restrict };
+        let runtimes = format!("plugins.\"{runtime}\".containerd.runtimes");
         format!(
-            "{pause} = {:?}\n{restrict_v2}{restrict_v3}[plugins.\"{runtime}\".containerd.runtimes.wasi]\n\
-             runtime_type = \"io.containerd.wasi.v1\"\n\
-             [plugins.\"{runtime}\".containerd.runtimes.wasi.options]\n\
-             TypeUrl = \"runtimeoptions.v1.Options\"\nConfigPath = {:?}\n",
-            crate::cri::PAUSE,
-            options.display().to_string(),
+            "{tables}[{runtimes}.runc]\nruntime_type = \"io.containerd.runc.v2\"\n\
+             [{runtimes}.wasi]\nruntime_type = \"io.containerd.wasi.v1\"\n\
+             [{runtimes}.wasi.options]\nTypeUrl = \"runtimeoptions.v1.Options\"\nConfigPath = {options:?}\n"
         )
     }
 }

@@ -160,7 +160,7 @@ on_every_containerd! {
             let image = registry.push(node, &Image::artifact(&name, &probe.bytes()), &name);
             let pull = crictl(node, &["pull", &image]);
             if node.version == Version::V1_6 {
-                pull.expect_refusal(&["config"]);
+                pull.expect_refusal(&["mismatched image rootfs and manifest layers"]);
                 continue;
             }
             pull.ok();

@@ -118,11 +118,6 @@ impl Image {
         format!("{}/{}", self.os, self.architecture)
     }
 
-    /// The size of all blobs, in bytes.
-    pub fn size(&self) -> usize {
-        self.layers.iter().map(|layer| layer.bytes.len()).sum()
-    }
-
     /// Writes an OCI layout archive.
     pub fn write(&self, path: &Path) {
         let mut archive = tar::Builder::new(std::fs::File::create(path).unwrap());

@@ -13,7 +13,7 @@ use crate::command::eventually;
 use crate::containerd::SHIM;
 
 /// Where shims put their sockets, ours and containerd's.
-const RUN_FOLDERS: [&str; 2] = ["/run/kubewasi", "/run/containerd"];
+const RUN_FOLDERS: [&str; 2] = ["/run/kubewasi", "/run/containerd/s"];
 
 /// A look at the machine, as far as tests of this shim can change it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -37,8 +37,7 @@ on_every_containerd! {
         node.import(&image);
         let (id, _) = node.run(&image).args(&["/probe.wasm", "lines", "65536"]).detach();
         node.wait_until(&id, "STOPPED");
-        node.ctr(&["task", "delete", &id]).expect_code(0);
-        node.ctr(&["container", "delete", &id]).ok();
+        assert_eq!(node.delete(&id), 0);
     }
 
     fn output_is_appended_to_a_log_file(node) {
@@ -48,12 +47,5 @@ on_every_containerd! {
         node.wait_until(&id, "STOPPED");
         assert_eq!(std::fs::read_to_string(log).unwrap(), "to the file\n");
         node.remove(&id);
-    }
-
-    fn a_terminal_is_refused_until_it_is_supported(node) {
-        let image = image(Probe::P1);
-        node.import(&image);
-        let run = node.run(&image).flag(&["--tty"]).args(&["/probe.wasm", "say", "x"]);
-        run.fail().expect_refusal(&["terminal"]);
     }
 }

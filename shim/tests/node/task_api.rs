@@ -29,10 +29,10 @@ fn bundle(node: &Node, id: &str, config: Option<&[u8]>) -> PathBuf {
 }
 
 /// `start` as containerd 1.6 runs it.
-fn start_command(node: &Node, id: &str, bundle: &Path) -> Command {
+fn start_command(node: &Node, namespace: &str, id: &str, bundle: &Path) -> Command {
     let mut command = Command::new(SHIM);
     command
-        .args(["-namespace", &node.namespace, "-address"])
+        .args(["-namespace", namespace, "-address"])
         .arg(node.socket())
         .args(["-publish-binary", "/usr/bin/containerd", "-id", id, "start"])
         .env("TTRPC_ADDRESS", format!("{}.ttrpc", node.socket().display()))
@@ -42,8 +42,8 @@ fn start_command(node: &Node, id: &str, bundle: &Path) -> Command {
 
 /// A client of the server that `start` answers with.
 #[track_caller]
-fn connect(node: &Node, id: &str, bundle: &Path) -> TaskClient {
-    let address = run(&mut start_command(node, id, bundle)).ok().stdout;
+fn connect(node: &Node, namespace: &str, id: &str, bundle: &Path) -> TaskClient {
+    let address = run(&mut start_command(node, namespace, id, bundle)).ok().stdout;
     TaskClient::new(Client::connect(address.trim()).unwrap())
 }
 
@@ -86,7 +86,7 @@ fn probe_bundle(node: &Node, id: &str, args: &[&str]) -> PathBuf {
 on_every_containerd! {
     fn a_bundle_without_a_readable_spec_is_refused_by_its_file(node) {
         let good = probe_bundle(node, "good", &["args"]);
-        let client = connect(node, "good", &good);
+        let client = connect(node, &node.namespace, "good", &good);
         let missing = bundle(node, "missing", None);
         let malformed = bundle(node, "malformed", Some(b"{\"ociVersion\": \"1.0.2\", \"process\": [}"));
         let wrong = bundle(node, "wrong", Some(b"{\"ociVersion\": 7}"));
@@ -104,7 +104,7 @@ on_every_containerd! {
 
     fn calls_out_of_order_get_the_codes_that_containerd_knows(node) {
         let bundle = probe_bundle(node, "order", &["idle"]);
-        let client = connect(node, "order", &bundle);
+        let client = connect(node, &node.namespace, "order", &bundle);
         let id = || "order".to_owned();
         let state = StateRequest { id: id(), ..Default::default() };
         let start = StartRequest { id: id(), ..Default::default() };
@@ -135,26 +135,39 @@ on_every_containerd! {
         client.shutdown(context(node), &ShutdownRequest { id: id(), ..Default::default() }).unwrap();
         assert_eq!(client.delete(context(node), &delete).unwrap().exit_status, 137);
         assert_eq!(refusal(client.delete(context(node), &delete)).0, Code::NOT_FOUND);
+        end_server(node);
     }
 
     fn namespaces_keep_equal_ids_apart(node) {
         let bundle = probe_bundle(node, "same", &["idle"]);
-        let client = connect(node, "same", &bundle);
+        let client = connect(node, &node.namespace, "same", &bundle);
         client.create(context(node), &create("same", &bundle)).unwrap();
-        let mut other = context(node);
-        other.set("containerd-namespace-ttrpc".into(), vec!["another".into()]);
+        let namespace = format!("{}-other", node.namespace);
+        let other = connect(node, &namespace, "same", &probe_bundle(node, "same-other", &["idle"]));
         let state = StateRequest { id: "same".into(), ..Default::default() };
-        assert_eq!(refusal(client.state(other, &state)).0, ttrpc::Code::NOT_FOUND);
+        assert_eq!(refusal(other.state(context(node), &state)).0, ttrpc::Code::NOT_FOUND);
+        assert_eq!(server::pids_of(node, "serve").len(), 1, "one server has both namespaces");
         client.kill(context(node), &KillRequest { id: "same".into(), signal: 9, ..Default::default() }).unwrap();
         client.wait(context(node), &WaitRequest { id: "same".into(), ..Default::default() }).unwrap();
         client.delete(context(node), &DeleteRequest { id: "same".into(), ..Default::default() }).unwrap();
+        end_server(node);
+    }
+
+    fn a_terminal_is_refused_until_it_is_supported(node) {
+        let bundle = probe_bundle(node, "terminal", &["idle"]);
+        let client = connect(node, &node.namespace, "terminal", &bundle);
+        let request = CreateTaskRequest { terminal: true, ..create("terminal", &bundle) };
+        let (code, message) = refusal(client.create(context(node), &request));
+        assert_eq!(code, ttrpc::Code::UNIMPLEMENTED);
+        assert!(message.contains("terminal"), "{message}");
+        end_server(node);
     }
 
     fn two_hundred_starts_at_once_find_one_server(node) {
         let starts: Vec<_> = (0..200).map(|index| {
             let id = format!("start{index}");
             let bundle = bundle(node, &id, Some(b"{\"ociVersion\": \"1.0.2\"}"));
-            Running::start(&mut start_command(node, &id, &bundle))
+            Running::start(&mut start_command(node, &node.namespace, &id, &bundle))
         }).collect();
         let answers: std::collections::BTreeSet<_> = starts.into_iter().map(|start| {
             let finished = start.wait().ok();
