@@ -20,16 +20,9 @@ use super::protocol::{Answer, Command, MESSAGE, Report, decode, encode};
 use super::record::{self, Record};
 use super::resources;
 use crate::compile::Artifact;
+use crate::stdio::Stdio;
 use crate::sys::cgroup::{self, Cgroup, Hierarchies};
 use crate::sys::{fds, memfd, seqpacket};
-
-/// The three standard streams of a process; `None` is /dev/null.
-#[derive(Debug, Default)]
-pub struct Stdio {
-    pub stdin: Option<OwnedFd>,
-    pub stdout: Option<OwnedFd>,
-    pub stderr: Option<OwnedFd>,
-}
 
 /// Why a process could not be made.
 #[derive(Debug, thiserror::Error)]
