@@ -7,17 +7,19 @@
 use std::collections::{HashMap, HashSet};
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use rustix::fs::{AtFlags, CWD, StatVfsMountFlags, Timestamps};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatVfsMountFlags, Timestamps};
 
 use super::World;
 use super::key::Key;
 use crate::image::{Digest, Identity};
+use crate::sys::mounts;
 
 /// What stands beside an artifact.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -50,6 +52,8 @@ pub enum FolderError {
 /// A folder of artifacts.
 pub struct Cache {
     folder: PathBuf,
+    /// The folder, read-only for everybody: guests hold artifacts open that are opened from here.
+    view: OwnedFd,
     /// The most bytes of artifacts that are kept.
     size: u64,
     /// The artifacts whose content this server has checked, and when their use was last noted.
@@ -101,6 +105,7 @@ impl Cache {
         }
         let cache = Cache {
             folder: folder.to_owned(),
+            view: mounts::open_read_only(folder).map_err(make_error)?,
             size,
             checked: Mutex::default(),
             temporaries: AtomicU64::new(0),
@@ -114,8 +119,7 @@ impl Cache {
 
     /// The artifact of `key`, open for reading, when it is there and is what was stored.
     pub fn get(&self, key: Key) -> Option<(File, World)> {
-        let path = self.artifact(key);
-        let file = match open(&path) {
+        let file = match self.open_artifact(key) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return None,
             Err(error) => return self.distrust(key, &error.to_string()),
@@ -147,7 +151,7 @@ impl Cache {
             file.sync_all()?;
             fs::rename(&temporary, self.index(key))?;
             File::open(&self.folder)?.sync_all()?;
-            open(&self.artifact(key))
+            self.open_artifact(key)
         })();
         if stored.is_err() {
             // The first error is the one to tell.
@@ -333,6 +337,12 @@ impl Cache {
 
     fn index(&self, key: Key) -> PathBuf {
         self.folder.join(format!("{key}.json"))
+    }
+
+    fn open_artifact(&self, key: Key) -> io::Result<File> {
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let file = rustix::fs::openat(&self.view, format!("{key}.cwasm"), flags, Mode::empty())?;
+        Ok(file.into())
     }
 
     fn temporary(&self) -> PathBuf {

@@ -250,18 +250,19 @@ impl Artifacts {
             }
         }
         let compiled = async {
-            let input = images.open(wasm).await;
-            let input = input.map_err(|error| CompileError::Read {
-                name: name(),
-                source: Arc::new(error),
-            })?;
-            let input = begins_as_wasm(input, &wasm.name)?;
+            // Before the bytes are fetched: a layer is held in memory until it is compiled.
             let permit = self
                 .workers
                 .clone()
                 .acquire_owned()
                 .await
                 .map_err(|error| internal(&error))?;
+            let input = images.open(wasm).await;
+            let input = input.map_err(|error| CompileError::Read {
+                name: name(),
+                source: Arc::new(error),
+            })?;
+            let input = begins_as_wasm(input, &wasm.name)?;
             let (driver, tally, digest) = (self.driver.clone(), self.counters.clone(), wasm.digest);
             let from_image = !matches!(wasm.source, Source::Copy(_));
             // On a thread of its own to the end, also when the caller goes away: the next one finds the artifact.

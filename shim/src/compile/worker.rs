@@ -223,7 +223,6 @@ fn calls() -> Vec<Allow> {
         libc::SYS_fstat,
         libc::SYS_statx,
         libc::SYS_lseek,
-        libc::SYS_fcntl,
         libc::SYS_mmap,
         libc::SYS_munmap,
         libc::SYS_mremap,
@@ -245,8 +244,6 @@ fn calls() -> Vec<Allow> {
         libc::SYS_rt_sigprocmask,
         libc::SYS_rt_sigreturn,
         libc::SYS_sigaltstack,
-        libc::SYS_tkill,
-        libc::SYS_tgkill,
         libc::SYS_restart_syscall,
         libc::SYS_clock_gettime,
         libc::SYS_clock_nanosleep,
@@ -264,6 +261,14 @@ fn calls() -> Vec<Allow> {
         index: 0,
         mask: libc::CLONE_THREAD as u64,
     });
+    // Nothing by which the kernel sends signals on its behalf, to another process of the same user, say.
+    for value in [libc::F_GETFD, libc::F_SETFD, libc::F_GETFL, libc::F_DUPFD_CLOEXEC] {
+        calls.push(Allow::Equals {
+            call: libc::SYS_fcntl,
+            index: 1,
+            value: value as u64,
+        });
+    }
     // Rust names its threads.
     calls.push(Allow::Equals {
         call: libc::SYS_prctl,

@@ -3,18 +3,17 @@
 //! Each step either succeeds or ends the process with a report that names it; nothing is retried or left out.
 
 use std::fs::{self, File};
-use std::io::{self, Write};
+use std::io::Write;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use rustix::fs::FileType;
-use rustix::mount::MountFlags;
 use rustix::process::Signal;
 
-use super::plan::{Confinement, Role, Root};
-use super::profile::Program;
-use super::protocol::{Report, START, cut, decode, encode};
-use super::volumes::{Kind, Volume};
+use super::failure::{Failure, step};
+use super::filter::Filters;
+use super::plan::{Confinement, Role};
+use super::protocol::{ADOPTED, Report, START, cut, decode, encode};
+use super::root::{self, Contents};
 use crate::guest::warm::Warm;
 use crate::guest::{self, Outcome, Settings};
 use crate::sys::fork::{Fork, exit, fork};
@@ -53,19 +52,6 @@ impl Inheritance {
     }
 }
 
-/// The step that failed and why.
-struct Failure {
-    step: String,
-    error: String,
-}
-
-fn step<E: std::fmt::Display>(step: impl Into<String>) -> impl FnOnce(E) -> Failure {
-    move |error| Failure {
-        step: step.into(),
-        error: error.to_string(),
-    }
-}
-
 fn report(socket: BorrowedFd<'_>, report: &Report) {
     // Nobody is left to tell when the server is gone; the process ends next.
     let _ = rustix::io::write(socket, &encode(report));
@@ -75,15 +61,16 @@ fn fail(socket: BorrowedFd<'_>, failure: Failure) -> ! {
     report(
         socket,
         &Report::Failed {
-            message: cut(format!("{}: {}", failure.step, failure.error)),
+            message: cut(failure.to_string()),
         },
     );
     exit(1)
 }
 
-/// The helper: enters the cgroup and namespaces that must be entered before a fork, forks the guest, says its pid and
-/// exits, which makes the guest the server's child.
-pub fn help(warm: &Warm, filter: &Program, inheritance: Inheritance) -> ! {
+/// The helper: enters the namespaces that must be entered before a fork, forks the guest, says its pid and exits, which
+/// makes the guest the server's child. It does not enter the cgroup: the launcher waits for it, and a pod that has used
+/// up its cpu time would hold up every start of the node.
+pub fn help(warm: &Warm, filters: &Filters, inheritance: Inheritance) -> ! {
     let Inheritance {
         plan,
         report,
@@ -107,7 +94,7 @@ pub fn help(warm: &Warm, filter: &Program, inheritance: Inheritance) -> ! {
         }
         Ok(Fork::Child) => {
             drop(pid);
-            become_guest(warm, filter, &confinement, report, streams, artifact)
+            become_guest(warm, filters, &confinement, report, streams, artifact)
         }
         Err(error) => fail(report.as_fd(), step("fork the guest")(error)),
     }
@@ -116,9 +103,6 @@ pub fn help(warm: &Warm, filter: &Program, inheritance: Inheritance) -> ! {
 fn enter(plan: OwnedFd) -> Result<Confinement, Failure> {
     let bytes = memfd::read(plan).map_err(step("read the plan"))?;
     let confinement: Confinement = decode(&bytes).ok_or_else(|| step("read the plan")("it cannot be decoded"))?;
-    for entrance in &confinement.entrances {
-        fs::write(entrance, "0").map_err(step(format!("enter the cgroup by {}", entrance.display())))?;
-    }
     for (kind, path) in &confinement.join {
         namespaces::join(*kind, path).map_err(step(format!("join the {kind:?} namespace {}", path.display())))?;
     }
@@ -130,13 +114,13 @@ fn enter(plan: OwnedFd) -> Result<Confinement, Failure> {
 
 fn become_guest(
     warm: &Warm,
-    filter: &Program,
+    filters: &Filters,
     confinement: &Confinement,
     socket: OwnedFd,
     streams: [OwnedFd; 3],
     artifact: Option<OwnedFd>,
 ) -> ! {
-    let role = prepare(warm, filter, confinement, &socket, streams, artifact);
+    let role = prepare(warm, filters, confinement, &socket, streams, artifact);
     match role {
         Ok(role) => {
             report(socket.as_fd(), &Report::Ready);
@@ -157,12 +141,15 @@ enum Prepared {
 
 fn prepare(
     warm: &Warm,
-    filter: &Program,
+    filters: &Filters,
     confinement: &Confinement,
     socket: &OwnedFd,
     streams: [OwnedFd; 3],
     artifact: Option<OwnedFd>,
 ) -> Result<Prepared, Failure> {
+    for entrance in &confinement.entrances {
+        fs::write(entrance, "0").map_err(step(format!("enter the cgroup by {}", entrance.display())))?;
+    }
     // A new session, so that no signal of the server's terminal or group arrives here.
     rustix::process::setsid().map_err(step("start a session"))?;
     signals::unblock_all().map_err(step("unblock signals"))?;
@@ -175,7 +162,7 @@ fn prepare(
     for (number, stream) in streams.into_iter().enumerate() {
         standard::install(stream.as_fd(), number as i32).map_err(step(format!("take standard stream {number}")))?;
     }
-    let open_files = mounts::open_directory(Path::new("/proc/self/fd")).map_err(step("open /proc/self/fd"))?;
+    let open_files = mounts::open_files().map_err(step("open the folder of open files"))?;
     let others = confinement
         .make
         .iter()
@@ -185,17 +172,29 @@ fn prepare(
     identify(confinement)?;
     credentials::adjust_oom_score(Path::new("/proc/self"), confinement.oom_score_adj.unwrap_or_default())
         .map_err(step("set the OOM score"))?;
-    settle(&confinement.root, confinement)?;
+    let contents = Contents {
+        volumes: &confinement.volumes,
+        masked: &confinement.masked,
+        read_only: &confinement.read_only,
+    };
+    match confinement.role {
+        Role::Holder => root::settle_nowhere(&confinement.root)?,
+        Role::Guest { .. } => root::settle(&confinement.root, &contents)?,
+    }
     for limit in &confinement.limits {
         credentials::limit(*limit).map_err(step(format!("set the limit {:?}", limit.resource)))?;
     }
     credentials::take(&confinement.ids, &confinement.capabilities).map_err(|(name, error)| step(name)(error))?;
+    // Filters need it, and nothing is executed that could gain privileges.
     rustix::thread::set_no_new_privs(true).map_err(step("set no_new_privs"))?;
+    adopted(socket)?;
+    // An artifact is what a compiler made of hostile bytes: loading it happens behind the first filter already.
+    seccomp::enter(&filters.loading.unpack()).map_err(step("install the loader's filter"))?;
     let prepared = match (&confinement.role, artifact) {
         (Role::Holder, _) => Prepared::Hold,
         (Role::Guest { world, export }, Some(artifact)) => {
-            // The old root is gone, but this folder of it is still open: see `artifact::load`.
-            rustix::process::fchdir(&open_files).map_err(step("enter /proc/self/fd"))?;
+            // See `artifact::load`: the root has changed, and this is the one way to an open file by path.
+            rustix::process::fchdir(&open_files).map_err(step("enter the folder of open files"))?;
             let ready = guest::load(warm, artifact, *world, export.as_deref());
             Prepared::Run(Box::new(
                 ready.map_err(|error| step("load the program")(format!("{error:#}")))?,
@@ -205,8 +204,7 @@ fn prepare(
     };
     drop(open_files);
     std::env::set_current_dir("/").map_err(step("enter the root"))?;
-    adopted(socket)?;
-    seccomp::enter(&filter.unpack()).map_err(step("install the guest's filter"))?;
+    seccomp::enter(&filters.running.unpack()).map_err(step("install the guest's filter"))?;
     for program in &confinement.seccomp {
         seccomp::enter(&program.unpack()).map_err(step("install the pod's seccomp profile"))?;
     }
@@ -226,167 +224,17 @@ fn identify(confinement: &Confinement) -> Result<(), Failure> {
         rustix::system::setdomainname(domainname.as_bytes()).map_err(step("set the domain name"))?;
     }
     for (key, value) in &confinement.sysctls {
-        let path = Path::new("/proc/sys").join(key.replace('.', "/"));
+        let path = Path::new("/proc/sys").join(key);
         fs::write(&path, value).map_err(step(format!("set linux.sysctl {key}={value}")))?;
     }
     Ok(())
-}
-
-/// Makes the root file system, everything in it, and moves into it.
-fn settle(root: &Root, confinement: &Confinement) -> Result<(), Failure> {
-    mounts::make_private().map_err(step("cut off the mount namespace"))?;
-    if confinement.role == Role::Holder {
-        return settle_holder(root);
-    }
-    for mount in &root.mounts {
-        mount_root(root, mount)?;
-    }
-    if root.mounts.is_empty() {
-        mounts::bind_self(&root.folder, &root.folder)
-            .map_err(step(format!("bind the root filesystem {}", root.folder.display())))?;
-    }
-    let handle = mounts::open_directory(&root.folder).map_err(step("open the root filesystem"))?;
-    for volume in &confinement.volumes {
-        place(handle.as_fd(), volume)?;
-    }
-    for path in &confinement.masked {
-        mask(handle.as_fd(), path)?;
-    }
-    for path in &confinement.read_only {
-        protect(handle.as_fd(), path)?;
-    }
-    refuse_kernel_mounts(&root.folder)?;
-    mounts::pivot(&root.folder).map_err(step("pivot to the root filesystem"))?;
-    if root.read_only {
-        mounts::remount_path(Path::new("/"), MountFlags::RDONLY | MountFlags::NODEV)
-            .map_err(step("make the root filesystem read-only"))?;
-    }
-    Ok(())
-}
-
-/// A holder sees an empty, read-only root.
-fn settle_holder(root: &Root) -> Result<(), Failure> {
-    let handle = mounts::open_directory(&root.folder).map_err(step("open the root filesystem"))?;
-    let flags = MountFlags::RDONLY | MountFlags::NODEV | MountFlags::NOSUID | MountFlags::NOEXEC;
-    mounts::mount_new("tmpfs", handle.as_fd(), flags, "size=4k,mode=555").map_err(step("mount an empty root"))?;
-    mounts::pivot(&root.folder).map_err(step("pivot to an empty root"))
-}
-
-fn mount_root(root: &Root, mount: &crate::image::Mount) -> Result<(), Failure> {
-    let what = || format!("mount the root filesystem ({} {})", mount.kind, mount.source);
-    match mount.kind.as_str() {
-        "overlay" => {
-            let options: Vec<String> = mount
-                .options
-                .iter()
-                .filter(|option| !["rw", "ro"].contains(&option.as_str()))
-                .cloned()
-                .collect();
-            mounts::mount_overlay(&root.folder, &options).map_err(step(what()))
-        }
-        "bind" | "" => {
-            mounts::bind_self(Path::new(&mount.source), &root.folder).map_err(step(what()))?;
-            let read_only = mount.options.iter().any(|option| option == "ro");
-            let flags = if read_only {
-                MountFlags::RDONLY
-            } else {
-                MountFlags::empty()
-            };
-            mounts::remount_path(&root.folder, flags | MountFlags::NODEV).map_err(step(what()))
-        }
-        other => Err(step(what())(format!(
-            "snapshots of type {other} are not supported: use overlayfs or native"
-        ))),
-    }
-}
-
-fn place(root: BorrowedFd<'_>, volume: &Volume) -> Result<(), Failure> {
-    let at = volume.destination.display();
-    let flags = MountFlags::from_bits_retain(volume.flags);
-    match &volume.kind {
-        Kind::Tmpfs { data } => {
-            let point = mounts::open_mount_point(root, &volume.destination, true)
-                .map_err(step(format!("make the mount point {at}")))?;
-            mounts::mount_new("tmpfs", point.as_fd(), flags, data).map_err(step(format!("mount a tmpfs at {at}")))?;
-        }
-        Kind::Bind { source, recursive } => {
-            let what = format!("mount {} at {at}", source.display());
-            let metadata = fs::metadata(source).map_err(step(what.clone()))?;
-            let point = mounts::open_mount_point(root, &volume.destination, metadata.is_dir())
-                .map_err(step(format!("make the mount point {at}")))?;
-            mounts::bind(source, point.as_fd(), *recursive).map_err(step(what.clone()))?;
-            // Opened again, so that it is the mount and not what it covers, and judged as mounted: no race.
-            let mounted = mounts::open_in_root(root, &volume.destination).map_err(step(what.clone()))?;
-            let kind = mounts::file_type(mounted.as_fd()).map_err(step(what.clone()))?;
-            if matches!(kind, FileType::CharacterDevice | FileType::BlockDevice) {
-                return Err(step(what)(
-                    "it is a device, which a wasm container may not see: remove the mount",
-                ));
-            }
-            mounts::remount(mounted.as_fd(), flags).map_err(step(what.clone()))?;
-        }
-    }
-    if volume.read_only_recursive {
-        let mounted = mounts::open_in_root(root, &volume.destination).map_err(step(format!("open {at}")))?;
-        mounts::make_read_only_recursive(mounted.as_fd()).map_err(step(format!("make {at} recursively read-only")))?;
-    }
-    Ok(())
-}
-
-/// Hides a path: a folder under an empty read-only one, a file under a device that a nodev mount cannot open.
-fn mask(root: BorrowedFd<'_>, path: &Path) -> Result<(), Failure> {
-    let Some(target) = present(root, path)? else {
-        return Ok(());
-    };
-    let what = || format!("mask {}", path.display());
-    let kind = mounts::file_type(target.as_fd()).map_err(step(what()))?;
-    if kind == FileType::Directory {
-        let flags = MountFlags::RDONLY | MountFlags::NODEV | MountFlags::NOSUID | MountFlags::NOEXEC;
-        return mounts::mount_new("tmpfs", target.as_fd(), flags, "size=0").map_err(step(what()));
-    }
-    mounts::bind(Path::new("/dev/null"), target.as_fd(), false).map_err(step(what()))?;
-    let mounted = mounts::open_in_root(root, path).map_err(step(what()))?;
-    mounts::remount(mounted.as_fd(), MountFlags::RDONLY | MountFlags::NODEV).map_err(step(what()))
-}
-
-fn protect(root: BorrowedFd<'_>, path: &Path) -> Result<(), Failure> {
-    let Some(target) = present(root, path)? else {
-        return Ok(());
-    };
-    let what = || format!("make {} read-only", path.display());
-    let inside: PathBuf = PathBuf::from(format!("/proc/self/fd/{}", target.as_raw_fd()));
-    mounts::bind(&inside, target.as_fd(), true).map_err(step(what()))?;
-    let mounted = mounts::open_in_root(root, path).map_err(step(what()))?;
-    mounts::remount(mounted.as_fd(), MountFlags::RDONLY | MountFlags::NODEV).map_err(step(what()))
-}
-
-fn present(root: BorrowedFd<'_>, path: &Path) -> Result<Option<OwnedFd>, Failure> {
-    match mounts::open_in_root(root, path) {
-        Ok(fd) => Ok(Some(fd)),
-        Err(error) if [io::ErrorKind::NotFound, io::ErrorKind::NotADirectory].contains(&error.kind()) => Ok(None),
-        Err(error) => Err(step(format!("open {}", path.display()))(error)),
-    }
-}
-
-/// A bind mount may have brought a kernel file system along, itself or below: refused by name, never hidden.
-fn refuse_kernel_mounts(root: &Path) -> Result<(), Failure> {
-    let table = fs::read_to_string("/proc/self/mountinfo").map_err(step("read the mount table"))?;
-    match mounts::kernel_mounts_below(&table, root).first() {
-        None => Ok(()),
-        Some((point, kind)) => {
-            let inside = Path::new("/").join(point.strip_prefix(root).unwrap_or(point));
-            Err(step(format!("check the mount at {}", inside.display()))(format!(
-                "it is {kind}, the kernel's own file system, which a wasm container may not see: mount a folder without it"
-            )))
-        }
-    }
 }
 
 /// Waits until the server is this process's parent, then binds its life to the server's.
 fn adopted(socket: &OwnedFd) -> Result<(), Failure> {
     let mut byte = [0];
     match rustix::io::retry_on_intr(|| rustix::io::read(socket, &mut byte)) {
-        Ok(1) => rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
+        Ok(1) if byte == ADOPTED => rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
             .map_err(step("follow the server's end")),
         Ok(_) => Err(step("wait for the server")("it is gone")),
         Err(error) => Err(step("wait for the server")(error)),

@@ -5,38 +5,24 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::process::{Child, Command as Process, Stdio as Streams};
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::Duration;
 
 use rustix::process::Pid;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
-use tokio::sync::{Mutex, watch};
+use tokio::sync::Mutex;
+use tokio::time::timeout;
 
+use super::children::Children;
 use super::plan::{Confinement, Plan};
-use super::protocol::{Answer, Command, MESSAGE, Report, START, decode, encode};
+use super::process::{Guest, receive};
+use super::protocol::{Answer, Command, MESSAGE, Report, decode, encode};
 use super::record::{self, Record};
 use super::resources;
 use crate::compile::Artifact;
+use crate::stdio::Stdio;
 use crate::sys::cgroup::{self, Cgroup, Hierarchies};
-use crate::sys::{fds, memfd, pidfd, seqpacket};
-
-/// The three standard streams of a process; `None` is /dev/null.
-#[derive(Debug, Default)]
-pub struct Stdio {
-    pub stdin: Option<OwnedFd>,
-    pub stdout: Option<OwnedFd>,
-    pub stderr: Option<OwnedFd>,
-}
-
-/// How a process ended.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Exit {
-    /// The exit code, or 128 + the signal.
-    pub code: u32,
-    pub at: SystemTime,
-    /// What the guest process said of its end: a trap's message, say.
-    pub message: Option<String>,
-}
+use crate::sys::{fds, memfd, seqpacket};
 
 /// Why a process could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -49,6 +35,8 @@ pub enum SandboxError {
     Record(String, #[source] io::Error),
     #[error("the cgroup {0} could not be made")]
     Cgroup(String, #[source] io::Error),
+    #[error("the cgroup {0} (linux.cgroupsPath) already holds processes: use another path")]
+    CgroupInUse(String),
     #[error("the limits could not be applied to the cgroup {0}: {1}")]
     Limits(String, String),
     #[error("no {0} for the process")]
@@ -56,6 +44,8 @@ pub enum SandboxError {
     /// What the spec asks for could not be done; the process's own words.
     #[error("{0}")]
     Confine(String),
+    #[error("the process was not ready after {0} seconds: look for a volume that hangs")]
+    NotReady(u64),
     #[error("the process ended with code {0} before it was ready")]
     Died(u32),
 }
@@ -65,6 +55,7 @@ pub struct Launcher {
     hierarchies: Hierarchies,
     max_forks: u64,
     running: Mutex<Running>,
+    children: Arc<Children>,
     starts: std::sync::atomic::AtomicU64,
 }
 
@@ -97,6 +88,7 @@ impl Launcher {
             hierarchies,
             max_forks,
             running,
+            children: Arc::default(),
             starts: 1.into(),
         })
     }
@@ -129,6 +121,10 @@ impl Launcher {
         artifact: Option<&Artifact>,
     ) -> Result<Guest, SandboxError> {
         let cgroup = self.hierarchies.cgroup(&plan.cgroup);
+        // What is in it is somebody else's, and cleaning up would end it.
+        if !cgroup.pids().is_empty() {
+            return Err(SandboxError::CgroupInUse(cgroup.path.display().to_string()));
+        }
         let record = Record::new(cgroup.clone());
         record
             .write(bundle)
@@ -160,9 +156,6 @@ impl Launcher {
             ..plan.confinement.clone()
         };
         let text = memfd::sealed("plan", &encode(&confinement)).map_err(resource("plan"))?;
-        let (ours, theirs) = seqpacket::pair().map_err(resource("report socket"))?;
-        rustix::io::ioctl_fionbio(&ours, true)
-            .map_err(|error| SandboxError::Resource("report socket", error.into()))?;
         let null = || {
             std::fs::OpenOptions::new()
                 .read(true)
@@ -170,72 +163,102 @@ impl Launcher {
                 .open("/dev/null")
                 .map(OwnedFd::from)
         };
-        let mut streams = Vec::new();
+        let mut fds = vec![text];
         for stream in [stdio.stdin, stdio.stdout, stdio.stderr] {
-            streams.push(stream.map_or_else(null, Ok).map_err(resource("standard stream"))?);
+            fds.push(stream.map_or_else(null, Ok).map_err(resource("standard stream"))?);
         }
-        let file = artifact.map(|artifact| artifact.file.clone());
-        let fds: Vec<BorrowedFd<'_>> = [text.as_fd(), theirs.as_fd()]
-            .into_iter()
-            .chain(streams.iter().map(AsFd::as_fd))
-            .chain(file.iter().map(|file| file.as_fd()))
-            .collect();
-        let command = Command::Spawn {
-            artifact: file.is_some(),
+        let artifact = artifact.map(|artifact| artifact.file.clone());
+        // A launcher that dies is replaced and asked once more, with another report socket: whatever it forked for the
+        // first one waits there for a word that never comes, and ends when our side is gone.
+        let (socket, answer, handle) = match self.request(&fds, artifact.as_deref()).await {
+            Err(SandboxError::LauncherGone(_)) => self.request(&fds, artifact.as_deref()).await?,
+            result => result?,
         };
-        let (answer, handle) = self.ask(command, &fds).await?;
         drop(fds);
-        drop((text, theirs, streams));
-        let socket = fds::polled(ours, Interest::READABLE).map_err(resource("report socket"))?;
         let (pid, handle) = match (answer, handle) {
             (Answer::Forked { pid }, Some(handle)) => (pid, handle),
-            (Answer::Failed { message }, _) => {
+            (answer, _) => {
+                // A guest that lost its helper reads that nobody is there, and ends.
+                let _ = rustix::net::shutdown(socket.get_ref(), rustix::net::Shutdown::Write);
+                self.children.sweep_soon();
+                let said = match answer {
+                    Answer::Failed { message } => message,
+                    Answer::Forked { pid } => format!("the process {pid} came without a pidfd"),
+                };
                 // The helper's own words say more than the launcher's.
-                return Err(SandboxError::Confine(match receive(&socket).await {
-                    Some(Report::Failed { message }) => message,
-                    _ => message,
+                return Err(SandboxError::Confine(match timeout(READY, receive(&socket)).await {
+                    Ok(Some(Report::Failed { message })) => message,
+                    _ => said,
                 }));
             }
-            (Answer::Forked { .. }, None) => {
-                return Err(SandboxError::Resource(
-                    "pidfd",
-                    io::Error::from(io::ErrorKind::InvalidData),
-                ));
-            }
         };
-        let guest = Guest::new(pid, handle, socket, cgroup)?;
+        // Before anybody can reap it: until then the pid is its own, and so is the start time.
         if let Some(pid) = Pid::from_raw(pid) {
             record
                 .with_process(pid)
                 .write(bundle)
                 .map_err(|error| SandboxError::Record(bundle.display().to_string(), error))?;
         }
+        let guest = Guest::new(pid, handle, socket, cgroup, self.children.clone())?;
         // The guest's parent is this server now. One that has failed meanwhile does not read it, and says why.
-        let _ = seqpacket::send(guest.socket.get_ref(), ADOPTED, &[]);
-        match receive(&guest.socket).await {
-            Some(Report::Ready) => Ok(guest),
-            Some(Report::Failed { message } | Report::Ended { message }) => {
+        let _ = guest.adopt();
+        match timeout(READY, guest.report()).await {
+            Ok(Some(Report::Ready)) => Ok(guest),
+            Ok(Some(Report::Failed { message } | Report::Ended { message })) => {
                 guest.exited().await;
                 Err(SandboxError::Confine(message))
             }
-            None => Err(SandboxError::Died(guest.exited().await.code)),
+            Ok(None) => Err(SandboxError::Died(guest.exited().await.code)),
+            Err(_) => {
+                // The cgroup's kill, in `spawn`, ends whatever it waits for.
+                let _ = guest.kill(libc::SIGKILL);
+                Err(SandboxError::NotReady(READY.as_secs()))
+            }
         }
     }
 
-    /// One command and its answer. A launcher that is gone is replaced and asked once more: nothing it forked for the
-    /// lost command outlives the report socket.
+    /// Asks for a process whose reports arrive at the socket that comes back.
+    async fn request(
+        &self,
+        fds: &[OwnedFd],
+        artifact: Option<&OwnedFd>,
+    ) -> Result<(AsyncFd<OwnedFd>, Answer, Option<OwnedFd>), SandboxError> {
+        let resource = |error| SandboxError::Resource("report socket", error);
+        let (ours, theirs) = seqpacket::pair().map_err(resource)?;
+        rustix::io::ioctl_fionbio(&ours, true).map_err(|error| resource(error.into()))?;
+        let socket = fds::polled(ours, Interest::READABLE).map_err(resource)?;
+        let beside: Vec<BorrowedFd<'_>> = [fds[0].as_fd(), theirs.as_fd()]
+            .into_iter()
+            .chain(fds[1..].iter().map(AsFd::as_fd))
+            .chain(artifact.map(AsFd::as_fd))
+            .collect();
+        let command = Command::Spawn {
+            artifact: artifact.is_some(),
+        };
+        let (answer, handle) = self.ask(command, &beside).await?;
+        Ok((socket, answer, handle))
+    }
+
+    /// One command and its answer.
+    ///
+    /// # Errors
+    ///
+    /// When the launcher is gone or silent: a new one is there for the next command.
     async fn ask(&self, command: Command, fds: &[BorrowedFd<'_>]) -> Result<(Answer, Option<OwnedFd>), SandboxError> {
         let mut running = self.running.lock().await;
         if running.forks >= self.max_forks {
             self.renew(&mut running)?;
         }
         running.forks += 1;
-        match running.ask(command, fds).await {
+        let answer = timeout(ANSWER, running.ask(command, fds)).await;
+        match answer.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
             Ok(answer) => Ok(answer),
             Err(error) => {
                 tracing::warn!(%error, "the launcher is gone; a new one is started");
+                running.kill();
                 self.renew(&mut running)?;
-                running.ask(command, fds).await.map_err(SandboxError::LauncherGone)
+                self.children.sweep_soon();
+                Err(SandboxError::LauncherGone(error))
             }
         }
     }
@@ -247,8 +270,11 @@ impl Launcher {
     }
 }
 
-/// Tells a guest that its parent is the server from now on.
-const ADOPTED: &[u8] = b"a";
+/// A helper only enters namespaces and forks: one that takes so long hangs, and every start of the node with it.
+const ANSWER: Duration = Duration::from_secs(10);
+
+/// The longest a guest may take to confine itself: a mount of a dead server hangs for ever.
+const READY: Duration = Duration::from_secs(60);
 
 async fn prepare_cgroup(cgroup: Cgroup, plan: &Plan) -> Result<(), SandboxError> {
     let resources = plan.resources.clone();
@@ -268,17 +294,14 @@ async fn prepare_cgroup(cgroup: Cgroup, plan: &Plan) -> Result<(), SandboxError>
         .unwrap_or_else(|error| Err(SandboxError::Cgroup(name, io::Error::other(error))))
 }
 
-/// The next report; `None` when the process is gone.
-async fn receive(socket: &AsyncFd<OwnedFd>) -> Option<Report> {
-    let mut buffer = vec![0; MESSAGE];
-    let received = socket
-        .async_io(Interest::READABLE, |socket| seqpacket::receive(socket, &mut buffer))
-        .await
-        .ok()?;
-    decode(&buffer[..received.0])
-}
-
 impl Running {
+    fn kill(&mut self) {
+        if let Some(process) = &mut self.process {
+            // One that is dead already is what we want.
+            let _ = process.kill();
+        }
+    }
+
     fn start() -> io::Result<Running> {
         let (ours, theirs) = seqpacket::pair()?;
         rustix::io::ioctl_fionbio(&ours, true)?;
@@ -309,102 +332,4 @@ impl Running {
         let answer = decode(&buffer[..length]).ok_or(io::ErrorKind::UnexpectedEof)?;
         Ok((answer, fds.pop()))
     }
-}
-
-/// A forked process: confined, loaded, waiting for its start, running, or ended.
-pub struct Guest {
-    pid: u32,
-    handle: Arc<AsyncFd<OwnedFd>>,
-    socket: Arc<AsyncFd<OwnedFd>>,
-    cgroup: Cgroup,
-    exit: watch::Receiver<Option<Exit>>,
-}
-
-impl Guest {
-    fn new(pid: i32, handle: OwnedFd, socket: AsyncFd<OwnedFd>, cgroup: Cgroup) -> Result<Guest, SandboxError> {
-        let resource = |what| move |error| SandboxError::Resource(what, error);
-        let pid = u32::try_from(pid).map_err(io::Error::other).map_err(resource("pid"))?;
-        let handle = fds::polled(handle, Interest::READABLE).map_err(resource("pidfd"))?;
-        let (handle, socket) = (Arc::new(handle), Arc::new(socket));
-        let (sender, exit) = watch::channel(None);
-        tokio::spawn(watch_exit(handle.clone(), socket.clone(), sender));
-        Ok(Guest {
-            pid,
-            handle,
-            socket,
-            cgroup,
-            exit,
-        })
-    }
-
-    /// The pid in the server's pid namespace.
-    pub fn pid(&self) -> u32 {
-        self.pid
-    }
-
-    /// Lets the guest run.
-    ///
-    /// # Errors
-    ///
-    /// `EPIPE` when it is already dead.
-    pub fn start(&self) -> io::Result<()> {
-        seqpacket::send(self.socket.get_ref(), START, &[])
-    }
-
-    /// Sends `signal` through the pidfd.
-    ///
-    /// # Errors
-    ///
-    /// `ESRCH` when it has exited, `EINVAL` for a number that is no signal.
-    pub fn kill(&self, signal: i32) -> io::Result<()> {
-        if self.exit.borrow().is_some() {
-            return Err(io::Error::from_raw_os_error(libc::ESRCH));
-        }
-        pidfd::kill(self.handle.get_ref(), signal)
-    }
-
-    /// Resolves when the process has exited; may be awaited by any number of callers, before and after.
-    pub async fn exited(&self) -> Exit {
-        let mut exit = self.exit.clone();
-        let ended = exit.wait_for(Option::is_some).await.ok().and_then(|exit| exit.clone());
-        // The watcher sends before it ends, so only its own panic leaves nothing.
-        ended.unwrap_or(Exit {
-            code: 255,
-            at: SystemTime::now(),
-            message: None,
-        })
-    }
-
-    /// The cgroup's figures as containerd's `io.containerd.cgroups.v1.Metrics` or `v2.Metrics`: type URL and bytes.
-    ///
-    /// # Errors
-    ///
-    /// When a file of the cgroup cannot be read.
-    pub fn stats(&self) -> io::Result<(String, Vec<u8>)> {
-        resources::metrics(&self.cgroup)
-    }
-}
-
-/// Waits for the process's end, reaps it and keeps what it said of it.
-async fn watch_exit(handle: Arc<AsyncFd<OwnedFd>>, socket: Arc<AsyncFd<OwnedFd>>, sender: watch::Sender<Option<Exit>>) {
-    let code = handle
-        .async_io(Interest::READABLE, |handle| {
-            pidfd::reap(handle)?.ok_or(io::ErrorKind::WouldBlock.into())
-        })
-        .await
-        .unwrap_or(255);
-    let mut buffer = vec![0; MESSAGE];
-    let message = match seqpacket::receive(socket.get_ref(), &mut buffer) {
-        Ok((length, _)) => match decode(&buffer[..length]) {
-            Some(Report::Ended { message }) => Some(message),
-            _ => None,
-        },
-        Err(_) => None,
-    };
-    // Nobody waits when the container is deleted already.
-    let _ = sender.send(Some(Exit {
-        code,
-        at: SystemTime::now(),
-        message,
-    }));
 }

@@ -11,7 +11,7 @@ use super::profile::{ProfileError, Program, compile};
 
 /// Calls that are allowed with any arguments.
 const ALLOWED: &[libc::c_long] = &[
-    // Memory without execution: see `conditional` for mmap and mprotect.
+    // Memory; see `conditional` for mmap and mprotect.
     libc::SYS_brk,
     libc::SYS_madvise,
     libc::SYS_mremap,
@@ -26,9 +26,6 @@ const ALLOWED: &[libc::c_long] = &[
     libc::SYS_faccessat2,
     libc::SYS_fadvise64,
     libc::SYS_fallocate,
-    libc::SYS_fchmod,
-    libc::SYS_fchmodat,
-    libc::SYS_fcntl,
     libc::SYS_fdatasync,
     libc::SYS_flock,
     libc::SYS_fstat,
@@ -106,57 +103,110 @@ const ALLOWED_HERE: &[libc::c_long] = &[
 #[cfg(not(target_arch = "x86_64"))]
 const ALLOWED_HERE: &[libc::c_long] = &[];
 
-/// The filter's program.
-///
-/// # Errors
-///
-/// What the compiler says of the rules.
-pub fn program() -> Result<Program, ProfileError> {
-    let mut rules: BTreeMap<i64, Vec<SeccompRule>> = ALLOWED
-        .iter()
-        .chain(ALLOWED_HERE)
-        .map(|number| (*number, Vec::new()))
-        .collect();
-    for (number, rule) in conditional()? {
-        rules.insert(number, vec![rule]);
-    }
-    for (number, argument, values) in listed() {
-        let list: Result<Vec<_>, _> = values
+/// The two filters of a guest; the second is installed on top of the first.
+pub struct Filters {
+    /// While the artifact is mapped and the event loop built: code becomes executable, folders change.
+    pub loading: Program,
+    /// From then on.
+    pub running: Program,
+}
+
+impl Filters {
+    /// Compiles both.
+    ///
+    /// # Errors
+    ///
+    /// What the compiler says of the rules.
+    pub fn new() -> Result<Filters, ProfileError> {
+        let always: Rules = ALLOWED
             .iter()
-            .map(|value| when(argument, SeccompCmpOp::Eq, *value))
+            .chain(ALLOWED_HERE)
+            .map(|number| (*number, Vec::new()))
             .collect();
-        rules.insert(number, list?);
+        let mut running = always.clone();
+        running.extend(conditional()?);
+        let mut loading = running.clone();
+        for number in LOADING {
+            loading.insert(*number, Vec::new());
+        }
+        let denied = SeccompAction::Errno(libc::EPERM as u32);
+        Ok(Filters {
+            loading: compile(loading, denied.clone(), SeccompAction::Allow)?,
+            running: compile(running, denied, SeccompAction::Allow)?,
+        })
     }
-    compile(rules, SeccompAction::Errno(libc::EPERM as u32), SeccompAction::Allow)
 }
 
-/// Calls that depend on one argument's bits: memory never becomes executable, and new tasks are threads.
-fn conditional() -> Result<[(i64, SeccompRule); 3], ProfileError> {
-    let execute = libc::PROT_EXEC as u64;
+type Rules = BTreeMap<i64, Vec<SeccompRule>>;
+
+/// Calls that are allowed while loading, with any arguments. tokio's signal driver has a socket pair.
+const LOADING: &[libc::c_long] = &[
+    libc::SYS_mmap,
+    libc::SYS_mprotect,
+    libc::SYS_chdir,
+    libc::SYS_fchdir,
+    libc::SYS_socketpair,
+];
+
+const PRCTL: &[u64] = &[libc::PR_SET_NAME as u64, libc::PR_SET_NO_NEW_PRIVS as u64];
+const IOCTL: &[u64] = &[
+    libc::FIONBIO as u64,
+    libc::FIONREAD as u64,
+    libc::TCGETS as u64,
+    libc::TIOCGWINSZ as u64,
+];
+/// Without F_SETOWN and F_SETSIG, by which the kernel sends signals for a process that may not.
+const FCNTL: &[u64] = &[
+    libc::F_GETFD as u64,
+    libc::F_SETFD as u64,
+    libc::F_GETFL as u64,
+    libc::F_DUPFD as u64,
+    libc::F_DUPFD_CLOEXEC as u64,
+    libc::F_ADD_SEALS as u64,
+    libc::F_GET_SEALS as u64,
+    libc::F_OFD_SETLK as u64,
+    libc::F_OFD_SETLKW as u64,
+];
+
+/// Calls that depend on an argument: memory never becomes executable, and new tasks are threads.
+fn conditional() -> Result<Rules, ProfileError> {
+    let execute = SeccompCmpOp::MaskedEq(libc::PROT_EXEC as u64);
     let thread = libc::CLONE_THREAD as u64;
+    let mut fcntl = values(1, FCNTL)?;
+    let asynchronous = SeccompCmpOp::MaskedEq(libc::O_ASYNC as u64);
+    fcntl.push(rule(vec![
+        when(1, SeccompCmpOp::Eq, libc::F_SETFL as u64)?,
+        when(2, asynchronous, 0)?,
+    ])?);
     Ok([
-        (libc::SYS_mmap, when(2, SeccompCmpOp::MaskedEq(execute), 0)?),
-        (libc::SYS_mprotect, when(2, SeccompCmpOp::MaskedEq(execute), 0)?),
-        (libc::SYS_clone, when(0, SeccompCmpOp::MaskedEq(thread), thread)?),
-    ])
+        (libc::SYS_mmap, vec![rule(vec![when(2, execute.clone(), 0)?])?]),
+        (libc::SYS_mprotect, vec![rule(vec![when(2, execute, 0)?])?]),
+        (
+            libc::SYS_clone,
+            vec![rule(vec![when(0, SeccompCmpOp::MaskedEq(thread), thread)?])?],
+        ),
+        (libc::SYS_fcntl, fcntl),
+        (libc::SYS_prctl, values(0, PRCTL)?),
+        (libc::SYS_ioctl, values(1, IOCTL)?),
+    ]
+    .into())
 }
 
-/// Calls that are allowed with some values of one argument.
-fn listed() -> [(i64, u8, &'static [u64]); 2] {
-    const PRCTL: &[u64] = &[libc::PR_SET_NAME as u64, libc::PR_SET_NO_NEW_PRIVS as u64];
-    const IOCTL: &[u64] = &[
-        libc::FIONBIO as u64,
-        libc::FIONREAD as u64,
-        libc::TCGETS as u64,
-        libc::TIOCGWINSZ as u64,
-    ];
-    [(libc::SYS_prctl, 0, PRCTL), (libc::SYS_ioctl, 1, IOCTL)]
+/// One rule for each value of an argument.
+fn values(argument: u8, values: &[u64]) -> Result<Vec<SeccompRule>, ProfileError> {
+    values
+        .iter()
+        .map(|value| rule(vec![when(argument, SeccompCmpOp::Eq, *value)?]))
+        .collect()
 }
 
-fn when(argument: u8, operator: SeccompCmpOp, value: u64) -> Result<SeccompRule, ProfileError> {
+fn when(argument: u8, operator: SeccompCmpOp, value: u64) -> Result<SeccompCondition, ProfileError> {
     SeccompCondition::new(argument, SeccompCmpArgLen::Qword, operator, value)
-        .and_then(|condition| SeccompRule::new(vec![condition]))
         .map_err(|error| ProfileError::Compile(error.to_string()))
+}
+
+fn rule(conditions: Vec<SeccompCondition>) -> Result<SeccompRule, ProfileError> {
+    SeccompRule::new(conditions).map_err(|error| ProfileError::Compile(error.to_string()))
 }
 
 #[cfg(test)]
@@ -190,7 +240,8 @@ mod tests {
     }
 
     #[test]
-    fn the_program_compiles_for_this_architecture() {
-        program().unwrap();
+    fn the_filters_compile_for_this_architecture_and_differ() {
+        let filters = Filters::new().unwrap();
+        assert_ne!(filters.loading, filters.running);
     }
 }

@@ -6,11 +6,11 @@ use std::io::Read;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use rustix::process::{Pid, WaitOptions, waitpid};
+use rustix::fs::Mode;
+use rustix::process::{DumpableBehavior, Pid, Resource, Rlimit, WaitOptions, waitpid};
 
 use super::child::{self, Inheritance};
-use super::filter;
-use super::profile::Program;
+use super::filter::Filters;
 use super::protocol::{Answer, Command, MESSAGE, decode, encode};
 use crate::guest::TRAPPED;
 use crate::guest::warm::Warm;
@@ -31,8 +31,17 @@ pub fn run() -> ! {
 fn serve() -> wasmtime::Result<()> {
     let socket = standard::take_stdin()?;
     rustix::thread::set_name(c"wasi-launcher")?;
+    // Inherited by every guest: what a process of the same user finds in another's /proc is not to be opened.
+    rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
+    // Inherited too, and not containerd's business: runc's default mask, and no core that holds other guests' pages.
+    rustix::process::umask(Mode::from_raw_mode(0o022));
+    let none = Rlimit {
+        current: Some(0),
+        maximum: Some(0),
+    };
+    rustix::process::setrlimit(Resource::Core, none)?;
     let warm = Warm::new()?;
-    let filter = filter::program()?;
+    let filters = Filters::new()?;
     let mut buffer = vec![0; MESSAGE];
     loop {
         let (length, fds) = seqpacket::receive(&socket, &mut buffer)?;
@@ -40,7 +49,7 @@ fn serve() -> wasmtime::Result<()> {
             return Ok(());
         }
         let (answer, handle) = match decode::<Command>(&buffer[..length]) {
-            Some(Command::Spawn { artifact }) => spawn(&warm, &filter, fds, artifact),
+            Some(Command::Spawn { artifact }) => spawn(&warm, &filters, fds, artifact),
             None => (failed("the command cannot be decoded"), None),
         };
         let beside: Vec<BorrowedFd<'_>> = handle.iter().map(AsFd::as_fd).collect();
@@ -55,7 +64,7 @@ fn failed(message: impl ToString) -> Answer {
 }
 
 /// Forks the helper, reaps it and opens the guest's pidfd. The fds are closed here before the next fork.
-fn spawn(warm: &Warm, filter: &Program, fds: Vec<OwnedFd>, artifact: bool) -> (Answer, Option<OwnedFd>) {
+fn spawn(warm: &Warm, filters: &Filters, fds: Vec<OwnedFd>, artifact: bool) -> (Answer, Option<OwnedFd>) {
     let (reader, writer) = match std::io::pipe() {
         Ok(pipe) => pipe,
         Err(error) => return (failed(format!("make a pipe: {error}")), None),
@@ -68,7 +77,7 @@ fn spawn(warm: &Warm, filter: &Program, fds: Vec<OwnedFd>, artifact: bool) -> (A
         Ok(Fork::Child) => {
             // A panic must not unwind into the launcher's frames: what they own is closed here. Its message is on the
             // guest's stderr by now.
-            let _ = catch_unwind(AssertUnwindSafe(|| child::help(warm, filter, inheritance)));
+            let _ = catch_unwind(AssertUnwindSafe(|| child::help(warm, filters, inheritance)));
             exit(TRAPPED)
         }
         Ok(Fork::Parent(helper)) => helper,

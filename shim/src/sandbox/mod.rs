@@ -12,12 +12,16 @@
 //! ```
 
 pub mod child;
+mod children;
 pub mod control;
+pub mod failure;
 pub mod filter;
 pub mod launcher;
 pub mod plan;
+pub mod process;
 pub mod profile;
 pub mod protocol;
 pub mod record;
 pub mod resources;
+pub mod root;
 pub mod volumes;

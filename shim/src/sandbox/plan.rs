@@ -3,7 +3,7 @@
 //! Whatever the spec asks for and is not supported is refused by its name in the OCI runtime spec, never dropped in
 //! silence. The one documented exception are kernel file systems and devices, which a guest never sees (`volumes`).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{
@@ -64,6 +64,7 @@ pub struct Confinement {
     pub read_only: Vec<PathBuf>,
     pub hostname: Option<String>,
     pub domainname: Option<String>,
+    /// By path below `/proc/sys`.
     pub sysctls: BTreeMap<String, String>,
     pub ids: Ids,
     pub capabilities: Capabilities,
@@ -141,6 +142,7 @@ pub fn plan(request: Request<'_>) -> Result<Plan, PlanError> {
     let holder = request.role == Role::Holder;
     let root = spec.root().as_ref().ok_or(PlanError::Missing("root"))?;
     let text = |paths: &Option<Vec<String>>| paths.iter().flatten().map(PathBuf::from).collect::<Vec<_>>();
+    let sysctls = sysctls(linux.sysctl().as_ref(), &join, &make)?;
     let confinement = Confinement {
         name: format!("wasi:{}", request.id).chars().take(15).collect(),
         entrances: Vec::new(),
@@ -164,12 +166,7 @@ pub fn plan(request: Request<'_>) -> Result<Plan, PlanError> {
         },
         hostname: spec.hostname().clone().filter(|name| !name.is_empty()),
         domainname: spec.domainname().clone().filter(|name| !name.is_empty()),
-        sysctls: linux
-            .sysctl()
-            .iter()
-            .flatten()
-            .map(|(key, value)| (key.clone(), value.clone()))
-            .collect(),
+        sysctls,
         ids: ids(process),
         capabilities: capabilities(process)?,
         no_new_privileges: process.no_new_privileges().unwrap_or(false),
@@ -258,6 +255,60 @@ fn refuse(spec: &Spec, process: &Process) -> Result<(), PlanError> {
             "use private: a guest's mounts never travel",
         )),
     }
+}
+
+/// The sysctls by path, of which only those of a namespace that is not the host's may be set (namespaces(7), as runc's
+/// `validator.go` has it): whatever else is in /proc/sys is the node's.
+fn sysctls(
+    wanted: Option<&HashMap<String, String>>,
+    join: &[(Kind, PathBuf)],
+    make: &[Kind],
+) -> Result<BTreeMap<String, String>, PlanError> {
+    const IPC: [&str; 8] = [
+        "kernel.msgmax",
+        "kernel.msgmnb",
+        "kernel.msgmni",
+        "kernel.sem",
+        "kernel.shmall",
+        "kernel.shmmax",
+        "kernel.shmmni",
+        "kernel.shm_rmid_forced",
+    ];
+    let own = |kind| make.contains(&kind) || join.iter().any(|(joined, _)| *joined == kind);
+    let mut sysctls = BTreeMap::new();
+    for (key, value) in wanted.into_iter().flatten() {
+        // As sysctl(8): the first separator is the one; with dots, a slash stands for a dot in a name.
+        let names: Vec<String> = match key.find(['.', '/']).map(|first| &key[first..=first]) {
+            Some("/") => key.split('/').map(str::to_owned).collect(),
+            _ => key.split('.').map(|name| name.replace('/', ".")).collect(),
+        };
+        if names.iter().any(|name| ["", ".", ".."].contains(&name.as_str())) {
+            return Err(invalid("linux.sysctl", key, "it is no name of a sysctl"));
+        }
+        let dotted = names.join(".");
+        let kind = if IPC.contains(&dotted.as_str()) || dotted.starts_with("fs.mqueue.") {
+            Kind::Ipc
+        } else if dotted.starts_with("net.") {
+            Kind::Network
+        } else if dotted == "kernel.domainname" {
+            Kind::Uts
+        } else {
+            return Err(unsupported(
+                "linux.sysctl",
+                key,
+                "it belongs to no namespace, so it is the whole node's",
+            ));
+        };
+        if !own(kind) {
+            return Err(unsupported(
+                "linux.sysctl",
+                key,
+                "the container shares this namespace with the host",
+            ));
+        }
+        sysctls.insert(names.join("/"), value.clone());
+    }
+    Ok(sysctls)
 }
 
 type Namespaces = (Vec<(Kind, PathBuf)>, Vec<Kind>);
@@ -406,6 +457,16 @@ fn cgroup(request: &Request<'_>) -> Result<PathBuf, PlanError> {
     if path.components().any(|part| part == std::path::Component::ParentDir) {
         return Err(invalid("linux.cgroupsPath", path.display(), "it must not contain .."));
     }
+    if path
+        .components()
+        .all(|part| !matches!(part, std::path::Component::Normal(_)))
+    {
+        return Err(invalid(
+            "linux.cgroupsPath",
+            path.display(),
+            "the root cgroup is the node's",
+        ));
+    }
     Ok(Path::new("/").join(path))
 }
 
@@ -497,6 +558,52 @@ mod tests {
                 Err(PlanError::Unsupported { field: refused, .. }) => assert_eq!(refused, field),
                 other => panic!("{field}: {other:?}"),
             }
+        }
+    }
+
+    #[test]
+    fn only_sysctls_of_a_namespace_of_its_own_are_set() {
+        let with = |namespaces: &str, key: &str| {
+            let spec = minimal("", &format!(r#","namespaces":[{namespaces}],"sysctl":{{"{key}":"1"}}"#));
+            plan(request(&spec)).map(|plan| plan.confinement.sysctls.into_keys().collect::<Vec<_>>())
+        };
+        let network = r#"{"type":"network"}"#;
+        let key = "net.ipv4.ip_unprivileged_port_start";
+        assert_eq!(with(network, key).unwrap(), ["net/ipv4/ip_unprivileged_port_start"]);
+        assert_eq!(
+            with(network, "net.ipv4.conf.eth0/1.arp").unwrap(),
+            ["net/ipv4/conf/eth0.1/arp"]
+        );
+        for (namespaces, key) in [
+            ("", key),
+            (network, "kernel.core_pattern"),
+            (network, "kernel.shmmax"),
+            (network, "net.ipv4...core"),
+            (network, "/etc/passwd"),
+            (network, "net.//.//.kernel.core_pattern"),
+            (network, "net/../kernel/core_pattern"),
+            (network, "net.ipv4/../../kernel/core_pattern"),
+        ] {
+            let error = with(namespaces, key).unwrap_err().to_string();
+            assert!(error.contains("linux.sysctl"), "{key}: {error}");
+        }
+    }
+
+    #[test]
+    fn the_root_cgroup_is_refused() {
+        for path in ["/", "//", "."] {
+            let mut spec = minimal("", "");
+            spec.linux_mut()
+                .as_mut()
+                .unwrap()
+                .set_cgroups_path(Some(PathBuf::from(path)));
+            assert!(
+                plan(request(&spec))
+                    .unwrap_err()
+                    .to_string()
+                    .contains("linux.cgroupsPath"),
+                "{path}"
+            );
         }
     }
 

@@ -21,6 +21,8 @@ pub struct Program(Vec<u64>);
 pub enum ProfileError {
     #[error("linux.seccomp action {0} is not supported for wasm containers: use SCMP_ACT_ERRNO or SCMP_ACT_KILL")]
     Action(&'static str),
+    #[error("linux.seccomp.{0} {1} is not supported for wasm containers: remove it from the profile")]
+    Field(&'static str, String),
     #[error("linux.seccomp rule of {syscall:?} is not valid: {reason}")]
     Rule { syscall: String, reason: String },
     #[error("linux.seccomp cannot be compiled: {0}")]
@@ -57,14 +59,20 @@ type Rules = BTreeMap<i64, Vec<SeccompRule>>;
 
 /// The programs of a profile.
 ///
-/// The first one carries the default action and lets through whatever any rule names; one more for each other action
-/// applies that action to its rules and lets the rest through. Names that this build does not know are ignored, as
+/// One for each action that is not the default applies that action to its rules and lets the rest through; the last one
+/// carries the default action and lets through whatever any rule names. Names that this build does not know are ignored, as
 /// runc does: no program of this architecture can call them.
 ///
 /// # Errors
 ///
 /// An action that needs a supervisor or tracer, or a rule that is not valid.
 pub fn programs(profile: &LinuxSeccomp) -> Result<Vec<Program>, ProfileError> {
+    if let Some(path) = profile.listener_path() {
+        return Err(ProfileError::Field("listenerPath", path.display().to_string()));
+    }
+    if let Some(flag) = profile.flags().iter().flatten().next() {
+        return Err(ProfileError::Field("flags", format!("{flag:?}")));
+    }
     let default = action(profile.default_action(), profile.default_errno_ret())?;
     let mut by_action: Vec<(SeccompAction, Rules)> = Vec::new();
     let mut named = Rules::new();
@@ -88,14 +96,15 @@ pub fn programs(profile: &LinuxSeccomp) -> Result<Vec<Program>, ProfileError> {
             add(&mut by_action[position].1, number, &rules);
         }
     }
+    // The default's program comes last: it may deny the calls that install another.
     let mut programs = Vec::new();
-    if default != SeccompAction::Allow {
-        programs.push(compile(named, default, SeccompAction::Allow)?);
-    }
     for (action, rules) in by_action {
         if action != SeccompAction::Allow {
             programs.push(compile(rules, SeccompAction::Allow, action)?);
         }
+    }
+    if default != SeccompAction::Allow {
+        programs.push(compile(named, default, SeccompAction::Allow)?);
     }
     Ok(programs)
 }

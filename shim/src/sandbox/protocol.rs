@@ -32,6 +32,9 @@ pub enum Report {
 /// The most bytes of one message; longer texts are cut.
 pub const MESSAGE: usize = 16 * 1024;
 
+/// Tells a guest that its parent is the server from now on.
+pub const ADOPTED: &[u8] = b"a";
+
 /// The byte that starts a guest, from the server over the report socket; the socket's end means that the server died.
 pub const START: &[u8] = b"s";
 

@@ -55,6 +55,16 @@ fn volume(mount: &Mount) -> Result<Option<Volume>, VolumeError> {
     let options = mount.options().as_deref().unwrap_or_default();
     let has = |names: &[&str]| options.iter().any(|option| names.contains(&option.as_str()));
     let kind = mount.typ().as_deref().unwrap_or_default();
+    if [mount.uid_mappings(), mount.gid_mappings()]
+        .into_iter()
+        .flatten()
+        .any(|mappings| !mappings.is_empty())
+    {
+        return Err(VolumeError::Option {
+            destination,
+            option: "uidMappings".to_owned(),
+        });
+    }
     // The spec's type of a bind mount may be anything as long as an option says bind (OCI runtime spec, config.md).
     if has(&["bind", "rbind"]) || kind == "bind" {
         let source = mount.source().clone().ok_or(VolumeError::NoSource {

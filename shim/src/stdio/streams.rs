@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags};
 
-use crate::sandbox::control::Stdio;
+use super::Stdio;
 
 /// The streams as the Create request names them; empty for none.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -2,16 +2,23 @@
 
 use std::ffi::CString;
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
 
-use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags, fstat, mkdirat, openat, openat2};
-use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_change, mount_remount, unmount};
+use rustix::fs::{
+    AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, StatxFlags, fstat, mkdirat, openat, openat2, statx,
+};
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags,
+    UnmountFlags, fsconfig_create, fsconfig_set_string, fsmount, fsopen, mount, mount_change, move_mount, open_tree,
+    unmount,
+};
 
 /// File systems that show or change the kernel itself, as `/proc/self/mountinfo` names them: a guest that can open
 /// `/proc/self/mem` writes its own host memory and is out of the wasm sandbox.
-pub const KERNEL_FILE_SYSTEMS: [&str; 19] = [
+pub const KERNEL_FILE_SYSTEMS: [&str; 25] = [
     "autofs",
+    "binder",
     "binfmt_misc",
     "bpf",
     "cgroup",
@@ -21,13 +28,18 @@ pub const KERNEL_FILE_SYSTEMS: [&str; 19] = [
     "devpts",
     "devtmpfs",
     "efivarfs",
+    "functionfs",
     "fusectl",
     "mqueue",
+    "nfsd",
     "nsfs",
     "proc",
     "pstore",
+    "resctrl",
+    "rpc_pipefs",
     "securityfs",
     "selinuxfs",
+    "smackfs",
     "sysfs",
     "tracefs",
 ];
@@ -190,67 +202,51 @@ fn shorten_lowerdirs(options: &[String]) -> Option<(PathBuf, Vec<String>)> {
     Some((common, options))
 }
 
-/// Binds `source` on the open mount point. The flags take effect with `remount_bind`.
+/// A copy of the mount at `path`, relative to `folder`, or of `folder` itself when `path` is empty: attached nowhere yet,
+/// so that it can be judged and restricted before anybody sees it (open_tree(2), Linux 5.2).
 ///
 /// # Errors
 ///
-/// What mount(2) says.
-pub fn bind(source: &Path, target: BorrowedFd<'_>, recursive: bool) -> io::Result<()> {
-    let flags = if recursive {
-        MountFlags::BIND | MountFlags::REC
-    } else {
-        MountFlags::BIND
-    };
-    Ok(mount(source, by_fd(target), "", flags, None)?)
+/// What open_tree(2) says.
+pub fn clone_tree(folder: BorrowedFd<'_>, path: &Path, recursive: bool) -> io::Result<OwnedFd> {
+    let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    if recursive {
+        flags |= OpenTreeFlags::AT_RECURSIVE;
+    }
+    if path.as_os_str().is_empty() {
+        flags |= OpenTreeFlags::AT_EMPTY_PATH;
+    }
+    Ok(open_tree(folder, path, flags)?)
 }
 
-/// Binds `path` on itself, which makes it a mount point that can be pivoted to.
-///
-/// # Errors
-///
-/// What mount(2) says.
-pub fn bind_self(source: &Path, target: &Path) -> io::Result<()> {
-    Ok(mount(source, target, "", MountFlags::BIND | MountFlags::REC, None)?)
-}
-
-/// Gives the mount at an open path the flags; every flag not named is cleared.
-///
-/// # Errors
-///
-/// What mount(2) says.
-pub fn remount(target: BorrowedFd<'_>, flags: MountFlags) -> io::Result<()> {
-    remount_path(&by_fd(target), flags)
-}
-
-/// As [`remount`], by path.
-///
-/// # Errors
-///
-/// What mount(2) says.
-pub fn remount_path(target: &Path, flags: MountFlags) -> io::Result<()> {
-    Ok(mount_remount(target, flags | MountFlags::BIND, "")?)
-}
-
-/// Makes every mount below an open path read-only (mount_setattr(2) with `AT_RECURSIVE`, Linux 5.12).
+/// Takes rights away from the mount at an open path, and with `recursive` from all below it; what was taken before stays
+/// taken (mount_setattr(2), Linux 5.12).
 ///
 /// # Errors
 ///
 /// What mount_setattr(2) says.
-pub fn make_read_only_recursive(target: BorrowedFd<'_>) -> io::Result<()> {
+pub fn restrict(mount: BorrowedFd<'_>, attributes: MountAttrFlags, recursive: bool) -> io::Result<()> {
+    let times = MountAttrFlags::MOUNT_ATTR_NOATIME | MountAttrFlags::MOUNT_ATTR_STRICTATIME;
     let attributes = libc::mount_attr {
-        attr_set: libc::MOUNT_ATTR_RDONLY,
-        attr_clr: 0,
+        attr_set: attributes.bits().into(),
+        // The access time settings are one field, which is cleared to be set.
+        attr_clr: if attributes.intersects(times) {
+            libc::MOUNT_ATTR__ATIME
+        } else {
+            0
+        },
         propagation: 0,
         userns_fd: 0,
     };
+    let recursive = if recursive { libc::AT_RECURSIVE } else { 0 };
     #[expect(unsafe_code, reason = "rustix offers no mount_setattr")]
     // SAFETY: the path is an empty C string, the struct lives through the call and its size is passed with it.
     let result = unsafe {
         libc::syscall(
             libc::SYS_mount_setattr,
-            target.as_raw_fd(),
+            mount.as_raw_fd(),
             c"".as_ptr(),
-            libc::AT_EMPTY_PATH | libc::AT_RECURSIVE,
+            libc::AT_EMPTY_PATH | recursive,
             &raw const attributes,
             size_of::<libc::mount_attr>(),
         )
@@ -260,6 +256,84 @@ pub fn make_read_only_recursive(target: BorrowedFd<'_>) -> io::Result<()> {
     } else {
         Err(io::Error::last_os_error())
     }
+}
+
+/// The rights that mount(2)'s flags take away, as mount_setattr(2) names them.
+pub fn attributes(flags: MountFlags) -> MountAttrFlags {
+    [
+        (MountFlags::RDONLY, MountAttrFlags::MOUNT_ATTR_RDONLY),
+        (MountFlags::NOSUID, MountAttrFlags::MOUNT_ATTR_NOSUID),
+        (MountFlags::NODEV, MountAttrFlags::MOUNT_ATTR_NODEV),
+        (MountFlags::NOEXEC, MountAttrFlags::MOUNT_ATTR_NOEXEC),
+        (MountFlags::NODIRATIME, MountAttrFlags::MOUNT_ATTR_NODIRATIME),
+        (MountFlags::NOATIME, MountAttrFlags::MOUNT_ATTR_NOATIME),
+        (MountFlags::STRICTATIME, MountAttrFlags::MOUNT_ATTR_STRICTATIME),
+    ]
+    .into_iter()
+    .filter(|(flag, _)| flags.contains(*flag))
+    .fold(MountAttrFlags::empty(), |attributes, (_, attribute)| {
+        attributes | attribute
+    })
+}
+
+/// Attaches a detached mount to the open mount point.
+///
+/// # Errors
+///
+/// What move_mount(2) says (Linux 5.2).
+pub fn attach(mount: BorrowedFd<'_>, point: BorrowedFd<'_>) -> io::Result<()> {
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+    Ok(move_mount(mount, "", point, "", flags)?)
+}
+
+/// Whether two open paths are one file of one mount.
+///
+/// # Errors
+///
+/// What statx(2) says.
+pub fn same_place(one: BorrowedFd<'_>, other: BorrowedFd<'_>) -> io::Result<bool> {
+    let place = |fd| {
+        let flags = StatxFlags::INO | StatxFlags::MNT_ID;
+        let stat = statx(fd, c"", AtFlags::EMPTY_PATH, flags)?;
+        io::Result::Ok((stat.stx_mnt_id, stat.stx_dev_major, stat.stx_dev_minor, stat.stx_ino))
+    };
+    Ok(place(one)? == place(other)?)
+}
+
+/// This process's folder of open files, by a procfs that shows processes alone and is attached nowhere: where the root
+/// has changed it still leads to an open file by its number, and to nothing of the kernel (`subset=pid`, Linux 5.8).
+///
+/// # Errors
+///
+/// What fsopen(2), fsconfig(2), fsmount(2) and openat(2) say.
+pub fn open_files() -> io::Result<OwnedFd> {
+    let context = fsopen("proc", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    fsconfig_set_string(context.as_fd(), "subset", "pid")?;
+    fsconfig_create(context.as_fd())?;
+    let attributes = MountAttrFlags::MOUNT_ATTR_RDONLY | MountAttrFlags::MOUNT_ATTR_NODEV;
+    let proc = fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attributes)?;
+    Ok(openat(
+        proc,
+        "self/fd",
+        OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+        Mode::empty(),
+    )?)
+}
+
+/// The folder `path`, through a mount of its own that is read-only for everybody: what is opened from it cannot be
+/// opened again for writing, through `/proc/<pid>/fd` say. Without the privilege to mount, the folder as it is.
+///
+/// # Errors
+///
+/// What openat(2), open_tree(2) and mount_setattr(2) say.
+pub fn open_read_only(path: &Path) -> io::Result<OwnedFd> {
+    let folder = open_directory(path)?;
+    let view = match clone_tree(folder.as_fd(), Path::new(""), false) {
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => return Ok(folder),
+        view => view?,
+    };
+    restrict(view.as_fd(), MountAttrFlags::MOUNT_ATTR_RDONLY, false)?;
+    Ok(view)
 }
 
 /// Cuts this mount namespace off: nothing mounted here or outside travels across.
@@ -274,13 +348,13 @@ pub fn make_private() -> io::Result<()> {
     )?)
 }
 
-/// Makes the mount at `root` the root of this mount namespace and drops everything else.
+/// Makes the mount that is open at its root the root of this mount namespace and drops everything else.
 ///
 /// # Errors
 ///
-/// What pivot_root(2) and umount(2) say.
-pub fn pivot(root: &Path) -> io::Result<()> {
-    std::env::set_current_dir(root)?;
+/// What fchdir(2), pivot_root(2) and umount(2) say.
+pub fn pivot(root: BorrowedFd<'_>) -> io::Result<()> {
+    rustix::process::fchdir(root)?;
     // pivot_root(".", "."): the old root ends up on top of the new one, and is unmounted there (pivot_root(2), NOTES).
     rustix::process::pivot_root(".", ".")?;
     unmount(".", UnmountFlags::DETACH)?;
@@ -302,8 +376,8 @@ pub fn unmount_all(path: &Path) -> io::Result<()> {
     }
 }
 
-/// The mounts at or below `folder` whose type is one of [`KERNEL_FILE_SYSTEMS`]: mount point and type, from the text of
-/// `/proc/self/mountinfo`.
+/// The mounts at or below `folder`, a canonical path, whose type is one of [`KERNEL_FILE_SYSTEMS`]: mount point and type,
+/// from the text of `/proc/self/mountinfo`.
 pub fn kernel_mounts_below(mountinfo: &str, folder: &Path) -> Vec<(PathBuf, String)> {
     mountinfo
         .lines()
@@ -329,7 +403,6 @@ fn unescape(field: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::fd::AsFd;
     use std::os::unix::fs::symlink;
 
     fn folder(name: &str) -> PathBuf {
@@ -365,6 +438,19 @@ mod tests {
                      3 0 0:7 / /root-beside rw shared:2 - sysfs sysfs rw\n";
         let found = kernel_mounts_below(table, Path::new("/r"));
         assert_eq!(found, [(PathBuf::from("/r/host x/proc"), "proc".to_owned())]);
+    }
+
+    #[test]
+    fn a_symlink_to_the_root_is_the_same_place_as_the_root() {
+        let root = folder("same");
+        symlink("/", root.join("link")).unwrap();
+        std::fs::create_dir(root.join("other")).unwrap();
+        let handle = open_directory(&root).unwrap();
+        let link = open_in_root(handle.as_fd(), Path::new("/link")).unwrap();
+        let other = open_in_root(handle.as_fd(), Path::new("/other")).unwrap();
+        assert!(same_place(handle.as_fd(), link.as_fd()).unwrap());
+        assert!(!same_place(handle.as_fd(), other.as_fd()).unwrap());
+        std::fs::remove_dir_all(root).unwrap();
     }
 
     #[test]

@@ -11,7 +11,7 @@ use super::events::{Facts, envelope};
 use super::forward::Publisher;
 use super::phase::{InvalidMove, Move, Owed, Phase};
 use crate::bootstrap::sinks::Key;
-use crate::sandbox::control::{Exit, Guest};
+use crate::sandbox::process::{Exit, Guest};
 use crate::stdio::streams::Kept;
 
 /// SIGKILL (signal(7)).

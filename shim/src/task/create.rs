@@ -17,8 +17,8 @@ use crate::bootstrap::bundle::{self, BundleError};
 use crate::bootstrap::delete::PID_FILE;
 use crate::compile::{Artifact, Profile};
 use crate::image::{self, Mount, Program};
-use crate::sandbox::control::Guest;
 use crate::sandbox::plan::{self, Role};
+use crate::sandbox::process::Guest;
 use crate::stdio::streams::{self, Streams};
 
 /// What kind of CRI container it is, `sandbox` or `container` (containerd, internal/cri/annotations).

@@ -121,7 +121,7 @@ mod tests {
     use containerd_shim_protos::protobuf::Message;
 
     use super::*;
-    use crate::sandbox::control::Exit;
+    use crate::sandbox::process::Exit;
 
     fn facts() -> Facts {
         Facts {

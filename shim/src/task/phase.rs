@@ -10,7 +10,7 @@
 //! containerd relies on the order create < start < exit < delete: an exit that comes while a start is answered is held
 //! back until the start event is out.
 
-use crate::sandbox::control::Exit;
+use crate::sandbox::process::Exit;
 
 /// Where a container is in its life.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -29,7 +29,8 @@ use super::sockets::Sockets;
 use crate::bootstrap::sinks::Sinks;
 use crate::compile::Artifacts;
 use crate::image::Images;
-use crate::sandbox::control::{Exit, Launcher};
+use crate::sandbox::control::Launcher;
+use crate::sandbox::process::Exit;
 use crate::sandbox::record;
 
 /// The greatest signal number (signal(7), SIGRTMAX).
