@@ -1,6 +1,5 @@
 //! One container: its phase, its process and our ends of its streams.
 
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::SystemTime;
 
@@ -25,8 +24,8 @@ pub struct Container {
     phase: watch::Sender<Phase>,
     guest: OnceLock<Arc<Guest>>,
     kept: Mutex<Kept>,
-    /// containerd tells of the end by itself: it has given this container up.
-    quiet: AtomicBool,
+    /// containerd has given this container up, and tells of its end by itself.
+    given_up: watch::Sender<bool>,
 }
 
 impl Container {
@@ -44,7 +43,7 @@ impl Container {
             phase: watch::Sender::new(Phase::Creating),
             guest: OnceLock::new(),
             kept: Mutex::default(),
-            quiet: AtomicBool::new(false),
+            given_up: watch::Sender::new(false),
         }
     }
 
@@ -83,7 +82,7 @@ impl Container {
         self.phase.send_if_modified(|phase| match phase.step(attempt) {
             Ok((next, owed)) => {
                 for owed in owed {
-                    if !(self.quiet.load(Ordering::Relaxed) && matches!(owed, Owed::Exit(_) | Owed::Delete(_))) {
+                    if !(*self.given_up.borrow() && matches!(owed, Owed::Exit(_) | Owed::Delete(_))) {
                         events.publish(envelope(&self.facts, self.pid(), &owed, SystemTime::now()));
                     }
                 }
@@ -141,9 +140,15 @@ impl Container {
         Ok(())
     }
 
-    /// Keeps the end of this container from containerd, which has told of it by itself.
-    pub fn hush(&self) {
-        self.quiet.store(true, Ordering::Relaxed);
+    /// containerd gives this container up: a Create that still looks for its program ends, and the end is not told.
+    pub fn give_up(&self) {
+        self.given_up.send_replace(true);
+    }
+
+    /// Resolves when containerd has given this container up.
+    pub async fn given_up(&self) {
+        // The sender is ours, so it outlives the wait.
+        let _ = self.given_up.subscribe().wait_for(|given_up| *given_up).await;
     }
 
     /// Ends the guest's stdin.

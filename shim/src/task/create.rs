@@ -121,7 +121,11 @@ async fn make(node: &Node, container: &Container, api: Api, request: &CreateTask
     let (role, artifact) = if holder {
         (Role::Holder, None)
     } else {
-        program(node, container, &spec).await?
+        // Compiling goes on: the next container of this image finds the artifact.
+        tokio::select! {
+            found = program(node, container, &spec) => found?,
+            () = container.given_up() => return Err(TaskError::GivenUp(facts.id.clone())),
+        }
     };
     let plan = plan::plan(plan::Request {
         namespace: &facts.namespace,

@@ -30,6 +30,8 @@ pub enum TaskError {
     Phase { id: String, cause: InvalidMove },
     #[error("container {id} is {phase}, it has no process yet")]
     NoProcessYet { id: String, phase: &'static str },
+    #[error("container {0} was given up before it was created: its client went away")]
+    GivenUp(String),
     #[error("the process of container {id} ended before it was started")]
     DeadAtStart { id: String },
     #[error("signal {0} is not a signal, it must be 1 to 64")]
@@ -82,6 +84,7 @@ impl TaskError {
             | TaskError::Plan(_) => Code::INVALID_ARGUMENT,
             TaskError::NotYet(_) | TaskError::Native { .. } => Code::UNIMPLEMENTED,
             TaskError::ShuttingDown => Code::UNAVAILABLE,
+            TaskError::GivenUp(_) => Code::CANCELLED,
             TaskError::Sandbox(_) | TaskError::Io { .. } | TaskError::Panicked(_) => Code::INTERNAL,
         }
     }

@@ -174,7 +174,7 @@ pub async fn force_delete(node: &Node, key: &(String, String)) -> Result<Option<
     let Some(container) = node.containers.find(key) else {
         return Ok(None);
     };
-    container.hush();
+    container.give_up();
     container.kill().await?;
     let pid = container.pid();
     match delete(node, &container).instrument(container.span.clone()).await {
