@@ -158,7 +158,7 @@ on_every_containerd! {
         let client = connect(node, &node.namespace, "terminal", &bundle);
         let request = CreateTaskRequest { terminal: true, ..create("terminal", &bundle) };
         let (code, message) = refusal(client.create(context(node), &request));
-        assert_eq!(code, ttrpc::Code::UNIMPLEMENTED);
+        assert_eq!(code, ttrpc::Code::INVALID_ARGUMENT);
         assert!(message.contains("terminal"), "{message}");
         end_server(node);
     }
