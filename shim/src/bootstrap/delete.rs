@@ -120,7 +120,9 @@ fn bury(address: &str) -> Result<(), DeleteError> {
 fn clean(bundle: &Path) -> Result<(), DeleteError> {
     let cleaned = match record::clean(bundle) {
         // Killed, but not gone yet: containerd does not wait for it, and removes the bundle.
-        Err(cause) if cause.kind() == io::ErrorKind::TimedOut => sweep_later(bundle),
+        Err(cause) if [io::ErrorKind::TimedOut, io::ErrorKind::ResourceBusy].contains(&cause.kind()) => {
+            sweep_later(bundle)
+        }
         cleaned => cleaned,
     };
     cleaned.map_err(|cause| DeleteError::Clean {
