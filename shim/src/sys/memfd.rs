@@ -3,8 +3,37 @@
 use std::fs::File;
 use std::io::{self, Read, Seek, Write};
 use std::os::fd::OwnedFd;
+use std::time::Duration;
 
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
+
+/// An empty memory file; `name` is only for people who look at /proc.
+///
+/// # Errors
+///
+/// What memfd_create(2) says.
+pub fn file(name: &str) -> io::Result<File> {
+    let fd = memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
+    Ok(File::from(fd))
+}
+
+/// From now on neither the bytes nor the size of `file` change.
+///
+/// # Errors
+///
+/// What fcntl(2) says; `EBUSY` when the file's pages are in use for more than a second.
+pub fn seal(file: &File) -> io::Result<()> {
+    const TRIES: u32 = 20;
+    let seals = SealFlags::WRITE | SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL;
+    for _ in 0..TRIES {
+        match fcntl_add_seals(file, seals) {
+            // The kernel waits for pages that another processor has just written and holds on to, but not for long.
+            Err(rustix::io::Errno::BUSY) => std::thread::sleep(Duration::from_millis(50)),
+            result => return Ok(result?),
+        }
+    }
+    Ok(fcntl_add_seals(file, seals)?)
+}
 
 /// A memory file that holds `bytes`, sealed against every change.
 ///
@@ -12,16 +41,11 @@ use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
 ///
 /// What memfd_create(2), write(2) and fcntl(2) say.
 pub fn sealed(name: &str, bytes: &[u8]) -> io::Result<OwnedFd> {
-    let fd = memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
-    let mut file = File::from(fd);
+    let mut file = file(name)?;
     file.write_all(bytes)?;
     file.rewind()?;
-    let fd = OwnedFd::from(file);
-    fcntl_add_seals(
-        &fd,
-        SealFlags::WRITE | SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL,
-    )?;
-    Ok(fd)
+    seal(&file)?;
+    Ok(file.into())
 }
 
 /// All bytes of a memory file, from its start.
