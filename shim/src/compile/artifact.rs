@@ -43,15 +43,15 @@ pub fn load(engine: &Engine, artifact: OwnedFd, open_files: &Path, world: World)
 mod tests {
     use super::*;
     use crate::compile::{Profile, engine::engine, worker};
-    use crate::sys::memfd;
+    use crate::image::memory;
     use std::io::Write;
 
     fn artifact(text: &str) -> (OwnedFd, World) {
         let wasm = wat::parse_str(text).expect("valid text");
         let (bytes, world) = worker::compile(&wasm, Profile::Command).expect("compiled");
-        let mut file = memfd::file("artifact").expect("memfd");
+        let mut file = memory::file("artifact").expect("memfd");
         file.write_all(&bytes).expect("write");
-        memfd::seal(&file).expect("seal");
+        memory::seal(&file).expect("seal");
         (file.into(), world)
     }
 

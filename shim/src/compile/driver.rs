@@ -13,7 +13,7 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::worker::{EXHAUSTED, Job, Outcome};
 use super::{Profile, World};
-use crate::sys::memfd;
+use crate::image::memory;
 
 /// Starts compile workers.
 #[derive(Clone, Debug)]
@@ -52,7 +52,7 @@ impl Driver {
     /// Compiles `input` in a worker; the artifact comes in a sealed memfd. Blocks, and must be called on a thread that
     /// lives as long as the call: the kernel ends the worker when that thread ends.
     pub fn compile(&self, input: OwnedFd, profile: Profile) -> Result<(File, World), WorkerError> {
-        let output = memfd::file("artifact").map_err(WorkerError::Start)?;
+        let output = memory::file("artifact").map_err(WorkerError::Start)?;
         let threads = std::thread::available_parallelism()
             .map_or(1, usize::from)
             .min(MOST_THREADS);
@@ -79,7 +79,7 @@ impl Driver {
             return Err(WorkerError::Timeout(self.timeout));
         };
         let world = self.verdict(status, &said)?;
-        memfd::seal(&output).map_err(|error| WorkerError::Broken(error.to_string()))?;
+        memory::seal(&output).map_err(|error| WorkerError::Broken(error.to_string()))?;
         Ok((output, world))
     }
 
@@ -172,7 +172,7 @@ mod tests {
 
     fn run(script: &str) -> Result<(File, World), WorkerError> {
         let folder = tempfile::tempdir().expect("temp folder");
-        let input = memfd::file("input").expect("memfd");
+        let input = memory::file("input").expect("memfd");
         driver(&folder, script).compile(input.into(), Profile::Command)
     }
 
@@ -227,7 +227,7 @@ mod tests {
             timeout: Duration::from_secs(1),
             memory: 1 << 20,
         };
-        let input = memfd::file("input").expect("memfd");
+        let input = memory::file("input").expect("memfd");
         assert!(matches!(
             driver.compile(input.into(), Profile::Command),
             Err(WorkerError::Start(_))

@@ -7,7 +7,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use super::*;
-use crate::sys::memfd;
+use crate::image::memory;
 
 struct Node {
     folder: tempfile::TempDir,
@@ -62,7 +62,7 @@ fn content(artifact: &Artifact) -> String {
 }
 
 fn wasm(bytes: &[u8]) -> Wasm {
-    let mut file = memfd::file("wasm").expect("memfd");
+    let mut file = memory::file("wasm").expect("memfd");
     file.write_all(bytes).expect("write");
     Wasm {
         digest: Digest::of(bytes),

@@ -20,8 +20,7 @@ use tonic::transport::Channel;
 use tonic::{Code, Request, Status};
 
 use super::layers::{self, WasmLayer};
-use super::{Digest, Reads};
-use crate::sys::memfd;
+use super::{Digest, Reads, memory};
 
 /// One manifest of an image that may be the container's.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -192,12 +191,12 @@ impl ContentStore {
     pub async fn layer(&self, namespace: &str, digest: Digest, most: u64) -> Result<File, StoreError> {
         let what = || format!("layer {digest}");
         let memory_error = |source| StoreError::Memory { what: what(), source };
-        let mut file = memfd::file("wasm layer").map_err(memory_error)?;
+        let mut file = memory::file("wasm layer").map_err(memory_error)?;
         self.read(namespace, &digest.to_string(), most, |piece| {
             file.write_all(piece).map_err(memory_error)
         })
         .await?;
-        memfd::seal(&file).map_err(memory_error)?;
+        memory::seal(&file).map_err(memory_error)?;
         self.reads.layer();
         Ok(file)
     }

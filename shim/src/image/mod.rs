@@ -18,7 +18,7 @@ mod digest;
 mod entry;
 mod layers;
 mod lookup;
-mod memory;
+pub mod memory;
 mod remembered;
 mod resolve;
 mod rootfs;

@@ -1,7 +1,7 @@
 use super::*;
 use crate::compile::Profile;
 use crate::compile::key::Compatibility;
-use crate::sys::memfd;
+use crate::image::memory;
 
 struct Test {
     folder: tempfile::TempDir,
@@ -27,7 +27,7 @@ impl Test {
     }
 
     fn put(&self, name: &str, content: &str) {
-        let mut file = memfd::file("artifact").expect("memfd");
+        let mut file = memory::file("artifact").expect("memfd");
         file.write_all(content.as_bytes()).expect("write");
         let digest = Digest::of(name.as_bytes());
         self.cache
@@ -151,7 +151,7 @@ fn the_least_recently_used_go_first_when_the_cache_is_full() {
 #[test]
 fn an_artifact_larger_than_the_cache_is_given_and_not_kept() {
     let test = Test::with_size(4);
-    let mut file = memfd::file("artifact").expect("memfd");
+    let mut file = memory::file("artifact").expect("memfd");
     file.write_all(b"artifact").expect("write");
     let stored = test
         .cache
@@ -166,7 +166,7 @@ fn a_sweep_takes_artifacts_whose_image_is_gone() {
     let test = Test::new();
     test.put("a", "artifact");
     test.put("b", "artifact");
-    let mut file = memfd::file("artifact").expect("memfd");
+    let mut file = memory::file("artifact").expect("memfd");
     file.write_all(b"artifact").expect("write");
     test.cache
         .put(key("own"), &file, World::Command02, Digest::of(b"own"), false)
