@@ -3,9 +3,16 @@
 //! The counter of its cgroup goes up before the process is killed, so a look at it after the process's end misses none.
 
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use tokio::time::sleep;
 
 use crate::sys::cgroup::Cgroup;
 use crate::sys::oom::{self, Notice};
+
+/// How often the counter is looked at after a notice: v1 gives it when the killer sets out, before it has killed.
+const LOOKS: u32 = 50;
+const LOOK: Duration = Duration::from_millis(20);
 
 /// The OOM kills of one cgroup.
 pub struct Kills {
@@ -28,11 +35,19 @@ impl Kills {
         }
     }
 
-    /// Resolves when there may be a kill to tell.
+    /// Resolves when there is a kill to tell.
     pub async fn heard(&self) {
-        match &self.notice {
-            Some(notice) => notice.heard().await,
-            None => std::future::pending().await,
+        let Some(notice) = &self.notice else {
+            return std::future::pending().await;
+        };
+        loop {
+            notice.heard().await;
+            for _ in 0..LOOKS {
+                if oom::kills(&self.cgroup).unwrap_or_default() > self.told.load(Ordering::Relaxed) {
+                    return;
+                }
+                sleep(LOOK).await;
+            }
         }
     }
 

@@ -3,7 +3,7 @@
 //! The kernel answers most nonsense with EINVAL, libcgroups drops some of it; here a field is refused by its name.
 
 use oci_spec::runtime::LinuxResources;
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use crate::sys::cgroup::Version;
 
@@ -81,10 +81,10 @@ const RANGES: [Range; 15] = [
 ///
 /// When `json` is not LinuxResources, or a field's value can be no limit.
 pub fn read(json: &[u8], version: Version) -> Result<LinuxResources, LimitError> {
-    let mut value: Value = serde_json::from_slice(json)?;
-    if let Some(fields) = value.as_object_mut() {
-        fields.remove("devices");
-    }
+    // A list would pass for LinuxResources too, field by field.
+    let mut fields: Map<String, Value> = serde_json::from_slice(json)?;
+    fields.remove("devices");
+    let value = Value::Object(fields);
     for range in &RANGES {
         match value.pointer(range.field) {
             None | Some(Value::Null) => {}

@@ -48,6 +48,7 @@ mod server;
 
 mod bad_input;
 mod cache;
+mod control;
 mod cri;
 mod faults;
 mod harness;
