@@ -6,7 +6,6 @@ pub mod credentials;
 pub mod fds;
 pub mod fork;
 pub mod freezer;
-pub mod memfd;
 pub mod mounts;
 pub mod namespaces;
 pub mod oom;

@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::os::unix::process::ExitStatusExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
 use std::time::Duration;
@@ -14,11 +14,13 @@ use containerd_shim_protos::api::{
 use containerd_shim_protos::protobuf::MessageField;
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use containerd_shim_protos::ttrpc::Code;
+use rustix::process::{Pid, Signal, kill_process};
 
 use crate::command::eventually;
 use crate::containerd::Node;
 use crate::guests::Probe;
 use crate::image_builder::Image;
+use crate::server;
 use crate::task_api::{connect, context, create, end_server, probe_bundle, refusal};
 
 /// The type that containerd gives new limits.
@@ -85,11 +87,21 @@ fn ticks(pid: u32) -> u64 {
     fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
 }
 
-/// Whether a process runs, seen over a while.
-fn runs(pid: u32) -> bool {
+/// Waits until a process is seen running.
+#[track_caller]
+fn expect_running(pid: u32) {
+    let before = ticks(pid);
+    eventually("the process runs", Duration::from_secs(10), || {
+        (ticks(pid) > before).then_some(())
+    });
+}
+
+/// Fails the test when a process runs within a while.
+#[track_caller]
+fn expect_still(pid: u32) {
     let before = ticks(pid);
     sleep(Duration::from_millis(300));
-    ticks(pid) > before
+    assert_eq!(ticks(pid), before);
 }
 
 /// A limit of the cgroup of `pid`, from the file of v1 or of v2.
@@ -141,15 +153,15 @@ on_every_containerd! {
         let image = image(node);
         let events = Events::listen(node);
         let (id, pid) = node.run(&image).args(&["/probe.wasm", "spin"]).detach();
-        assert!(runs(pid));
+        expect_running(pid);
         node.ctr(&["task", "pause", &id]).ok();
         assert_eq!(node.task(&id), Some((pid, "PAUSED".into())));
-        assert!(!runs(pid));
+        expect_still(pid);
         node.ctr(&["task", "pause", &id]).expect_refusal(&["cannot pause a container that is paused"]);
         node.ctr(&["task", "delete", &id]).expect_refusal(&["stopped"]);
         node.ctr(&["task", "resume", &id]).ok();
         assert_eq!(node.task(&id), Some((pid, "RUNNING".into())));
-        assert!(runs(pid));
+        expect_running(pid);
         node.ctr(&["task", "resume", &id]).expect_refusal(&["cannot resume a container that is running"]);
         node.remove(&id);
         assert_eq!(events.until("delete"), ["create", "start", "paused", "resumed", "exit", "delete"]);
@@ -171,6 +183,18 @@ on_every_containerd! {
         node.ctr(&["task", "resume", &id]).ok();
         node.wait_until(&id, "STOPPED");
         assert_eq!(node.delete(&id), 143);
+    }
+
+    fn a_paused_container_of_a_killed_server_is_cleaned_away(node) {
+        let image = image(node);
+        let (id, pid) = node.run(&image).args(&["/probe.wasm", "spin"]).detach();
+        node.ctr(&["task", "pause", &id]).ok();
+        kill_process(Pid::from_raw(server::pid(node)).unwrap(), Signal::KILL).unwrap();
+        eventually("the guest is gone", Duration::from_secs(10), || {
+            (!Path::new(&format!("/proc/{pid}")).exists()).then_some(())
+        });
+        node.ctr(&["task", "delete", "--force", &id]);
+        node.ctr(&["container", "delete", &id]).ok();
     }
 
     fn a_guest_over_its_memory_limit_is_137_and_an_oom_event_before_the_exit(node) {
