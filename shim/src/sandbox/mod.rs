@@ -17,6 +17,7 @@ pub mod control;
 pub mod failure;
 pub mod filter;
 pub mod launcher;
+pub mod limits;
 pub mod plan;
 pub mod process;
 pub mod profile;

@@ -3,8 +3,10 @@
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::SystemTime;
 
+use oci_spec::runtime::LinuxResources;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::watch;
@@ -14,7 +16,7 @@ use super::control::SandboxError;
 use super::protocol::{ADOPTED, MESSAGE, Report, START, decode};
 use super::resources;
 use crate::sys::cgroup::Cgroup;
-use crate::sys::{fds, pidfd, seqpacket};
+use crate::sys::{fds, freezer, pidfd, seqpacket};
 
 /// How a process ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,6 +45,8 @@ pub struct Guest {
     socket: Arc<AsyncFd<OwnedFd>>,
     cgroup: Cgroup,
     exit: watch::Receiver<Option<Exit>>,
+    /// SIGKILL was sent: nothing may stay frozen that would keep it from working.
+    killed: AtomicBool,
 }
 
 impl Guest {
@@ -82,6 +86,7 @@ impl Guest {
             socket,
             cgroup,
             exit,
+            killed: AtomicBool::new(false),
         })
     }
 
@@ -113,16 +118,81 @@ impl Guest {
         seqpacket::send(self.socket.get_ref(), START, &[])
     }
 
-    /// Sends `signal` through the pidfd.
+    /// The cgroup that it lives in.
+    pub fn cgroup(&self) -> &Cgroup {
+        &self.cgroup
+    }
+
+    /// Sends `signal` through the pidfd. SIGKILL also thaws the cgroup, where a frozen process of v1 would not take it;
+    /// all other signals wait until the container is resumed, as runc has it.
     ///
     /// # Errors
     ///
-    /// `ESRCH` when it has exited, `EINVAL` for a number that is no signal.
+    /// `ESRCH` when it has exited, `EINVAL` for a number that is no signal; what thawing says.
     pub fn kill(&self, signal: i32) -> io::Result<()> {
         if self.exit.borrow().is_some() {
             return Err(io::Error::from_raw_os_error(libc::ESRCH));
         }
-        pidfd::kill(self.handle.get_ref(), signal)
+        pidfd::kill(self.handle.get_ref(), signal)?;
+        if signal == libc::SIGKILL {
+            self.killed.store(true, Ordering::SeqCst);
+            freezer::thaw(&self.cgroup)?;
+        }
+        Ok(())
+    }
+
+    /// Sends `signal` to every process of the cgroup, this one first.
+    ///
+    /// # Errors
+    ///
+    /// As [`Guest::kill`].
+    pub fn kill_all(&self, signal: i32) -> io::Result<()> {
+        self.kill(signal)?;
+        for pid in self.cgroup.pids() {
+            let myself = u32::try_from(pid.as_raw_nonzero().get()) == Ok(self.pid);
+            // The pid of a process that has ended may be another's by now: what counts is who is in the cgroup while we
+            // hold its pidfd.
+            let Some(handle) = (!myself).then(|| pidfd::open(pid).ok()).flatten() else {
+                continue;
+            };
+            if self.cgroup.pids().contains(&pid) {
+                // One that ends by itself is what was wanted.
+                let _ = pidfd::kill(&handle, signal);
+            }
+        }
+        Ok(())
+    }
+
+    /// Freezes every process of the cgroup, two seconds at most. Blocks.
+    ///
+    /// # Errors
+    ///
+    /// What the cgroup's files say, `TimedOut` when a process does not freeze; then all run on.
+    pub fn freeze(&self) -> io::Result<()> {
+        let frozen = freezer::freeze(&self.cgroup);
+        if self.killed.load(Ordering::SeqCst) {
+            // The SIGKILL came first, and its thawing may have been for nothing.
+            freezer::thaw(&self.cgroup)?;
+        }
+        frozen
+    }
+
+    /// Lets every process of the cgroup run on.
+    ///
+    /// # Errors
+    ///
+    /// What the cgroup's files say.
+    pub fn thaw(&self) -> io::Result<()> {
+        freezer::thaw(&self.cgroup)
+    }
+
+    /// Changes the cgroup's limits; what `limits` leaves out stays. Blocks.
+    ///
+    /// # Errors
+    ///
+    /// What the controller says of a limit that it does not take, with the file and the value.
+    pub fn update(&self, limits: &LinuxResources) -> Result<(), String> {
+        resources::apply(&self.cgroup, limits)
     }
 
     /// Resolves when the process has exited; may be awaited by any number of callers, before and after.

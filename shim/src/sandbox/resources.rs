@@ -11,6 +11,7 @@ use libcgroups::stats::Stats;
 use oci_spec::runtime::LinuxResources;
 
 use crate::sys::cgroup::{Cgroup, Version};
+use crate::sys::oom;
 
 /// libcgroups' handle of a cgroup: it knows how limits and figures are spelled on v1 and v2.
 ///
@@ -51,9 +52,17 @@ pub fn apply(cgroup: &Cgroup, resources: &LinuxResources) -> Result<(), String> 
 /// When a file of the cgroup cannot be read.
 pub fn metrics(cgroup: &Cgroup) -> io::Result<(String, Vec<u8>)> {
     let stats = manager(cgroup)?.stats().map_err(io::Error::other)?;
+    // containerd 2.3 and later ask for them at exit code 137, for the reason OOMKilled.
+    let kills = oom::kills(cgroup)?;
     let (kind, bytes) = match cgroup.version {
-        Version::V1 => ("io.containerd.cgroups.v1.Metrics", version1(&stats).write_to_bytes()),
-        Version::V2 => ("io.containerd.cgroups.v2.Metrics", version2(&stats).write_to_bytes()),
+        Version::V1 => (
+            "io.containerd.cgroups.v1.Metrics",
+            version1(&stats, kills).write_to_bytes(),
+        ),
+        Version::V2 => (
+            "io.containerd.cgroups.v2.Metrics",
+            version2(&stats, kills).write_to_bytes(),
+        ),
     };
     Ok((kind.to_owned(), bytes.map_err(io::Error::other)?))
 }
@@ -63,7 +72,7 @@ fn figure(stats: &Stats, name: &str) -> u64 {
 }
 
 /// CPU times are nanoseconds on v1.
-fn version1(stats: &Stats) -> v1::Metrics {
+fn version1(stats: &Stats, kills: u64) -> v1::Metrics {
     let mut usage = v1::CPUUsage::new();
     usage.total = stats.cpu.usage.usage_total;
     usage.user = stats.cpu.usage.usage_user;
@@ -110,11 +119,14 @@ fn version1(stats: &Stats) -> v1::Metrics {
     metrics.cpu = MessageField::some(cpu);
     metrics.memory = MessageField::some(memory);
     metrics.pids = MessageField::some(pids);
+    let mut oom = v1::MemoryOomControl::new();
+    oom.oom_kill = kills;
+    metrics.memory_oom_control = MessageField::some(oom);
     metrics
 }
 
 /// CPU times are microseconds on v2; libcgroups gives them as the kernel does.
-fn version2(stats: &Stats) -> v2::Metrics {
+fn version2(stats: &Stats, kills: u64) -> v2::Metrics {
     let mut cpu = v2::CPUStat::new();
     cpu.usage_usec = stats.cpu.usage.usage_total;
     cpu.user_usec = stats.cpu.usage.usage_user;
@@ -140,6 +152,9 @@ fn version2(stats: &Stats) -> v2::Metrics {
     metrics.cpu = MessageField::some(cpu);
     metrics.memory = MessageField::some(memory);
     metrics.pids = MessageField::some(pids);
+    let mut events = v2::MemoryEvents::new();
+    events.oom_kill = kills;
+    metrics.memory_events = MessageField::some(events);
     metrics
 }
 
@@ -152,14 +167,21 @@ mod tests {
         let mut stats = Stats::default();
         stats.memory.memory.usage = 100;
         stats.memory.stats.insert("total_inactive_file".to_owned(), 40);
-        let memory = version1(&stats).memory.unwrap();
+        let memory = version1(&stats, 0).memory.unwrap();
         assert_eq!((memory.usage.usage, memory.total_inactive_file), (100, 40));
+    }
+
+    #[test]
+    fn oom_kills_stand_where_containerd_looks_for_the_reason() {
+        let stats = Stats::default();
+        assert_eq!(version1(&stats, 2).memory_oom_control.oom_kill, 2);
+        assert_eq!(version2(&stats, 2).memory_events.oom_kill, 2);
     }
 
     #[test]
     fn unified_cpu_time_is_in_microseconds() {
         let mut stats = Stats::default();
         stats.cpu.usage.usage_total = 5;
-        assert_eq!(version2(&stats).cpu.usage_usec, 5);
+        assert_eq!(version2(&stats, 0).cpu.usage_usec, 5);
     }
 }

@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 
+use super::freezer;
+
 /// Where cgroups are mounted (systemd's file-hierarchy(7)).
 pub const ROOT: &str = "/sys/fs/cgroup";
 
@@ -127,6 +129,30 @@ impl Cgroup {
         self.folders.iter().map(|folder| folder.join("cgroup.procs")).collect()
     }
 
+    /// The cgroup's file `name`, in the hierarchy that has it.
+    ///
+    /// # Errors
+    ///
+    /// `NotFound` when none has: the cgroup is gone, or its controller is not mounted.
+    pub fn file(&self, name: &str) -> io::Result<PathBuf> {
+        let mut paths = self.folders.iter().map(|folder| folder.join(name));
+        paths.find(|path| path.exists()).ok_or_else(|| {
+            io::Error::new(
+                io::ErrorKind::NotFound,
+                format!("the cgroup {} has no {name}", self.path.display()),
+            )
+        })
+    }
+
+    /// The number after `key` in the cgroup's flat keyed file `name`; nothing when it has no such line.
+    ///
+    /// # Errors
+    ///
+    /// What [`Cgroup::file`] and read(2) say.
+    pub fn figure(&self, name: &str, key: &str) -> io::Result<Option<u64>> {
+        Ok(figure(&fs::read_to_string(self.file(name)?)?, key))
+    }
+
     /// Every process in the cgroup; none when it is gone.
     pub fn pids(&self) -> Vec<Pid> {
         let mut pids: Vec<i32> = self
@@ -161,6 +187,8 @@ impl Cgroup {
                 // A process that ended in between is what we want.
                 let _ = kill_process(pid, Signal::KILL);
             }
+            // A frozen process of v1 takes its signal when it is thawed.
+            freezer::thaw(self)?;
             std::thread::sleep(Duration::from_millis(10));
         }
         Err(io::Error::new(
@@ -193,6 +221,12 @@ impl Cgroup {
         }
         Ok(())
     }
+}
+
+/// The number after `key` in the text of a flat keyed file (cgroup-v2 in the kernel's documentation).
+fn figure(text: &str, key: &str) -> Option<u64> {
+    text.lines()
+        .find_map(|line| line.strip_prefix(key)?.strip_prefix(' ')?.parse().ok())
 }
 
 /// A zombie still stands in `cgroup.procs` until its parent reaps it, but holds nothing.
@@ -231,10 +265,11 @@ fn inherit_cpuset(parent: &Path, child: &Path) -> io::Result<()> {
 }
 
 #[cfg(test)]
-mod tests {
+pub mod tests {
     use super::*;
 
-    fn hierarchy(name: &str, version: Version) -> (PathBuf, Hierarchies) {
+    /// A hierarchy that is a temporary folder; the test removes it.
+    pub fn hierarchy(name: &str, version: Version) -> (PathBuf, Hierarchies) {
         let root = std::env::temp_dir().join(format!("kubewasi-cgroup-{}-{name}", std::process::id()));
         fs::create_dir_all(&root).unwrap();
         (

@@ -11,14 +11,14 @@ use tracing::Instrument;
 use super::container::Container;
 use super::error::TaskError;
 use super::events::Facts;
-use super::phase::Move;
+use super::phase::{Move, Phase};
 use super::service::{Api, Node};
 use crate::bootstrap::bundle::{self, BundleError};
 use crate::bootstrap::delete::PID_FILE;
 use crate::compile::{Artifact, Profile};
 use crate::image::{self, Mount, Program};
+use crate::observe::oom::Kills;
 use crate::sandbox::plan::{self, Role};
-use crate::sandbox::process::Guest;
 use crate::stdio::streams::{self, Streams};
 
 /// What kind of CRI container it is, `sandbox` or `container` (containerd, internal/cri/annotations).
@@ -231,7 +231,15 @@ fn record(bundle: &Path, api: Api, sandbox: Option<&str>, address: &str) {
 /// Waits for the end of the process and tells of it.
 async fn watch(node: Arc<Node>, container: Arc<Container>) {
     let Ok(guest) = container.guest().cloned() else { return };
-    let exit = Guest::exited(&guest).await;
+    let kills = Kills::watch(guest.cgroup());
+    let exit = loop {
+        tokio::select! {
+            exit = guest.exited() => break exit,
+            () = kills.heard() => tell(&kills, &container, &node).await,
+        }
+    };
+    // The kernel counts a kill before it kills: containerd hears of it before the exit.
+    tell(&kills, &container, &node).await;
     match &exit.message {
         Some(message) => tracing::info!(code = exit.code, message, "container exited"),
         None => tracing::info!(code = exit.code, "container exited"),
@@ -239,6 +247,25 @@ async fn watch(node: Arc<Node>, container: Arc<Container>) {
     container.close_stdin();
     if let Err(error) = container.step(Move::Exit(exit), &node.events) {
         tracing::error!(%error, "an exit came twice");
+    }
+}
+
+/// Tells of the OOM kills that nobody was told of.
+async fn tell(kills: &Kills, container: &Container, node: &Node) {
+    let untold = kills.untold();
+    if untold == 0 {
+        return;
+    }
+    tracing::warn!(
+        kills = untold,
+        "the kernel killed a process of the container: its memory limit was reached"
+    );
+    // No event of a container comes before its start's.
+    container.until(|phase| *phase != Phase::Starting).await;
+    for _ in 0..untold {
+        if let Err(error) = container.step(Move::OutOfMemory, &node.events) {
+            tracing::error!(%error, "an OOM kill came after the exit");
+        }
     }
 }
 

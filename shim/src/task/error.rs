@@ -11,6 +11,7 @@ use crate::bootstrap::bundle::BundleError;
 use crate::compile::CompileError;
 use crate::image::ImageError;
 use crate::sandbox::control::SandboxError;
+use crate::sandbox::limits::LimitError;
 use crate::sandbox::plan::PlanError;
 use crate::stdio::streams::StreamError;
 
@@ -38,6 +39,11 @@ pub enum TaskError {
     Signal(u32),
     #[error("{0:?} is not a bundle's absolute path")]
     BundlePath(String),
+    #[error("the limits are {0:?}, they must be LinuxResources of the OCI runtime spec")]
+    LimitsType(String),
+    /// The kernel's word on one of them.
+    #[error("container {id}: cannot change its limits: {cause}")]
+    Limits { id: String, cause: String },
     #[error("{0} is not supported by io.containerd.wasi.v1 yet")]
     NotYet(String),
     /// As `NotYet`, in a Create.
@@ -57,6 +63,8 @@ pub enum TaskError {
     Compile(#[from] CompileError),
     #[error(transparent)]
     Plan(#[from] PlanError),
+    #[error(transparent)]
+    Limit(#[from] LimitError),
     #[error(transparent)]
     Sandbox(#[from] SandboxError),
     #[error("container {id}: cannot {act}: {cause}")]
@@ -80,6 +88,9 @@ impl TaskError {
             }
             TaskError::Signal(_)
             | TaskError::BundlePath(_)
+            | TaskError::LimitsType(_)
+            | TaskError::Limits { .. }
+            | TaskError::Limit(_)
             | TaskError::Bundle(_)
             | TaskError::Stream(_)
             | TaskError::Image(_)

@@ -4,7 +4,9 @@ use std::path::PathBuf;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use containerd_shim_protos::api;
-use containerd_shim_protos::events::task::{TaskCreate, TaskDelete, TaskExit, TaskIO, TaskStart};
+use containerd_shim_protos::events::task::{
+    TaskCreate, TaskDelete, TaskExit, TaskIO, TaskOOM, TaskPaused, TaskResumed, TaskStart,
+};
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use containerd_shim_protos::protobuf::well_known_types::timestamp::Timestamp;
 use containerd_shim_protos::protobuf::{MessageDyn, MessageField};
@@ -53,6 +55,27 @@ pub fn envelope(facts: &Facts, pid: u32, owed: &Owed, at: SystemTime) -> Envelop
                 ..TaskStart::default()
             };
             (topics::TASK_START_EVENT_TOPIC, any("TaskStart", &start))
+        }
+        Owed::Paused => {
+            let paused = TaskPaused {
+                container_id,
+                ..TaskPaused::default()
+            };
+            (topics::TASK_PAUSED_EVENT_TOPIC, any("TaskPaused", &paused))
+        }
+        Owed::Resumed => {
+            let resumed = TaskResumed {
+                container_id,
+                ..TaskResumed::default()
+            };
+            (topics::TASK_RESUMED_EVENT_TOPIC, any("TaskResumed", &resumed))
+        }
+        Owed::OutOfMemory => {
+            let oom = TaskOOM {
+                container_id,
+                ..TaskOOM::default()
+            };
+            (topics::TASK_OOM_EVENT_TOPIC, any("TaskOOM", &oom))
         }
         Owed::Exit(exit) => {
             let exit = TaskExit {
@@ -168,6 +191,9 @@ mod tests {
         let pair = |topic: &str, kind: &str| (topic.to_owned(), format!("containerd.events.{kind}"));
         assert_eq!(named(Owed::Create), pair("/tasks/create", "TaskCreate"));
         assert_eq!(named(Owed::Start), pair("/tasks/start", "TaskStart"));
+        assert_eq!(named(Owed::Paused), pair("/tasks/paused", "TaskPaused"));
+        assert_eq!(named(Owed::Resumed), pair("/tasks/resumed", "TaskResumed"));
+        assert_eq!(named(Owed::OutOfMemory), pair("/tasks/oom", "TaskOOM"));
         assert_eq!(named(Owed::Delete(exit())), pair("/tasks/delete", "TaskDelete"));
     }
 }

@@ -8,6 +8,7 @@
 pub mod answer;
 pub mod container;
 pub mod containers;
+pub mod control;
 pub mod create;
 pub mod error;
 pub mod events;

@@ -5,6 +5,8 @@
 //!    │           └──────────┼──────────────────────┘ ^
 //!    v                      v                        │
 //! Deleted            EndedEarly ── start is out ─────┘
+//!
+//! Running ─> Pausing ─> Paused ─> Resuming ─> Running       an exit stops it from each of them
 //! ```
 //!
 //! containerd relies on the order create < start < exit < delete: an exit that comes while a start is answered is held
@@ -24,6 +26,11 @@ pub enum Phase {
     /// It ended while its start was being answered.
     EndedEarly(Exit),
     Running,
+    /// Its cgroup is being frozen.
+    Pausing,
+    Paused,
+    /// Its cgroup is being thawed.
+    Resuming,
     Stopped(Exit),
     /// What it holds is being removed.
     Deleting(Exit),
@@ -44,6 +51,20 @@ pub enum Move {
     Started,
     /// The start could not be given.
     FailStart,
+    /// It is to be frozen.
+    Pause,
+    /// It is frozen.
+    Paused,
+    /// It could not be frozen and runs on.
+    FailPause,
+    /// It is to be thawed.
+    Resume,
+    /// It is thawed.
+    Resumed,
+    /// It could not be thawed.
+    FailResume,
+    /// The kernel killed one of its processes for want of memory.
+    OutOfMemory,
     Exit(Exit),
     /// What it holds is to be removed.
     Delete,
@@ -57,6 +78,9 @@ pub enum Move {
 pub enum Owed {
     Create,
     Start,
+    Paused,
+    Resumed,
+    OutOfMemory,
     Exit(Exit),
     Delete(Exit),
 }
@@ -80,8 +104,17 @@ impl Phase {
             (Phase::Creating, Move::Create) => (Phase::Created, vec![Owed::Create]),
             (Phase::Creating, Move::FailCreate) => (Phase::Deleted(None), vec![]),
             (Phase::Created, Move::Start) => (Phase::Starting, vec![]),
-            (Phase::Created | Phase::Running, Move::Exit(exit)) => {
+            (Phase::Created | Phase::Running | Phase::Pausing | Phase::Paused | Phase::Resuming, Move::Exit(exit)) => {
                 (Phase::Stopped(exit.clone()), vec![Owed::Exit(exit)])
+            }
+            (Phase::Running, Move::Pause) => (Phase::Pausing, vec![]),
+            (Phase::Pausing, Move::Paused) => (Phase::Paused, vec![Owed::Paused]),
+            (Phase::Pausing, Move::FailPause) => (Phase::Running, vec![]),
+            (Phase::Paused, Move::Resume) => (Phase::Resuming, vec![]),
+            (Phase::Resuming, Move::Resumed) => (Phase::Running, vec![Owed::Resumed]),
+            (Phase::Resuming, Move::FailResume) => (Phase::Paused, vec![]),
+            (Phase::Created | Phase::Running | Phase::Pausing | Phase::Paused | Phase::Resuming, Move::OutOfMemory) => {
+                (self.clone(), vec![Owed::OutOfMemory])
             }
             (Phase::Starting, Move::Started) => (Phase::Running, vec![Owed::Start]),
             (Phase::Starting, Move::FailStart) => (Phase::Created, vec![]),
@@ -115,6 +148,19 @@ impl Phase {
         }
     }
 
+    /// Whether its limits may be changed: while it has a process that has not ended.
+    pub fn may_update(&self) -> Result<(), InvalidMove> {
+        match self {
+            Phase::Created | Phase::Starting | Phase::Running | Phase::Pausing | Phase::Paused | Phase::Resuming => {
+                Ok(())
+            }
+            _ => Err(InvalidMove {
+                phase: self.name(),
+                attempt: "update",
+            }),
+        }
+    }
+
     /// Whether nothing more will happen to the process.
     pub fn over(&self) -> bool {
         matches!(self, Phase::Stopped(_) | Phase::Deleting(_) | Phase::Deleted(_))
@@ -127,6 +173,9 @@ impl Phase {
             Phase::Created => "created",
             Phase::Starting | Phase::EndedEarly(_) => "being started",
             Phase::Running => "running",
+            Phase::Pausing => "being paused",
+            Phase::Paused => "paused",
+            Phase::Resuming => "being resumed",
             Phase::Stopped(_) => "stopped",
             Phase::Deleting(_) => "being deleted",
             Phase::Deleted(_) => "deleted",
@@ -139,6 +188,9 @@ impl Move {
         match self {
             Move::Create | Move::FailCreate => "create",
             Move::Start | Move::Started | Move::FailStart => "start",
+            Move::Pause | Move::Paused | Move::FailPause => "pause",
+            Move::Resume | Move::Resumed | Move::FailResume => "resume",
+            Move::OutOfMemory => "tell an OOM kill of",
             Move::Exit(_) => "end",
             Move::Delete | Move::FailDelete | Move::Deleted => "delete",
         }
@@ -212,6 +264,57 @@ mod tests {
         );
     }
 
+    fn running(then: Vec<Move>) -> (Phase, Vec<Owed>) {
+        let (phase, owed) = walk([vec![Move::Create, Move::Start, Move::Started], then].concat());
+        assert_eq!(owed[..2], [Owed::Create, Owed::Start]);
+        (phase, owed[2..].to_vec())
+    }
+
+    #[test]
+    fn pausing_and_resuming_are_told_when_they_are_done() {
+        assert_eq!(running(vec![Move::Pause]), (Phase::Pausing, vec![]));
+        let (phase, owed) = running(vec![Move::Pause, Move::Paused, Move::Resume, Move::Resumed]);
+        assert_eq!((phase, owed), (Phase::Running, vec![Owed::Paused, Owed::Resumed]));
+        assert_eq!(running(vec![Move::Pause, Move::FailPause]), (Phase::Running, vec![]));
+        let (phase, owed) = running(vec![Move::Pause, Move::Paused, Move::Resume, Move::FailResume]);
+        assert_eq!((phase, owed), (Phase::Paused, vec![Owed::Paused]));
+    }
+
+    #[test]
+    fn a_container_that_is_paused_or_on_its_way_can_end() {
+        let ways = [
+            vec![Move::Pause],
+            vec![Move::Pause, Move::Paused],
+            vec![Move::Pause, Move::Paused, Move::Resume],
+        ];
+        for way in ways {
+            let (phase, owed) = running([way, vec![Move::Exit(exit(137))]].concat());
+            assert_eq!(
+                (phase, owed.last()),
+                (Phase::Stopped(exit(137)), Some(&Owed::Exit(exit(137))))
+            );
+        }
+        assert!(Phase::Stopped(exit(137)).step(Move::Paused).is_err());
+    }
+
+    #[test]
+    fn an_oom_kill_is_told_before_the_exit_and_changes_nothing() {
+        let (phase, owed) = running(vec![Move::OutOfMemory, Move::OutOfMemory, Move::Exit(exit(137))]);
+        assert_eq!(phase, Phase::Stopped(exit(137)));
+        assert_eq!(owed, [Owed::OutOfMemory, Owed::OutOfMemory, Owed::Exit(exit(137))]);
+        assert!(phase.step(Move::OutOfMemory).is_err());
+    }
+
+    #[test]
+    fn limits_change_only_while_there_is_a_process() {
+        for phase in [Phase::Created, Phase::Running, Phase::Paused] {
+            phase.may_update().unwrap();
+        }
+        let refused = Phase::Stopped(exit(0)).may_update().unwrap_err();
+        assert_eq!(refused.to_string(), "cannot update a container that is stopped");
+        assert!(Phase::Creating.may_update().is_err());
+    }
+
     #[test]
     fn a_failed_create_tells_nothing() {
         assert_eq!(walk(vec![Move::FailCreate]), (Phase::Deleted(None), vec![]));
@@ -260,6 +363,22 @@ mod tests {
         assert_eq!(
             refused(Phase::Stopped(exit(0)), Move::Exit(exit(1))),
             "cannot end a container that is stopped"
+        );
+        assert_eq!(
+            refused(Phase::Created, Move::Pause),
+            "cannot pause a container that is created"
+        );
+        assert_eq!(
+            refused(Phase::Paused, Move::Pause),
+            "cannot pause a container that is paused"
+        );
+        assert_eq!(
+            refused(Phase::Running, Move::Resume),
+            "cannot resume a container that is running"
+        );
+        assert_eq!(
+            refused(Phase::Paused, Move::Delete),
+            "cannot delete a container that is paused"
         );
         assert_eq!(
             refused(Phase::Deleted(None), Move::Create),

@@ -20,6 +20,7 @@ use ttrpc::asynchronous::{Service, TtrpcContext};
 
 use super::container::Container;
 use super::containers::Containers;
+use super::control;
 use super::create;
 use super::error::TaskError;
 use super::events::timestamp;
@@ -32,9 +33,6 @@ use crate::image::Images;
 use crate::sandbox::control::Launcher;
 use crate::sandbox::process::Exit;
 use crate::sandbox::record;
-
-/// The greatest signal number (signal(7), SIGRTMAX).
-const SIGNAL_MAX: u32 = 64;
 
 /// What all containers of the server share.
 pub struct Node {
@@ -232,25 +230,7 @@ impl Task for TaskService {
     async fn kill(&self, _: &TtrpcContext, request: KillRequest) -> ttrpc::Result<Empty> {
         let _answering = Answering::new(&self.node.requests);
         let container = self.container(&request.id, &request.exec_id)?;
-        let signal = i32::try_from(request.signal)
-            .ok()
-            .filter(|_| (1..=SIGNAL_MAX).contains(&request.signal))
-            .ok_or(TaskError::Signal(request.signal))?;
-        if container.phase().over() {
-            return Err(TaskError::Finished { id: request.id }.into());
-        }
-        // A container has one process, so `all` adds nothing.
-        container
-            .guest()?
-            .kill(signal)
-            .map_err(|cause| match cause.raw_os_error() {
-                Some(libc::ESRCH) => TaskError::Finished { id: request.id },
-                _ => TaskError::Io {
-                    id: request.id,
-                    act: "signal its process",
-                    cause,
-                },
-            })?;
+        control::kill(&container, request.signal, request.all)?;
         Ok(Empty::new())
     }
 
@@ -344,15 +324,28 @@ impl Task for TaskService {
     }
 
     async fn pause(&self, _: &TtrpcContext, request: PauseRequest) -> ttrpc::Result<Empty> {
-        Err(self.not_yet(&request.id, "pausing a container"))
+        let _answering = Answering::new(&self.node.requests);
+        let (node, container) = (self.node.clone(), self.container(&request.id, "")?);
+        let span = container.span.clone();
+        whole(async move { control::pause(&node, &container).await }.instrument(span)).await?;
+        Ok(Empty::new())
     }
 
     async fn resume(&self, _: &TtrpcContext, request: ResumeRequest) -> ttrpc::Result<Empty> {
-        Err(self.not_yet(&request.id, "resuming a container"))
+        let _answering = Answering::new(&self.node.requests);
+        let (node, container) = (self.node.clone(), self.container(&request.id, "")?);
+        let span = container.span.clone();
+        whole(async move { control::resume(&node, &container).await }.instrument(span)).await?;
+        Ok(Empty::new())
     }
 
     async fn update(&self, _: &TtrpcContext, request: UpdateTaskRequest) -> ttrpc::Result<Empty> {
-        Err(self.not_yet(&request.id, "updating a container's resources"))
+        let _answering = Answering::new(&self.node.requests);
+        let container = self.container(&request.id, "")?;
+        let span = container.span.clone();
+        let limits = request.resources.into_option().unwrap_or_default();
+        whole(async move { control::update(&container, limits).await }.instrument(span)).await?;
+        Ok(Empty::new())
     }
 
     async fn checkpoint(&self, _: &TtrpcContext, request: CheckpointTaskRequest) -> ttrpc::Result<Empty> {
@@ -366,6 +359,8 @@ fn state(container: &Container) -> StateResponse {
     let status = match &phase {
         Phase::Creating | Phase::Created | Phase::Starting | Phase::EndedEarly(_) => Status::CREATED,
         Phase::Running => Status::RUNNING,
+        Phase::Pausing => Status::PAUSING,
+        Phase::Paused | Phase::Resuming => Status::PAUSED,
         Phase::Stopped(_) | Phase::Deleting(_) | Phase::Deleted(_) => Status::STOPPED,
     };
     let facts = &container.facts;

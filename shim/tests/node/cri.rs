@@ -10,6 +10,7 @@ use serde_json::json;
 
 use crate::command::{Finished, eventually, run};
 use crate::containerd::{Node, Version};
+use crate::control;
 use crate::guests::{Probe, hack};
 use crate::image_builder::Image;
 
@@ -94,6 +95,17 @@ fn file(node: &Node, name: &str, value: &serde_json::Value) -> String {
 
 /// Runs a pod with one container of `image`, lets `check` look at it, and takes both away.
 fn with_pod(node: &Node, image: &str, command: &[&str], check: impl FnOnce(&str, &str)) {
+    with_limited_pod(node, image, command, &json!({}), check);
+}
+
+/// As [`with_pod`], with `limits` for the container: a LinuxContainerResources of CRI.
+fn with_limited_pod(
+    node: &Node,
+    image: &str,
+    command: &[&str],
+    limits: &serde_json::Value,
+    check: impl FnOnce(&str, &str),
+) {
     let logs = node.folder.join("pod-logs");
     fs::create_dir_all(&logs).unwrap();
     let pod = file(
@@ -114,7 +126,7 @@ fn with_pod(node: &Node, image: &str, command: &[&str], check: impl FnOnce(&str,
             "metadata": {"name": "main", "attempt": 0},
             "image": {"image": image}, "command": command, "log_path": "main.log",
             "envs": [{"key": "FROM_POD", "value": "yes"}],
-            "linux": {"security_context": {"namespace_options": {"network": 2}}},
+            "linux": {"security_context": {"namespace_options": {"network": 2}}, "resources": limits},
         }),
     );
     let sandbox = crictl(node, &["runp", "--runtime", "wasi", &pod])
@@ -170,6 +182,30 @@ on_every_containerd! {
                 assert!(log.contains("FROM_POD=yes"), "{probe:?}: {log}");
             });
         }
+    }
+
+    fn a_memory_limit_is_resized_in_place_and_an_oom_kill_is_the_reason(node) {
+        prepare(node);
+        let image = Image::with_files("limits", &[("/probe.wasm", &Probe::P1.bytes())]);
+        node.import_into(&image, "k8s.io").ok();
+        let limits = json!({"memory_limit_in_bytes": 64 << 20});
+        with_limited_pod(node, &image.name, &["/probe.wasm", "idle"], &limits, |id, _| {
+            let inspected: serde_json::Value =
+                serde_json::from_str(&crictl(node, &["inspect", id]).ok().stdout).unwrap();
+            let pid = u32::try_from(inspected["info"]["pid"].as_u64().unwrap()).unwrap();
+            let limit = || control::limit(pid, "memory", "memory.limit_in_bytes", "memory.max");
+            assert_eq!(limit(), (64 << 20).to_string());
+            for bytes in [(128 << 20).to_string(), (96 << 20).to_string()] {
+                crictl(node, &["update", "--memory", &bytes, id]).ok();
+                assert_eq!(limit(), bytes);
+            }
+        });
+        with_limited_pod(node, &image.name, &["/probe.wasm", "fill", "512"], &limits, |id, _| {
+            assert_eq!(exit_code(node, id), 137);
+            eventually("the reason is OOMKilled", Duration::from_secs(5), || {
+                crictl(node, &["inspect", id]).ok().stdout.contains("\"OOMKilled\"").then_some(())
+            });
+        });
     }
 
     fn an_ordinary_image_runs_in_a_pod_and_its_exit_code_is_seen(node) {

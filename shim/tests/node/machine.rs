@@ -145,6 +145,14 @@ pub fn sweep(mark: &str, before: &Machine) {
         // It may be gone already.
         let _ = kill_process(pid, Signal::KILL);
     }
+    // Frozen processes do not take it; the files of the other version and of other controllers are not there.
+    for path in cgroups(mark) {
+        for (file, thawed) in [("freezer.state", "THAWED"), ("cgroup.freeze", "0")] {
+            if path.join(file).exists() {
+                let _ = fs::write(path.join(file), thawed);
+            }
+        }
+    }
     eventually("killed processes are gone", Duration::from_secs(10), || {
         let left: Vec<i32> = shim_processes(mark)
             .into_iter()

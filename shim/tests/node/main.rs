@@ -54,6 +54,7 @@ mod server;
 
 mod bad_input;
 mod cache;
+mod control;
 mod cri;
 mod faults;
 mod harness;

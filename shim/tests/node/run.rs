@@ -123,7 +123,6 @@ on_every_containerd! {
         node.import(&image);
         let (id, _) = node.run(&image).args(&["/probe.wasm", "idle"]).detach();
         node.ctr(&["task", "exec", "--exec-id", "e", &id, "/probe.wasm"]).expect_refusal(&["not supported"]);
-        node.ctr(&["task", "pause", &id]).expect_refusal(&["not supported"]);
         node.remove(&id);
     }
 }

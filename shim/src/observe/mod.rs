@@ -1,0 +1,3 @@
+//! What is seen of a container from outside: the kills that the kernel does when memory ends.
+
+pub mod oom;

@@ -1,0 +1,114 @@
+//! What is done to a container's process while it lives: signals, pause and resume, new limits.
+
+use std::io;
+use std::sync::Arc;
+
+use containerd_shim_protos::protobuf::well_known_types::any::Any;
+
+use super::container::Container;
+use super::error::TaskError;
+use super::phase::Move;
+use super::service::Node;
+use crate::sandbox::limits;
+use crate::sandbox::process::Guest;
+
+/// The greatest signal number (signal(7), SIGRTMAX).
+const SIGNAL_MAX: u32 = 64;
+
+/// Sends a signal to the container's first process, or to `all`.
+pub fn kill(container: &Container, signal: u32, all: bool) -> Result<(), TaskError> {
+    let id = || container.facts.id.clone();
+    let number = i32::try_from(signal)
+        .ok()
+        .filter(|_| (1..=SIGNAL_MAX).contains(&signal))
+        .ok_or(TaskError::Signal(signal))?;
+    if container.phase().over() {
+        return Err(TaskError::Finished { id: id() });
+    }
+    let guest = container.guest()?;
+    let killed = if all {
+        guest.kill_all(number)
+    } else {
+        guest.kill(number)
+    };
+    killed.map_err(|cause| match cause.raw_os_error() {
+        Some(libc::ESRCH) => TaskError::Finished { id: id() },
+        _ => TaskError::Io {
+            id: id(),
+            act: "signal its process",
+            cause,
+        },
+    })
+}
+
+/// Freezes the container.
+pub async fn pause(node: &Node, container: &Container) -> Result<(), TaskError> {
+    container.step(Move::Pause, &node.events)?;
+    let frozen = on_guest(container, "freeze it", Guest::freeze).await;
+    settle(node, container, frozen, Move::Paused, Move::FailPause)?;
+    tracing::info!("container paused");
+    Ok(())
+}
+
+/// Lets a paused container run on.
+pub async fn resume(node: &Node, container: &Container) -> Result<(), TaskError> {
+    container.step(Move::Resume, &node.events)?;
+    let thawed = on_guest(container, "thaw it", Guest::thaw).await;
+    settle(node, container, thawed, Move::Resumed, Move::FailResume)?;
+    tracing::info!("container resumed");
+    Ok(())
+}
+
+/// Ends a change: `done`, or `failed` with the error. The process may have ended meanwhile, then that is the error.
+fn settle(
+    node: &Node,
+    container: &Container,
+    result: Result<(), TaskError>,
+    done: Move,
+    failed: Move,
+) -> Result<(), TaskError> {
+    match result {
+        Ok(()) => container.step(done, &node.events),
+        Err(error) => {
+            container.step(failed, &node.events)?;
+            tracing::warn!(%error, "the container stays as it was");
+            Err(error)
+        }
+    }
+}
+
+/// Changes the limits of the container's cgroup to the JSON LinuxResources in `limits`.
+pub async fn update(container: &Container, limits: Any) -> Result<(), TaskError> {
+    let id = || container.facts.id.clone();
+    container
+        .phase()
+        .may_update()
+        .map_err(|cause| TaskError::Phase { id: id(), cause })?;
+    // containerd's name of the type is `types.containerd.io/opencontainers/runtime-spec/1/LinuxResources`.
+    if limits.type_url.rsplit('/').next() != Some("LinuxResources") {
+        return Err(TaskError::LimitsType(limits.type_url));
+    }
+    let guest = container.guest()?.clone();
+    let resources = limits::read(&limits.value, guest.cgroup().version)?;
+    tokio::task::spawn_blocking(move || guest.update(&resources))
+        .await?
+        .map_err(|cause| TaskError::Limits { id: id(), cause })?;
+    tracing::info!("container updated");
+    Ok(())
+}
+
+/// Does what blocks to the process.
+async fn on_guest(
+    container: &Container,
+    act: &'static str,
+    work: impl FnOnce(&Guest) -> io::Result<()> + Send + 'static,
+) -> Result<(), TaskError> {
+    let guest: Arc<Guest> = container.guest()?.clone();
+    tokio::task::spawn_blocking(move || work(&guest))
+        .await?
+        .map_err(|cause| TaskError::Io {
+            id: container.facts.id.clone(),
+            act,
+            cause,
+        })
+}
