@@ -42,18 +42,18 @@ fn start_command(node: &Node, namespace: &str, id: &str, bundle: &Path) -> Comma
 
 /// A client of the server that `start` answers with.
 #[track_caller]
-fn connect(node: &Node, namespace: &str, id: &str, bundle: &Path) -> TaskClient {
+pub fn connect(node: &Node, namespace: &str, id: &str, bundle: &Path) -> TaskClient {
     let address = run(&mut start_command(node, namespace, id, bundle)).ok().stdout;
     TaskClient::new(Client::connect(address.trim()).unwrap())
 }
 
-fn context(node: &Node) -> Context {
+pub fn context(node: &Node) -> Context {
     let mut context = ttrpc::context::with_timeout(Duration::from_secs(20).as_nanos() as i64);
     context.add("containerd-namespace-ttrpc".into(), node.namespace.clone());
     context
 }
 
-fn create(id: &str, bundle: &Path) -> CreateTaskRequest {
+pub fn create(id: &str, bundle: &Path) -> CreateTaskRequest {
     CreateTaskRequest {
         id: id.into(),
         bundle: bundle.display().to_string(),
@@ -71,13 +71,13 @@ fn refusal<T: std::fmt::Debug>(result: ttrpc::Result<T>) -> (ttrpc::Code, String
 }
 
 /// Ends the node's server as an administrator would.
-fn end_server(node: &Node) {
+pub fn end_server(node: &Node) {
     let pid = rustix::process::Pid::from_raw(server::pid(node)).unwrap();
     rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
 }
 
 /// A bundle that runs the probe with `args`.
-fn probe_bundle(node: &Node, id: &str, args: &[&str]) -> PathBuf {
+pub fn probe_bundle(node: &Node, id: &str, args: &[&str]) -> PathBuf {
     let root = root_folder(node, &[("probe.wasm", &Probe::P1.bytes())]);
     let spec = spec(node, &root, &[&["/probe.wasm"], args].concat());
     bundle(node, id, Some(&serde_json::to_vec(&spec).unwrap()))
