@@ -4,7 +4,7 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use rustix::fs::Mode;
 use rustix::process::umask;
@@ -166,7 +166,8 @@ on_newest_containerd! {
         let hierarchy = ["/sys/fs/cgroup/pids", "/sys/fs/cgroup"].map(Path::new).into_iter().find(|path| path.exists());
         let folder = hierarchy.unwrap().join(path.trim_start_matches('/'));
         fs::create_dir_all(&folder).unwrap();
-        let mut process = Command::new("sleep").arg("600").spawn().unwrap();
+        // It bears the test's name, so that it is swept away when the test fails.
+        let mut process = Command::new("sh").args(["-c", "read line", &node.namespace]).stdin(Stdio::piped()).spawn().unwrap();
         fs::write(folder.join("cgroup.procs"), process.id().to_string()).unwrap();
 
         let root = root_folder(node, &[("probe.wasm", &Probe::P1.bytes())]);
