@@ -23,6 +23,7 @@ fn main() -> ExitCode {
     match command {
         Command::Launch => sandbox::launcher::run(),
         Command::Compile => compile::worker::run(),
+        Command::Sweep(record) => print(sandbox::record::sweep(&record).map(|()| Vec::new())),
         Command::Serve(folder) => task::server::run(&folder),
         Command::Start(flags) => print(bootstrap::start::run(&flags)),
         Command::Delete(flags) => print(bootstrap::delete::run(&flags)),

@@ -33,6 +33,8 @@ pub enum Command {
     Status,
     Launch,
     Compile,
+    /// What a `delete` had no time for: the text of a container's record.
+    Sweep(String),
 }
 
 /// Why a command line is refused.
@@ -52,6 +54,8 @@ pub enum ArgsError {
     Missing { command: &'static str, flag: &'static str },
     #[error("serve needs the folder of the server's settings")]
     NoFolder,
+    #[error("sweep needs the record of a container")]
+    NoRecord,
 }
 
 /// Reads the arguments behind argv\[0\]: flags with one dash or two, `-flag value` or `-flag=value`, then a command.
@@ -109,6 +113,7 @@ fn command(name: &str, flags: Flags, mut rest: impl Iterator<Item = String>) -> 
         "status" => Ok(Command::Status),
         "launch" => Ok(Command::Launch),
         "compile" => Ok(Command::Compile),
+        "sweep" => rest.next().map(Command::Sweep).ok_or(ArgsError::NoRecord),
         _ => Err(ArgsError::UnknownCommand(name.to_owned())),
     }
 }

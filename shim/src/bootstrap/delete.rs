@@ -6,7 +6,9 @@
 use std::env;
 use std::fs;
 use std::io;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
+use std::process::{Command as Process, Stdio};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use containerd_shim_protos::api::DeleteResponse;
@@ -116,10 +118,33 @@ fn bury(address: &str) -> Result<(), DeleteError> {
 }
 
 fn clean(bundle: &Path) -> Result<(), DeleteError> {
-    record::clean(bundle).map_err(|cause| DeleteError::Clean {
+    let cleaned = match record::clean(bundle) {
+        // Killed, but not gone yet: containerd does not wait for it, and removes the bundle.
+        Err(cause) if [io::ErrorKind::TimedOut, io::ErrorKind::ResourceBusy].contains(&cause.kind()) => {
+            sweep_later(bundle)
+        }
+        cleaned => cleaned,
+    };
+    cleaned.map_err(|cause| DeleteError::Clean {
         bundle: bundle.to_owned(),
         cause,
     })
+}
+
+fn sweep_later(bundle: &Path) -> io::Result<()> {
+    let Some(rest) = record::rest(bundle)? else {
+        return Ok(());
+    };
+    Process::new("/proc/self/exe")
+        .args(["sweep", &rest])
+        .env_clear()
+        .current_dir("/")
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .process_group(0)
+        .spawn()
+        .map(drop)
 }
 
 /// Nanoseconds since the epoch; 0 for a clock before it.

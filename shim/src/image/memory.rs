@@ -1,28 +1,89 @@
-//! Files in memory that nobody can change any more.
+//! Memory files: data handed to another process that neither side can change any more.
 
 use std::fs::File;
-use std::io::{self, Write};
+use std::io::{self, Read, Seek, Write};
+use std::os::fd::OwnedFd;
+use std::time::Duration;
 
-use rustix::fs::{MemfdFlags, SealFlags};
+use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
 
 use super::Digest;
 
-/// An empty memfd, closed on exec; `name` is only for people who look at /proc.
+/// An empty memory file; `name` is only for people who look at /proc.
+///
+/// # Errors
+///
+/// What memfd_create(2) says.
 pub fn file(name: &str) -> io::Result<File> {
-    let fd = rustix::fs::memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
+    let fd = memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
     Ok(File::from(fd))
 }
 
 /// From now on neither the bytes nor the size of `file` change.
+///
+/// # Errors
+///
+/// What fcntl(2) says; `EBUSY` when the file's pages are in use for more than a second.
 pub fn seal(file: &File) -> io::Result<()> {
-    let seals = SealFlags::WRITE | SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL;
-    Ok(rustix::fs::fcntl_add_seals(file, seals)?)
+    const TRIES: u32 = 20;
+    let seals = SealFlags::WRITE | SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL;
+    for _ in 0..TRIES {
+        match fcntl_add_seals(file, seals) {
+            // The kernel waits for pages that another processor has just written and holds on to, but not for long.
+            Err(rustix::io::Errno::BUSY) => std::thread::sleep(Duration::from_millis(50)),
+            result => return Ok(result?),
+        }
+    }
+    Ok(fcntl_add_seals(file, seals)?)
 }
 
-/// A sealed copy of `source`, its digest and its size in bytes.
+/// A memory file that holds `bytes`, sealed against every change.
+///
+/// # Errors
+///
+/// What memfd_create(2), write(2) and fcntl(2) say.
+pub fn sealed(name: &str, bytes: &[u8]) -> io::Result<OwnedFd> {
+    let mut file = file(name)?;
+    file.write_all(bytes)?;
+    file.rewind()?;
+    seal(&file)?;
+    Ok(file.into())
+}
+
+/// All bytes of a memory file, from its start.
+///
+/// # Errors
+///
+/// What lseek(2) and read(2) say.
+pub fn read(fd: OwnedFd) -> io::Result<Vec<u8>> {
+    let mut file = File::from(fd);
+    file.rewind()?;
+    let mut bytes = Vec::new();
+    file.read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+/// A sealed copy of `source`, its digest and its size in bytes: what is hashed is what is compiled.
+///
+/// # Errors
+///
+/// What read(2), write(2), memfd_create(2) and fcntl(2) say.
 pub fn copy(source: &File) -> io::Result<(File, Digest, u64)> {
     let mut copy = file("wasm")?;
     let (digest, size) = Digest::of_file(source, |piece| copy.write_all(piece))?;
     seal(&copy)?;
     Ok((copy, digest, size))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sealed_file_is_read_whole_and_refuses_writes() {
+        let fd = sealed("test", b"plan").unwrap();
+        let mut writer = File::from(fd.try_clone().unwrap());
+        assert_eq!(writer.write(b"x").unwrap_err().raw_os_error(), Some(libc::EPERM));
+        assert_eq!(read(fd).unwrap(), b"plan");
+    }
 }

@@ -16,8 +16,9 @@ use super::protocol::{ADOPTED, Report, START, cut, decode, encode};
 use super::root::{self, Contents};
 use crate::guest::warm::Warm;
 use crate::guest::{self, Outcome, Settings};
+use crate::image::memory;
 use crate::sys::fork::{Fork, exit, fork};
-use crate::sys::{credentials, fds, memfd, mounts, namespaces, seccomp, signals, standard};
+use crate::sys::{credentials, fds, mounts, namespaces, seccomp, signals, standard};
 
 /// The fds of one request, as the launcher received them, and the pipe for the guest's pid.
 pub struct Inheritance {
@@ -101,7 +102,7 @@ pub fn help(warm: &Warm, filters: &Filters, inheritance: Inheritance) -> ! {
 }
 
 fn enter(plan: OwnedFd) -> Result<Confinement, Failure> {
-    let bytes = memfd::read(plan).map_err(step("read the plan"))?;
+    let bytes = memory::read(plan).map_err(step("read the plan"))?;
     let confinement: Confinement = decode(&bytes).ok_or_else(|| step("read the plan")("it cannot be decoded"))?;
     for (kind, path) in &confinement.join {
         namespaces::join(*kind, path).map_err(step(format!("join the {kind:?} namespace {}", path.display())))?;

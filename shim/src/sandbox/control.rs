@@ -20,9 +20,10 @@ use super::protocol::{Answer, Command, MESSAGE, Report, decode, encode};
 use super::record::{self, Record};
 use super::resources;
 use crate::compile::Artifact;
+use crate::image::memory;
 use crate::stdio::Stdio;
 use crate::sys::cgroup::{self, Cgroup, Hierarchies};
-use crate::sys::{fds, memfd, seqpacket};
+use crate::sys::{fds, seqpacket};
 
 /// Why a process could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -155,7 +156,7 @@ impl Launcher {
             entrances: cgroup.entrances(),
             ..plan.confinement.clone()
         };
-        let text = memfd::sealed("plan", &encode(&confinement)).map_err(resource("plan"))?;
+        let text = memory::sealed("plan", &encode(&confinement)).map_err(resource("plan"))?;
         let null = || {
             std::fs::OpenOptions::new()
                 .read(true)

@@ -3,6 +3,7 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use rustix::process::Pid;
 use serde::{Deserialize, Serialize};
@@ -107,6 +108,36 @@ pub fn clean(bundle: &Path) -> io::Result<()> {
     }
 }
 
+/// The text of what is left of the container of `bundle`, for [`sweep`]: containerd removes the bundle.
+///
+/// # Errors
+///
+/// As [`Record::read`].
+pub fn rest(bundle: &Path) -> io::Result<Option<String>> {
+    match Record::read(bundle)? {
+        Some(record) => Ok(Some(serde_json::to_string(&record)?)),
+        None => Ok(None),
+    }
+}
+
+/// Waits for killed processes to be gone, which takes the kernel seconds when there are hundreds, and removes their
+/// cgroup.
+///
+/// # Errors
+///
+/// The last failure, after a minute.
+pub fn sweep(record: &str) -> io::Result<()> {
+    const PATIENCE: Duration = Duration::from_secs(60);
+    let record: Record = serde_json::from_str(record)?;
+    let end = Instant::now() + PATIENCE;
+    loop {
+        match record.cgroup.kill().and_then(|()| record.cgroup.remove()) {
+            Err(_) if Instant::now() < end => {}
+            result => return result,
+        }
+    }
+}
+
 /// Kills the process if it is still the one recorded. The pidfd is opened first, so the check holds for what it names.
 fn kill(pid: i32, start: u64) {
     let Some(pid) = Pid::from_raw(pid) else { return };
@@ -161,6 +192,18 @@ mod tests {
     #[test]
     fn a_process_with_a_reused_pid_is_left_alone() {
         kill(rustix::process::getpid().as_raw_nonzero().get(), 1);
+    }
+
+    #[test]
+    fn what_delete_had_no_time_for_is_swept_without_the_bundle() {
+        let bundle = bundle("rest");
+        let cgroup = Hierarchies::find(Path::new(crate::sys::cgroup::ROOT))
+            .unwrap()
+            .cgroup(Path::new("/kubewasi-test/never-made"));
+        Record::new(cgroup).write(&bundle).unwrap();
+        let rest = rest(&bundle).unwrap().unwrap();
+        fs::remove_dir_all(bundle).unwrap();
+        sweep(&rest).unwrap();
     }
 
     #[test]

@@ -5,7 +5,6 @@ pub mod cgroup;
 pub mod credentials;
 pub mod fds;
 pub mod fork;
-pub mod memfd;
 pub mod mounts;
 pub mod namespaces;
 pub mod pidfd;

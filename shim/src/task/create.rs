@@ -100,10 +100,10 @@ impl Drop for Unfinished<'_> {
 
 async fn make(node: &Node, container: &Container, api: Api, request: &CreateTaskRequest) -> Result<(), TaskError> {
     if request.terminal {
-        return Err(TaskError::NotYet("a terminal".to_owned()));
+        return Err(TaskError::CannotCreateYet("a terminal".to_owned()));
     }
     if !request.checkpoint.is_empty() {
-        return Err(TaskError::NotYet("starting from a checkpoint".to_owned()));
+        return Err(TaskError::CannotCreateYet("starting from a checkpoint".to_owned()));
     }
     let facts = &container.facts;
     let spec = read(&facts.bundle).await?;

@@ -40,6 +40,9 @@ pub enum TaskError {
     BundlePath(String),
     #[error("{0} is not supported by io.containerd.wasi.v1 yet")]
     NotYet(String),
+    /// As `NotYet`, in a Create.
+    #[error("{0} is not supported by io.containerd.wasi.v1 yet")]
+    CannotCreateYet(String),
     #[error("native containers are not supported yet: {entry_point} is not a wasm binary")]
     Native { entry_point: String },
     #[error("the server is shutting down")]
@@ -81,8 +84,12 @@ impl TaskError {
             | TaskError::Stream(_)
             | TaskError::Image(_)
             | TaskError::Compile(_)
-            | TaskError::Plan(_) => Code::INVALID_ARGUMENT,
-            TaskError::NotYet(_) | TaskError::Native { .. } => Code::UNIMPLEMENTED,
+            | TaskError::Plan(_)
+            // Never UNIMPLEMENTED: containerd 2.x takes that from a Create to mean the API's version, and asks again in
+            // the older one (core/runtime/v2/task_manager.go), by when an idle server may be ending.
+            | TaskError::CannotCreateYet(_)
+            | TaskError::Native { .. } => Code::INVALID_ARGUMENT,
+            TaskError::NotYet(_) => Code::UNIMPLEMENTED,
             TaskError::ShuttingDown => Code::UNAVAILABLE,
             TaskError::GivenUp(_) => Code::CANCELLED,
             TaskError::Sandbox(_) | TaskError::Io { .. } | TaskError::Panicked(_) => Code::INTERNAL,
@@ -151,6 +158,10 @@ mod tests {
         );
         assert_eq!(status(TaskError::Signal(99)).0, Code::INVALID_ARGUMENT);
         assert_eq!(status(TaskError::NotYet("exec".into())).0, Code::UNIMPLEMENTED);
+        assert_eq!(
+            status(TaskError::CannotCreateYet("a terminal".into())).0,
+            Code::INVALID_ARGUMENT
+        );
     }
 
     #[test]

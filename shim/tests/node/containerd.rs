@@ -5,7 +5,7 @@ use std::panic::{self, AssertUnwindSafe};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{PoisonError, RwLock};
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -51,15 +51,26 @@ pub struct Node {
     daemon: Option<Child>,
 }
 
-/// Tests take turns: each looks at the whole machine before and after.
-static TURN: Mutex<()> = Mutex::new(());
+/// Tests share the machine, each with a shim binary of its own, by which its processes are known; those that load the
+/// machine have it alone.
+static TURN: RwLock<()> = RwLock::new(());
 
 impl Node {
     /// Runs `scenario` on a fresh containerd of `version`, then checks that nothing is left on the machine.
     pub fn with(version: Version, scenario: impl FnOnce(&mut Node)) {
-        let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+        let _turn = TURN.read().unwrap_or_else(PoisonError::into_inner);
+        Node::play(version, scenario);
+    }
+
+    /// As [`Node::with`], with no other test beside it.
+    pub fn alone(version: Version, scenario: impl FnOnce(&mut Node)) {
+        let _turn = TURN.write().unwrap_or_else(PoisonError::into_inner);
+        Node::play(version, scenario);
+    }
+
+    fn play(version: Version, scenario: impl FnOnce(&mut Node)) {
         static NEXT: AtomicU32 = AtomicU32::new(0);
-        let mark = format!("kwn{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        let mark = format!("kwn{}-{:03}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
         let mut node = Node {
             version,
             folder: Path::new("/tmp").join(&mark),
@@ -68,7 +79,11 @@ impl Node {
             with_cri: false,
             daemon: None,
         };
-        fs::create_dir(&node.folder).unwrap();
+        fs::create_dir_all(node.shim().parent().unwrap()).unwrap();
+        if fs::hard_link(SHIM, node.shim()).is_err() {
+            // Another file system.
+            fs::copy(SHIM, node.shim()).unwrap();
+        }
         node.configure("idle_timeout = 0");
         let before = Machine::look(&node.namespace);
         node.start();
@@ -118,6 +133,11 @@ impl Node {
         self.folder.join("options.toml")
     }
 
+    /// The shim binary that this node's containerd finds.
+    pub fn shim(&self) -> PathBuf {
+        self.folder.join("bin/containerd-shim-wasi-v1")
+    }
+
     /// The artifact cache of this node's servers.
     pub fn cache(&self) -> PathBuf {
         self.folder.join("cache")
@@ -159,7 +179,8 @@ impl Node {
             .append(true)
             .open(self.folder.join("containerd.log"))
             .unwrap();
-        let shim_folder = Path::new(SHIM).parent().unwrap();
+        let shim = self.shim();
+        let shim_folder = shim.parent().unwrap();
         let path = format!(
             "{}:{}:/usr/sbin:/usr/bin:/sbin:/bin",
             shim_folder.display(),

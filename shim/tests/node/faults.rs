@@ -5,7 +5,6 @@ use std::time::Duration;
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::command::{eventually, run};
-use crate::containerd::SHIM;
 use crate::guests::Probe;
 use crate::image_builder::Image;
 use crate::server;
@@ -76,7 +75,7 @@ on_every_containerd! {
     fn delete_for_an_id_that_never_was_is_fine(node) {
         let bundle = node.folder.join("never");
         std::fs::create_dir(&bundle).unwrap();
-        let mut delete = std::process::Command::new(SHIM);
+        let mut delete = std::process::Command::new(node.shim());
         delete.args(["-namespace", &node.namespace, "-address"]).arg(node.socket())
             .args(["-publish-binary", "/usr/bin/containerd", "-id", "never", "-bundle"]).arg(&bundle)
             .arg("delete").current_dir(&bundle);

@@ -39,6 +39,7 @@ fn image(node: &Node) -> Image {
 }
 
 on_every_containerd! {
+    alone
     fn two_hundred_containers_by_twenty_clients_need_one_server(node) {
         node.configure("idle_timeout = 2");
         let image = image(node);

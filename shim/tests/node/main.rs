@@ -12,7 +12,13 @@
 
 /// Makes one test a containerd version of a function that is given a running [`containerd::Node`].
 macro_rules! on_every_containerd {
-    ($(fn $name:ident($node:ident) $body:block)*) => {
+    (alone $($tests:tt)*) => {
+        on_every_containerd! { @ alone $($tests)* }
+    };
+    (fn $($tests:tt)*) => {
+        on_every_containerd! { @ with fn $($tests)* }
+    };
+    (@ $how:ident $(fn $name:ident($node:ident) $body:block)*) => {
         $(
             mod $name {
                 #[allow(unused_imports, reason = "not every test needs all that its file imports")]
@@ -22,17 +28,17 @@ macro_rules! on_every_containerd {
 
                 #[test]
                 fn on_1_6() {
-                    $crate::containerd::Node::with($crate::containerd::Version::V1_6, scenario);
+                    $crate::containerd::Node::$how($crate::containerd::Version::V1_6, scenario);
                 }
 
                 #[test]
                 fn on_1_7() {
-                    $crate::containerd::Node::with($crate::containerd::Version::V1_7, scenario);
+                    $crate::containerd::Node::$how($crate::containerd::Version::V1_7, scenario);
                 }
 
                 #[test]
                 fn on_2_4() {
-                    $crate::containerd::Node::with($crate::containerd::Version::V2_4, scenario);
+                    $crate::containerd::Node::$how($crate::containerd::Version::V2_4, scenario);
                 }
             }
         )*

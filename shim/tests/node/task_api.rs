@@ -14,7 +14,7 @@ use ttrpc::context::Context;
 
 use crate::command::{Running, run};
 use crate::container::{root_folder, spec};
-use crate::containerd::{Node, SHIM};
+use crate::containerd::Node;
 use crate::guests::Probe;
 use crate::server;
 
@@ -30,7 +30,7 @@ fn bundle(node: &Node, id: &str, config: Option<&[u8]>) -> PathBuf {
 
 /// `start` as containerd 1.6 runs it.
 fn start_command(node: &Node, namespace: &str, id: &str, bundle: &Path) -> Command {
-    let mut command = Command::new(SHIM);
+    let mut command = Command::new(node.shim());
     command
         .args(["-namespace", namespace, "-address"])
         .arg(node.socket())
@@ -158,7 +158,7 @@ on_every_containerd! {
         let client = connect(node, &node.namespace, "terminal", &bundle);
         let request = CreateTaskRequest { terminal: true, ..create("terminal", &bundle) };
         let (code, message) = refusal(client.create(context(node), &request));
-        assert_eq!(code, ttrpc::Code::UNIMPLEMENTED);
+        assert_eq!(code, ttrpc::Code::INVALID_ARGUMENT);
         assert!(message.contains("terminal"), "{message}");
         end_server(node);
     }
