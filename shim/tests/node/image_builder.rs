@@ -100,6 +100,20 @@ impl Image {
         self.layer(TAR, None, &layer)
     }
 
+    /// Adds a tar layer with one symlink.
+    pub fn symlink(self, name: &str, target: &str) -> Image {
+        let mut archive = tar::Builder::new(Vec::new());
+        let mut header = tar::Header::new_gnu();
+        header.set_entry_type(tar::EntryType::Symlink);
+        header.set_size(0);
+        header.set_mode(0o777);
+        archive
+            .append_link(&mut header, name.trim_start_matches('/'), target)
+            .unwrap();
+        let layer = archive.into_inner().unwrap();
+        self.layer(TAR, None, &layer)
+    }
+
     pub fn layer(mut self, media_type: &str, title: Option<&str>, bytes: &[u8]) -> Image {
         let annotations = title
             .map(|title| ("org.opencontainers.image.title".to_owned(), title.to_owned()))

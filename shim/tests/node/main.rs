@@ -1,6 +1,7 @@
 //! Node tests: the shim under real containerd daemons, each private to its test.
 //!
-//! Every test runs for each containerd version of [`containerd::Version`]; `cargo test --test node on_1_6` picks one.
+//! A test in which containerd has a part runs for each version of [`containerd::Version`]; `cargo test --test node on_1_6`
+//! picks one.
 //! Tests need root and take turns, since each compares the machine before and after (see [`machine`]).
 
 #![allow(clippy::unwrap_used, reason = "in a test a failed unwrap is the report")]
@@ -44,6 +45,21 @@ macro_rules! on_every_containerd {
     };
 }
 
+/// Makes a test of a function that is given a running [`containerd::Node`] of the newest version: for what containerd has
+/// no part in.
+macro_rules! on_newest_containerd {
+    ($(fn $name:ident($node:ident) $body:block)*) => {
+        $(
+            #[test]
+            fn $name() {
+                fn scenario($node: &mut $crate::containerd::Node) $body
+
+                $crate::containerd::Node::with($crate::containerd::Version::V2_4, scenario);
+            }
+        )*
+    };
+}
+
 mod command;
 mod container;
 mod containerd;
@@ -54,9 +70,11 @@ mod server;
 
 mod bad_input;
 mod cache;
+mod confinement;
 mod control;
 mod cri;
 mod faults;
+mod forks;
 mod harness;
 mod images;
 mod load;
@@ -64,3 +82,4 @@ mod run;
 mod sandbox;
 mod stdio;
 mod task_api;
+mod volumes;

@@ -18,7 +18,7 @@ fn probe() -> Image {
 }
 
 /// A line of /proc/<pid>/status, without its name.
-fn status(pid: u32, name: &str) -> String {
+pub fn status(pid: u32, name: &str) -> String {
     let all = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     let line = all.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
     line.unwrap_or_else(|| panic!("no {name} in {all}"))
@@ -48,7 +48,7 @@ fn holders(name: &str) -> Vec<u32> {
 }
 
 /// Starts an idle guest of the spec that `edit` makes.
-fn idle(node: &Node, edit: impl FnOnce(&mut serde_json::Value)) -> (String, u32) {
+pub fn idle(node: &Node, edit: impl FnOnce(&mut serde_json::Value)) -> (String, u32) {
     let root = root_folder(node, &[("probe.wasm", &Probe::P1.bytes())]);
     let mut spec = spec(node, &root, &["/probe.wasm", "idle"]);
     edit(&mut spec);
