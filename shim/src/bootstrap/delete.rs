@@ -19,6 +19,7 @@ use super::args::Flags;
 use super::bundle;
 use super::control::{self, ControlError, Exit, Reply, Request};
 use super::folder::{self, Lock};
+use crate::compile::confine;
 use crate::sandbox::record;
 
 /// 128 + SIGKILL: what containerd is told of a container whose end nobody saw.
@@ -92,7 +93,7 @@ fn ask_server(flags: &Flags, bundle: &Path, address: Option<&str>) -> Result<Opt
     }
 }
 
-/// Removes the folder and the sockets of a server that was killed, unless a new one lives there by now.
+/// Removes the folder, the sockets and the workers' cgroups of a server that was killed, unless a new one lives there by now.
 fn bury(address: &str) -> Result<(), DeleteError> {
     let Some(folder) = folder::of_address(address).filter(|folder| folder.exists()) else {
         return Ok(());
@@ -114,6 +115,7 @@ fn bury(address: &str) -> Result<(), DeleteError> {
             _ => {}
         }
     }
+    confine::sweep();
     lock.remove().map_err(failed)
 }
 

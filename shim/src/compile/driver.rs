@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
+use super::confine::Confine;
 use super::worker::{EXHAUSTED, Job, Outcome};
 use super::{Profile, World};
 use crate::image::memory;
@@ -23,6 +24,8 @@ pub struct Driver {
     pub timeout: Duration,
     /// In bytes.
     pub memory: u64,
+    /// Workers get a cgroup of their own.
+    pub confined: bool,
 }
 
 /// Why a worker made no artifact.
@@ -38,6 +41,8 @@ pub enum WorkerError {
     Signal(i32),
     #[error("the compile worker failed: {0}")]
     Broken(String),
+    #[error("the compile worker's cgroup could not be made: {0}")]
+    Cgroup(#[source] io::Error),
     #[error("starting the compile worker failed: {0}")]
     Start(#[source] io::Error),
 }
@@ -63,6 +68,11 @@ impl Driver {
             memory: self.memory,
             seconds,
         };
+        let confine = if self.confined {
+            Some(Confine::new(self.memory).map_err(WorkerError::Cgroup)?)
+        } else {
+            None
+        };
         let mut child = Command::new(&self.program)
             .arg0("containerd-shim-wasi-v1")
             .args(job.arguments())
@@ -74,10 +84,21 @@ impl Driver {
             .stderr(Stdio::piped())
             .spawn()
             .map_err(WorkerError::Start)?;
-        let (status, said) = self.finish(&mut child).map_err(WorkerError::Start)?;
+        // It waits for nothing: what it uses before it is moved is what any process uses to begin.
+        let moved = confine.iter().try_for_each(|confine| confine.enter(child.id()));
+        if moved.is_err() {
+            // It is reaped below.
+            let _ = child.kill();
+        }
+        let finished = self.finish(&mut child).map_err(WorkerError::Start);
+        moved.map_err(WorkerError::Cgroup)?;
+        let (status, said) = finished?;
         let Some(status) = status else {
             return Err(WorkerError::Timeout(self.timeout));
         };
+        if status.signal() == Some(libc::SIGKILL) && confine.as_ref().is_some_and(Confine::ran_out) {
+            return Err(WorkerError::Memory(self.memory));
+        }
         let world = self.verdict(status, &said)?;
         memory::seal(&output).map_err(|error| WorkerError::Broken(error.to_string()))?;
         Ok((output, world))
@@ -167,6 +188,7 @@ mod tests {
             program,
             timeout: Duration::from_millis(400),
             memory: 64 << 20,
+            confined: false,
         }
     }
 
@@ -226,6 +248,7 @@ mod tests {
             program: "/no/such/program".into(),
             timeout: Duration::from_secs(1),
             memory: 1 << 20,
+            confined: false,
         };
         let input = memory::file("input").expect("memfd");
         assert!(matches!(

@@ -22,6 +22,7 @@ use crate::image::{Digest, Images, Source, Wasm};
 
 pub mod artifact;
 mod cache;
+pub mod confine;
 mod driver;
 pub mod engine;
 pub mod keeper;
@@ -139,10 +140,13 @@ impl Artifacts {
     /// Opens the cache, making its folder when it is missing. A folder that cannot be used is no error: artifacts are
     /// compiled anew each time, with a warning, until it can.
     pub fn open(settings: Settings) -> Result<Artifacts, CompileError> {
-        Artifacts::open_with(settings, PathBuf::from("/proc/self/exe"))
+        confine::sweep();
+        let mut artifacts = Artifacts::open_with(settings, PathBuf::from("/proc/self/exe"))?;
+        artifacts.driver.confined = true;
+        Ok(artifacts)
     }
 
-    /// As [`Artifacts::open`], with workers that run `program`.
+    /// As [`Artifacts::open`], with workers that run `program`, without cgroups of their own.
     pub fn open_with(settings: Settings, program: PathBuf) -> Result<Artifacts, CompileError> {
         let compatibility = |profile| {
             Compatibility::of(profile).map_err(|error| CompileError::Engine {
@@ -154,6 +158,7 @@ impl Artifacts {
                 program,
                 timeout: settings.timeout,
                 memory: settings.memory,
+                confined: false,
             },
             command: compatibility(Profile::Command)?,
             service: compatibility(Profile::Service)?,

@@ -74,6 +74,22 @@ impl Hierarchies {
         })
     }
 
+    /// Those of the hierarchies that have one of `controllers`; the unified one has all.
+    pub fn with(mut self, controllers: &[&str]) -> Hierarchies {
+        if self.version == Version::V1 {
+            self.mounts.retain(|mount| {
+                let name = mount.file_name().unwrap_or_default().to_string_lossy();
+                name.split(',').any(|controller| controllers.contains(&controller))
+            });
+        }
+        self
+    }
+
+    /// Where the hierarchies are mounted.
+    pub fn roots(&self) -> &[PathBuf] {
+        &self.mounts
+    }
+
     /// The cgroup at `path` below each hierarchy; nothing is made.
     pub fn cgroup(&self, path: &Path) -> Cgroup {
         let below = path.strip_prefix("/").unwrap_or(path);

@@ -72,6 +72,26 @@ on_every_containerd! {
         std::fs::remove_dir_all(node.folder.join("fifo")).unwrap();
     }
 
+    fn a_compile_worker_has_a_cgroup_of_its_own_which_goes_with_it_also_when_the_server_is_killed(node) {
+        let image = Image::with_files("slow", &[("/slow.wasm", &crate::bad_input::slow_to_compile())]);
+        node.import(&image);
+        node.configure("idle_timeout = 0\ncompile_timeout = 20");
+        let client = node.run(&image).spawn();
+        let group = eventually("the compiler runs in its cgroup", Duration::from_secs(20), || {
+            let worker = server::pids_of(node, "compile").first().copied()?;
+            let groups = std::fs::read_to_string(format!("/proc/{worker}/cgroup")).ok()?;
+            let name = groups.lines().find_map(|line| Some(line.split_once("/kubewasi-compile-")?.1.to_owned()))?;
+            let roots = ["/sys/fs/cgroup/memory", "/sys/fs/cgroup"].map(std::path::Path::new);
+            roots.map(|root| root.join(format!("kubewasi-compile-{name}"))).into_iter().find(|path| path.exists())
+        });
+        let files = ["memory.limit_in_bytes", "memory.max"].map(|file| group.join(file));
+        let limit = files.iter().find_map(|file| std::fs::read_to_string(file).ok()).unwrap();
+        assert_eq!(limit.trim(), (1_u64 << 30).to_string());
+        kill_process(Pid::from_raw(server::pid(node)).unwrap(), Signal::KILL).unwrap();
+        client.wait();
+        eventually("the worker's cgroup is gone", Duration::from_secs(10), || (!group.exists()).then_some(()));
+    }
+
     fn delete_for_an_id_that_never_was_is_fine(node) {
         let bundle = node.folder.join("never");
         std::fs::create_dir(&bundle).unwrap();
