@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use crate::sys::cgroup::{self, Cgroup, Hierarchies, Version};
+use crate::sys::oom;
 
 /// Every worker's cgroup begins so, at the root of its hierarchies: a server that was killed leaves some behind.
 const PREFIX: &str = "kubewasi-compile-";
@@ -57,11 +58,7 @@ impl Confine {
 
     /// Whether the kernel has ended the worker because its memory was used up.
     pub fn ran_out(&self) -> bool {
-        let file = match self.0.version {
-            Version::V1 => "memory.oom_control",
-            Version::V2 => "memory.events",
-        };
-        matches!(self.0.figure(file, "oom_kill"), Ok(Some(kills)) if kills > 0)
+        matches!(oom::kills(&self.0), Ok(kills) if kills > 0)
     }
 }
 
