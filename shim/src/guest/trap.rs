@@ -19,14 +19,16 @@ pub fn outcome(error: &wasmtime::Error) -> Outcome {
     match error.downcast_ref::<I32Exit>() {
         // What exit(3) keeps of a code.
         Some(I32Exit(code)) => Outcome::Exit(code & 0xff),
-        None => Outcome::Trap(format!("{error:?}")),
+        None if error.is::<wasmtime::Trap>() => Outcome::Trap(format!("wasm trap: {error:?}")),
+        // Not the program's own doing: its root could not be opened, say.
+        None => Outcome::Trap(format!("the program could not run: {error:?}")),
     }
 }
 
 /// Tells a trap's message to those who look: on stderr, and in the termination log where there is an empty one.
 pub fn tell(message: &str) {
     // A reader that is gone must not keep the guest from ending.
-    let _ = writeln!(std::io::stderr(), "wasm trap: {message}");
+    let _ = writeln!(std::io::stderr(), "{message}");
     let log = Path::new(TERMINATION_LOG);
     if fs::metadata(log).is_ok_and(|metadata| metadata.is_file() && metadata.len() == 0)
         && let Ok(mut file) = OpenOptions::new().write(true).open(log)
@@ -53,6 +55,16 @@ mod tests {
     #[test]
     fn a_trap_keeps_its_message() {
         let error = wasmtime::Error::from(wasmtime::Trap::UnreachableCodeReached);
-        assert!(matches!(outcome(&error), Outcome::Trap(message) if message.contains("unreachable")));
+        let is_told = |message: &str| message.starts_with("wasm trap: ") && message.contains("unreachable");
+        assert!(matches!(outcome(&error), Outcome::Trap(message) if is_told(&message)));
+    }
+
+    #[test]
+    fn what_is_no_trap_is_not_called_one() {
+        let error = wasmtime::Error::msg("Permission denied");
+        assert_eq!(
+            outcome(&error),
+            Outcome::Trap("the program could not run: Permission denied".to_owned())
+        );
     }
 }
