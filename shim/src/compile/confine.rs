@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use crate::sys::cgroup::{self, Cgroup, Hierarchies, Version};
 use crate::sys::oom;
+use crate::sys::stat::Stat;
 
 /// Every worker's cgroup begins so, at the root of its hierarchies: a server that was killed leaves some behind.
 const PREFIX: &str = "kubewasi-compile-";
@@ -104,11 +105,7 @@ fn server(name: &str) -> Option<u32> {
 }
 
 fn lives(pid: u32) -> bool {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat"));
-    stat.is_ok_and(|stat| {
-        stat.rsplit_once(") ")
-            .is_some_and(|(_, rest)| !rest.starts_with(['Z', 'X']))
-    })
+    Stat::of(pid).is_ok_and(|stat| !stat.is_zombie())
 }
 
 #[cfg(test)]

@@ -8,6 +8,8 @@ use std::time::Duration;
 use rustix::process::{Pid, WaitOptions, getpid, waitpid};
 use tokio::time::sleep;
 
+use crate::sys::stat::Stat;
+
 /// A process that is still a zombie after so long has no watcher: theirs reap at once.
 const PATIENCE: Duration = Duration::from_secs(1);
 
@@ -63,36 +65,31 @@ fn zombies() -> Vec<i32> {
     let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
     let numbers = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
     numbers
-        .filter(|pid| {
-            let stat = fs::read_to_string(format!("/proc/{pid}/stat"));
-            stat.is_ok_and(|stat| is_orphan(&stat, own))
-        })
+        .filter(|pid| Stat::of(pid).is_ok_and(|stat| is_orphan(&stat, own)))
         .collect()
 }
 
-/// Whether proc(5)'s `stat` shows a zombie child of `parent` that the launcher forked.
-fn is_orphan(stat: &str, parent: i32) -> bool {
-    let Some((before, after)) = stat.rsplit_once(") ") else {
-        return false;
-    };
-    let mut fields = after.split(' ');
-    let zombie = fields.next() == Some("Z");
-    let child = fields.next().and_then(|field| field.parse().ok()) == Some(parent);
-    zombie && child && before.split_once('(').is_some_and(|(_, name)| name.starts_with("wasi"))
+/// Whether it is a zombie child of `parent` that the launcher forked.
+fn is_orphan(stat: &Stat, parent: i32) -> bool {
+    stat.is_zombie() && stat.parent() == Some(parent) && stat.name().is_some_and(|name| name.starts_with("wasi"))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn orphan(stat: &str, parent: i32) -> bool {
+        is_orphan(&Stat::from(stat.to_owned()), parent)
+    }
+
     #[test]
     fn only_zombies_that_the_launcher_forked_are_orphans() {
-        assert!(is_orphan("7 (wasi-launcher) Z 3 7 7", 3));
-        assert!(is_orphan("7 (wasi:a) b) Z 3 7 7", 3));
-        assert!(!is_orphan("7 (wasi:a) S 3 7 7", 3), "it lives");
-        assert!(!is_orphan("7 (wasi:a) Z 4 7 7", 3), "another's child");
+        assert!(orphan("7 (wasi-launcher) Z 3 7 7", 3));
+        assert!(orphan("7 (wasi:a) b) Z 3 7 7", 3));
+        assert!(!orphan("7 (wasi:a) S 3 7 7", 3), "it lives");
+        assert!(!orphan("7 (wasi:a) Z 4 7 7", 3), "another's child");
         assert!(
-            !is_orphan("7 (exe) Z 3 7 7", 3),
+            !orphan("7 (exe) Z 3 7 7", 3),
             "a compile worker, which its driver waits for"
         );
     }

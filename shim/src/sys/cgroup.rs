@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 
+use super::stat::Stat;
+
 use super::freezer;
 
 /// Where cgroups are mounted (systemd's file-hierarchy(7)).
@@ -247,10 +249,7 @@ fn figure(text: &str, key: &str) -> Option<u64> {
 
 /// A zombie still stands in `cgroup.procs` until its parent reaps it, but holds nothing.
 fn is_zombie(pid: Pid) -> bool {
-    fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero())).map_or(true, |stat| {
-        stat.rsplit_once(") ")
-            .is_some_and(|(_, rest)| rest.starts_with(['Z', 'X']))
-    })
+    Stat::of(pid.as_raw_nonzero()).map_or(true, |stat| stat.is_zombie())
 }
 
 fn enable_controllers(folder: &Path) -> io::Result<()> {

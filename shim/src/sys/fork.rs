@@ -4,6 +4,8 @@ use std::io;
 
 use rustix::process::Pid;
 
+use super::stat::Stat;
+
 /// Which side of a fork this is.
 pub enum Fork {
     /// The parent, with the child's pid in the parent's pid namespace.
@@ -38,19 +40,14 @@ pub fn fork() -> io::Result<Fork> {
     }
 }
 
-/// The number of threads of this process, from proc(5)'s `num_threads` of `/proc/self/stat`.
+/// The number of threads of this process.
 ///
 /// # Errors
 ///
 /// When `/proc` is not there or not what proc(5) says.
 pub fn threads() -> io::Result<usize> {
-    let stat = std::fs::read_to_string("/proc/self/stat")?;
-    parse_threads(&stat).ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "/proc/self/stat has no num_threads"))
-}
-
-/// `num_threads` is field 20; the second field, the command in parentheses, may hold anything, so count after it.
-fn parse_threads(stat: &str) -> Option<usize> {
-    stat.rsplit_once(") ")?.1.split(' ').nth(17)?.parse().ok()
+    let invalid = || io::Error::new(io::ErrorKind::InvalidData, "/proc/self/stat has no num_threads");
+    Stat::own()?.threads().ok_or_else(invalid)
 }
 
 /// Ends the process now, without destructors or atexit handlers, as a forked child must.
@@ -65,12 +62,6 @@ pub fn exit(code: i32) -> ! {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn threads_are_counted_after_a_command_with_parentheses() {
-        let stat = "7 (a) b) S 1 7 7 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 3 0 99";
-        assert_eq!(parse_threads(stat), Some(3));
-    }
 
     #[test]
     fn fork_is_refused_while_a_second_thread_lives() {

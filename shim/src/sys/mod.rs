@@ -14,3 +14,4 @@ pub mod seccomp;
 pub mod seqpacket;
 pub mod signals;
 pub mod standard;
+pub mod stat;

@@ -5,6 +5,8 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal, waitid};
 
+use super::stat::Stat;
+
 /// Opens the process `pid`, non-blocking so that it can be polled.
 ///
 /// # Errors
@@ -59,6 +61,5 @@ pub fn reap(pidfd: impl AsFd) -> io::Result<Option<u32>> {
 
 /// The start time of `pid` in clock ticks since boot, field 22 of proc(5)'s stat: with the pid it names a process.
 pub fn start_time(pid: Pid) -> Option<u64> {
-    let stat = std::fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero())).ok()?;
-    stat.rsplit_once(") ")?.1.split(' ').nth(19)?.parse().ok()
+    Stat::of(pid.as_raw_nonzero()).ok()?.started()
 }
