@@ -206,10 +206,10 @@ impl Launcher {
         match timeout(READY, guest.report()).await {
             Ok(Some(Report::Ready)) => Ok(guest),
             Ok(Some(Report::Failed { message } | Report::Ended { message })) => {
-                guest.exited().await;
+                guest.child().exited().await;
                 Err(SandboxError::Confine(message))
             }
-            Ok(None) => Err(SandboxError::Died(guest.exited().await.code)),
+            Ok(None) => Err(SandboxError::Died(guest.child().exited().await.code)),
             Err(_) => {
                 // The cgroup's kill, in `spawn`, ends whatever it waits for.
                 let _ = guest.kill(libc::SIGKILL);

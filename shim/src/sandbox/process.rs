@@ -4,29 +4,18 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::SystemTime;
 
 use oci_spec::runtime::LinuxResources;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
-use tokio::sync::watch;
 
 use super::children::Children;
 use super::control::SandboxError;
 use super::protocol::{ADOPTED, MESSAGE, Report, START, decode};
 use super::resources;
 use crate::sys::cgroup::Cgroup;
-use crate::sys::{fds, freezer, pidfd, seqpacket};
-
-/// How a process ended.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Exit {
-    /// The exit code, or 128 + the signal.
-    pub code: u32,
-    pub at: SystemTime,
-    /// What the guest process said of its end: a trap's message, say.
-    pub message: Option<String>,
-}
+use crate::sys::child::Child;
+use crate::sys::{freezer, pidfd, seqpacket};
 
 /// The next report; `None` when the process is gone.
 pub async fn receive(socket: &AsyncFd<OwnedFd>) -> Option<Report> {
@@ -40,11 +29,9 @@ pub async fn receive(socket: &AsyncFd<OwnedFd>) -> Option<Report> {
 
 /// A forked process: confined, loaded, waiting for its start, running, or ended.
 pub struct Guest {
-    pid: u32,
-    handle: Arc<AsyncFd<OwnedFd>>,
+    child: Arc<Child>,
     socket: Arc<AsyncFd<OwnedFd>>,
     cgroup: Cgroup,
-    exit: watch::Receiver<Option<Exit>>,
     /// SIGKILL was sent: nothing may stay frozen that would keep it from working.
     killed: AtomicBool,
 }
@@ -62,37 +49,25 @@ impl Guest {
         cgroup: Cgroup,
         children: Arc<Children>,
     ) -> Result<Guest, SandboxError> {
-        let resource = |what| move |error| SandboxError::Resource(what, error);
-        let pid = u32::try_from(raw).map_err(io::Error::other).map_err(resource("pid"))?;
-        let handle = fds::polled(handle, Interest::READABLE).map_err(resource("pidfd"))?;
-        let (handle, socket) = (Arc::new(handle), Arc::new(socket));
-        let (sender, exit) = watch::channel(None);
+        let socket = Arc::new(socket);
         children.watch(raw);
-        let (watched, reports) = (handle.clone(), socket.clone());
-        tokio::spawn(async move {
-            let code = reaped(&watched).await;
+        let reports = socket.clone();
+        let child = Child::watch(raw, handle, move || {
             children.forget(raw);
-            let message = last_words(&reports);
-            // Nobody waits when the container is deleted already.
-            let _ = sender.send(Some(Exit {
-                code,
-                at: SystemTime::now(),
-                message,
-            }));
-        });
+            last_words(&reports)
+        })
+        .map_err(|error| SandboxError::Resource("pidfd", error))?;
         Ok(Guest {
-            pid,
-            handle,
+            child: Arc::new(child),
             socket,
             cgroup,
-            exit,
             killed: AtomicBool::new(false),
         })
     }
 
-    /// The pid in the server's pid namespace.
-    pub fn pid(&self) -> u32 {
-        self.pid
+    /// The process itself.
+    pub fn child(&self) -> &Arc<Child> {
+        &self.child
     }
 
     /// Tells the process that its parent is this server now.
@@ -130,10 +105,7 @@ impl Guest {
     ///
     /// `ESRCH` when it has exited, `EINVAL` for a number that is no signal; what thawing says.
     pub fn kill(&self, signal: i32) -> io::Result<()> {
-        if self.exit.borrow().is_some() {
-            return Err(io::Error::from_raw_os_error(libc::ESRCH));
-        }
-        pidfd::kill(self.handle.get_ref(), signal)?;
+        self.child.kill(signal)?;
         if signal == libc::SIGKILL {
             self.killed.store(true, Ordering::SeqCst);
             freezer::thaw(&self.cgroup)?;
@@ -149,7 +121,7 @@ impl Guest {
     pub fn kill_all(&self, signal: i32) -> io::Result<()> {
         self.kill(signal)?;
         for pid in self.cgroup.pids() {
-            let myself = u32::try_from(pid.as_raw_nonzero().get()) == Ok(self.pid);
+            let myself = u32::try_from(pid.as_raw_nonzero().get()) == Ok(self.child.pid());
             // The pid of a process that has ended may be another's by now: what counts is who is in the cgroup while we
             // hold its pidfd.
             let Some(handle) = (!myself).then(|| pidfd::open(pid).ok()).flatten() else {
@@ -195,18 +167,6 @@ impl Guest {
         resources::apply(&self.cgroup, limits)
     }
 
-    /// Resolves when the process has exited; may be awaited by any number of callers, before and after.
-    pub async fn exited(&self) -> Exit {
-        let mut exit = self.exit.clone();
-        let ended = exit.wait_for(Option::is_some).await.ok().and_then(|exit| exit.clone());
-        // The watcher sends before it ends, so only its own panic leaves nothing.
-        ended.unwrap_or(Exit {
-            code: 255,
-            at: SystemTime::now(),
-            message: None,
-        })
-    }
-
     /// The cgroup's figures as containerd's `io.containerd.cgroups.v1.Metrics` or `v2.Metrics`: type URL and bytes.
     ///
     /// # Errors
@@ -215,12 +175,6 @@ impl Guest {
     pub fn stats(&self) -> io::Result<(String, Vec<u8>)> {
         resources::metrics(&self.cgroup)
     }
-}
-
-/// Waits for the process's end and reaps it: its exit code.
-async fn reaped(handle: &AsyncFd<OwnedFd>) -> u32 {
-    let reap = |handle: &OwnedFd| pidfd::reap(handle)?.ok_or(io::ErrorKind::WouldBlock.into());
-    handle.async_io(Interest::READABLE, reap).await.unwrap_or(255)
 }
 
 /// What an ended process said of its end.

@@ -2,6 +2,7 @@
 
 pub mod allocator;
 pub mod cgroup;
+pub mod child;
 pub mod credentials;
 pub mod fds;
 pub mod fork;

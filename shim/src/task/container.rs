@@ -1,31 +1,38 @@
-//! One container: its phase, its process and our ends of its streams.
+//! One container: its first process, what was exec'd beside it, and the body that they run in.
 
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::time::SystemTime;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
+use oci_spec::runtime;
 use tokio::sync::watch;
 
+use super::body::Body;
 use super::error::TaskError;
-use super::events::{Facts, envelope};
+use super::events::Facts;
 use super::forward::Publisher;
-use super::phase::{InvalidMove, Move, Owed, Phase};
+use super::phase::{InvalidMove, Move, Phase};
+use super::process::Process;
 use crate::bootstrap::sinks::Key;
-use crate::sandbox::process::{Exit, Guest};
 use crate::stdio::streams::Kept;
-
-/// SIGKILL (signal(7)).
-const KILL: i32 = 9;
+use crate::sys::child::Exit;
 
 /// A container that containerd knows, from its Create to its Delete.
 pub struct Container {
-    pub facts: Facts,
     /// Holds the log's fields: namespace, id and, once the spec is read, the pod.
     pub span: tracing::Span,
-    phase: watch::Sender<Phase>,
-    guest: OnceLock<Arc<Guest>>,
-    kept: Mutex<Kept>,
+    /// The first process, whose phases are the container's.
+    pub init: Arc<Process>,
+    body: OnceLock<Body>,
+    execs: Mutex<Execs>,
     /// containerd has given this container up, and tells of its end by itself.
     given_up: watch::Sender<bool>,
+}
+
+#[derive(Default)]
+struct Execs {
+    processes: HashMap<String, Arc<Process>>,
+    /// The first process has ended: nothing is run any more.
+    closed: bool,
 }
 
 impl Container {
@@ -37,106 +44,75 @@ impl Container {
             id = facts.id.as_str(),
             pod = tracing::field::Empty
         );
+        let given_up = watch::Sender::new(false);
         Container {
-            facts,
             span,
-            phase: watch::Sender::new(Phase::Creating),
-            guest: OnceLock::new(),
-            kept: Mutex::default(),
-            given_up: watch::Sender::new(false),
+            init: Arc::new(Process::new(facts, None, given_up.subscribe())),
+            body: OnceLock::new(),
+            execs: Mutex::default(),
+            given_up,
         }
+    }
+
+    pub fn facts(&self) -> &Facts {
+        &self.init.facts
     }
 
     pub fn key(&self) -> Key {
-        (self.facts.namespace.clone(), self.facts.id.clone())
+        (self.facts().namespace.clone(), self.facts().id.clone())
     }
 
     pub fn phase(&self) -> Phase {
-        self.phase.borrow().clone()
+        self.init.phase()
     }
 
-    /// The process; an error while there is none.
-    pub fn guest(&self) -> Result<&Arc<Guest>, TaskError> {
-        self.guest.get().ok_or_else(|| TaskError::NoProcessYet {
-            id: self.facts.id.clone(),
-            phase: self.phase.borrow().name(),
+    /// What the processes run in; an error while there is none.
+    pub fn body(&self) -> Result<&Body, TaskError> {
+        self.body.get().ok_or_else(|| TaskError::NoProcessYet {
+            id: self.facts().name(),
+            phase: self.phase().name(),
         })
     }
 
-    /// The pid in the server's namespace; 0 while there is no process.
+    /// The pid of the first process in the server's namespace; 0 while there is none.
     pub fn pid(&self) -> u32 {
-        self.guest.get().map_or(0, |guest| guest.pid())
+        self.init.pid()
     }
 
-    /// Gives the container its process and our ends of the streams.
-    pub fn adopt(&self, guest: Arc<Guest>, kept: Kept) {
-        *self.kept.lock().unwrap_or_else(PoisonError::into_inner) = kept;
+    /// Gives the container its body and our ends of the first process's streams.
+    pub fn adopt(&self, body: Body, kept: Kept) {
+        self.init.adopt(body.child().clone(), kept);
         // Only Create calls this, once.
-        let _ = self.guest.set(guest);
+        let _ = self.body.set(body);
     }
 
-    /// Changes the phase and publishes what that owes. The queue takes the events in the order of the changes, since
-    /// both happen under the phase's lock.
+    /// As [`Process::step`] of the first process.
     pub fn step(&self, attempt: Move, events: &Publisher) -> Result<(), TaskError> {
-        let mut refused: Option<InvalidMove> = None;
-        self.phase.send_if_modified(|phase| match phase.step(attempt) {
-            Ok((next, owed)) => {
-                for owed in owed {
-                    if !(*self.given_up.borrow() && matches!(owed, Owed::Exit(_) | Owed::Delete(_))) {
-                        events.publish(envelope(&self.facts, self.pid(), &owed, SystemTime::now()));
-                    }
-                }
-                *phase = next;
-                true
-            }
-            Err(invalid) => {
-                refused = Some(invalid);
-                false
-            }
-        });
-        refused.map_or(Ok(()), |cause| {
-            Err(TaskError::Phase {
-                id: self.facts.id.clone(),
-                cause,
-            })
-        })
+        self.init.step(attempt, events)
     }
 
-    /// Waits until `reached` says so of the phase, and returns it.
-    pub async fn until(&self, reached: impl FnMut(&Phase) -> bool) -> Phase {
-        match self.phase.subscribe().wait_for(reached).await {
-            Ok(phase) => phase.clone(),
-            // The sender is ours, so this does not come; the present phase is the truth all the same.
-            Err(_) => self.phase(),
-        }
-    }
-
-    /// Waits for the end of the process; an error when it never was created.
+    /// As [`Process::ended`] of the first process.
     pub async fn ended(&self) -> Result<Exit, TaskError> {
-        let phase = self.until(Phase::over).await;
-        phase.exit().cloned().ok_or_else(|| TaskError::NoContainer {
-            namespace: self.facts.namespace.clone(),
-            id: self.facts.id.clone(),
-        })
+        self.init.ended().await
     }
 
-    /// Kills the process, if there is one that lives, and waits for its end.
+    /// Kills the first process, if there is one that lives, and waits for its end.
     pub async fn kill(&self) -> Result<(), TaskError> {
-        let phase = self.until(|phase| *phase != Phase::Creating).await;
+        let phase = self.init.until(|phase| *phase != Phase::Creating).await;
         if phase.over() {
             return Ok(());
         }
-        match self.guest()?.kill(KILL) {
+        match self.body()?.kill(libc::SIGKILL, false).await {
             Err(cause) if cause.raw_os_error() != Some(libc::ESRCH) => {
                 return Err(TaskError::Io {
-                    id: self.facts.id.clone(),
+                    id: self.facts().name(),
                     act: "kill its process",
                     cause,
                 });
             }
             _ => {}
         }
-        self.until(Phase::over).await;
+        self.init.until(Phase::over).await;
         Ok(())
     }
 
@@ -151,15 +127,81 @@ impl Container {
         let _ = self.given_up.subscribe().wait_for(|given_up| *given_up).await;
     }
 
-    /// Ends the guest's stdin.
-    pub fn close_stdin(&self) {
-        self.kept.lock().unwrap_or_else(PoisonError::into_inner).close_stdin();
+    /// Whether a process may be exec'd: into a container that runs, or is about to (as runc has it).
+    pub fn may_exec(&self) -> Result<(), TaskError> {
+        match self.phase() {
+            Phase::Created | Phase::Starting | Phase::Running if !self.execs().closed => Ok(()),
+            phase => Err(TaskError::Phase {
+                id: self.facts().name(),
+                cause: InvalidMove {
+                    phase: phase.name(),
+                    attempt: "exec into",
+                },
+            }),
+        }
     }
 
-    /// Closes our ends of the streams.
-    pub fn close_streams(&self) {
-        drop(std::mem::take(
-            &mut *self.kept.lock().unwrap_or_else(PoisonError::into_inner),
-        ));
+    /// Takes in a process that is to be exec'd.
+    pub fn add_exec(&self, facts: Facts, spec: runtime::Process) -> Result<Arc<Process>, TaskError> {
+        let exec_id = facts.exec_id.clone().unwrap_or_default();
+        if exec_id.is_empty() {
+            return Err(TaskError::NoExecId { id: facts.id });
+        }
+        let mut execs = self.execs();
+        if execs.processes.contains_key(&exec_id) {
+            return Err(TaskError::ExecExists { id: facts.id, exec_id });
+        }
+        let process = Arc::new(Process::new(facts, Some(spec), self.given_up.subscribe()));
+        execs.processes.insert(exec_id, process.clone());
+        Ok(process)
+    }
+
+    /// Begins the start of a process, unless the first one has ended: [`Container::close_execs`] leaves out none.
+    pub fn begin_exec(&self, process: &Process, events: &Publisher) -> Result<(), TaskError> {
+        let execs = self.execs();
+        if execs.closed {
+            return Err(TaskError::Finished {
+                id: self.facts().name(),
+            });
+        }
+        process.step(Move::Start, events)
+    }
+
+    /// The process of a request: the first one when `exec_id` is empty.
+    pub fn process(&self, exec_id: &str) -> Result<Arc<Process>, TaskError> {
+        if exec_id.is_empty() {
+            return Ok(self.init.clone());
+        }
+        self.execs()
+            .processes
+            .get(exec_id)
+            .cloned()
+            .ok_or_else(|| TaskError::NoProcess {
+                id: self.facts().id.clone(),
+                exec_id: exec_id.to_owned(),
+            })
+    }
+
+    /// All processes that were exec'd and not yet deleted.
+    pub fn exec_processes(&self) -> Vec<Arc<Process>> {
+        self.execs().processes.values().cloned().collect()
+    }
+
+    /// From now on nothing is exec'd any more; those that were are returned.
+    pub fn close_execs(&self) -> Vec<Arc<Process>> {
+        self.execs().closed = true;
+        self.exec_processes()
+    }
+
+    /// Forgets a process that was exec'd.
+    pub fn remove_exec(&self, process: &Process) {
+        if let Some(exec_id) = &process.facts.exec_id {
+            self.execs().processes.remove(exec_id);
+        }
+    }
+
+    fn execs(&self) -> MutexGuard<'_, Execs> {
+        // A panic between two of these statements leaves a usable map.
+        self.execs.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

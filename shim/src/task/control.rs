@@ -1,35 +1,30 @@
 //! What is done to a container's process while it lives: signals, pause and resume, new limits.
 
-use std::io;
-use std::sync::Arc;
-
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
 
 use super::container::Container;
 use super::error::TaskError;
 use super::phase::Move;
+use super::process::Process;
 use super::service::Node;
 use crate::sandbox::limits;
-use crate::sandbox::process::Guest;
 
 /// The greatest signal number (signal(7), SIGRTMAX).
 const SIGNAL_MAX: u32 = 64;
 
-/// Sends a signal to the container's first process, or to `all`.
-pub fn kill(container: &Container, signal: u32, all: bool) -> Result<(), TaskError> {
-    let id = || container.facts.id.clone();
+/// Sends a signal to a process, or, by the container's first one, to `all`.
+pub async fn kill(container: &Container, process: &Process, signal: u32, all: bool) -> Result<(), TaskError> {
+    let id = || process.facts.name();
     let number = i32::try_from(signal)
         .ok()
         .filter(|_| (1..=SIGNAL_MAX).contains(&signal))
         .ok_or(TaskError::Signal(signal))?;
-    if container.phase().over() {
+    if process.phase().over() {
         return Err(TaskError::Finished { id: id() });
     }
-    let guest = container.guest()?;
-    let killed = if all {
-        guest.kill_all(number)
-    } else {
-        guest.kill(number)
+    let killed = match process.facts.exec_id {
+        None => container.body()?.kill(number, all).await,
+        Some(_) => process.child()?.kill(number),
     };
     killed.map_err(|cause| match cause.raw_os_error() {
         Some(libc::ESRCH) => TaskError::Finished { id: id() },
@@ -44,7 +39,11 @@ pub fn kill(container: &Container, signal: u32, all: bool) -> Result<(), TaskErr
 /// Freezes the container.
 pub async fn pause(node: &Node, container: &Container) -> Result<(), TaskError> {
     container.step(Move::Pause, &node.events)?;
-    let frozen = on_guest(container, "freeze it", Guest::freeze).await;
+    let frozen = container
+        .body()?
+        .pause()
+        .await
+        .map_err(io_error(container, "freeze it"));
     settle(node, container, frozen, Move::Paused, Move::FailPause)?;
     tracing::info!("container paused");
     Ok(())
@@ -53,7 +52,7 @@ pub async fn pause(node: &Node, container: &Container) -> Result<(), TaskError> 
 /// Lets a paused container run on.
 pub async fn resume(node: &Node, container: &Container) -> Result<(), TaskError> {
     container.step(Move::Resume, &node.events)?;
-    let thawed = on_guest(container, "thaw it", Guest::thaw).await;
+    let thawed = container.body()?.resume().await.map_err(io_error(container, "thaw it"));
     settle(node, container, thawed, Move::Resumed, Move::FailResume)?;
     tracing::info!("container resumed");
     Ok(())
@@ -79,7 +78,7 @@ fn settle(
 
 /// Changes the limits of the container's cgroup to the JSON LinuxResources in `limits`.
 pub async fn update(container: &Container, limits: Any) -> Result<(), TaskError> {
-    let id = || container.facts.id.clone();
+    let id = || container.facts().id.clone();
     container
         .phase()
         .may_update()
@@ -88,27 +87,16 @@ pub async fn update(container: &Container, limits: Any) -> Result<(), TaskError>
     if limits.type_url.rsplit('/').next() != Some("LinuxResources") {
         return Err(TaskError::LimitsType(limits.type_url));
     }
-    let guest = container.guest()?.clone();
-    let resources = limits::read(&limits.value, guest.cgroup().version)?;
-    tokio::task::spawn_blocking(move || guest.update(&resources))
-        .await?
+    let body = container.body()?;
+    let resources = limits::read(&limits.value, body.cgroup().version)?;
+    body.update(resources)
+        .await
         .map_err(|cause| TaskError::Limits { id: id(), cause })?;
     tracing::info!("container updated");
     Ok(())
 }
 
-/// Does what blocks to the process.
-async fn on_guest(
-    container: &Container,
-    act: &'static str,
-    work: impl FnOnce(&Guest) -> io::Result<()> + Send + 'static,
-) -> Result<(), TaskError> {
-    let guest: Arc<Guest> = container.guest()?.clone();
-    tokio::task::spawn_blocking(move || work(&guest))
-        .await?
-        .map_err(|cause| TaskError::Io {
-            id: container.facts.id.clone(),
-            act,
-            cause,
-        })
+fn io_error(container: &Container, act: &'static str) -> impl FnOnce(std::io::Error) -> TaskError {
+    let id = container.facts().id.clone();
+    move |cause| TaskError::Io { id, act, cause }
 }

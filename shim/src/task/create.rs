@@ -8,9 +8,11 @@ use containerd_shim_protos::api::CreateTaskRequest;
 use oci_spec::runtime::Spec;
 use tracing::Instrument;
 
+use super::body::Body;
 use super::container::Container;
 use super::error::TaskError;
 use super::events::Facts;
+use super::exec;
 use super::phase::{Move, Phase};
 use super::service::{Api, Node};
 use crate::bootstrap::bundle::{self, BundleError};
@@ -47,9 +49,11 @@ pub async fn create(
             stdout: request.stdout.clone(),
             stderr: request.stderr.clone(),
         },
+        terminal: request.terminal,
+        exec_id: None,
     }));
     node.containers.insert(&container)?;
-    node.sinks.open(container.key(), &container.facts.bundle);
+    node.sinks.open(container.key(), &container.facts().bundle);
     let unfinished = Unfinished {
         node: &node,
         container: &container,
@@ -91,7 +95,7 @@ impl Drop for Unfinished<'_> {
         if !self.finished {
             // From Creating this move is always allowed, and whoever waits must be told.
             let _ = self.container.step(Move::FailCreate, &self.node.events);
-            self.container.close_streams();
+            self.container.init.close_streams();
             self.node.containers.remove(self.container);
             self.node.sinks.close(&self.container.key());
         }
@@ -105,7 +109,7 @@ async fn make(node: &Node, container: &Container, api: Api, request: &CreateTask
     if !request.checkpoint.is_empty() {
         return Err(TaskError::CannotCreateYet("starting from a checkpoint".to_owned()));
     }
-    let facts = &container.facts;
+    let facts = container.facts();
     let spec = read(&facts.bundle).await?;
     let annotation = |key| spec.annotations().as_ref().and_then(|annotations| annotations.get(key));
     if let Some(pod) = annotation(SANDBOX_ID) {
@@ -140,14 +144,14 @@ async fn make(node: &Node, container: &Container, api: Api, request: &CreateTask
         .launcher
         .spawn(&facts.bundle, &plan, stdio, artifact.as_ref())
         .await?;
-    let guest = Arc::new(guest);
-    if let Err(error) = fs::write(facts.bundle.join(PID_FILE), guest.pid().to_string()) {
+    let body = Body::Guest(Arc::new(guest));
+    if let Err(error) = fs::write(facts.bundle.join(PID_FILE), body.child().pid().to_string()) {
         // Only the pid in the exit event of a dead server's container hangs on it.
         tracing::warn!(%error, "cannot write the pid into the bundle");
     }
-    container.adopt(guest.clone(), kept);
+    container.adopt(body, kept);
     container.step(Move::Create, &node.events)?;
-    tracing::info!(pid = guest.pid(), holder, "container created");
+    tracing::info!(pid = container.pid(), holder, "container created");
     Ok(())
 }
 
@@ -163,7 +167,7 @@ async fn read(bundle: &Path) -> Result<Spec, BundleError> {
 
 /// What the container runs, compiled.
 async fn program(node: &Node, container: &Container, spec: &Spec) -> Result<(Role, Option<Artifact>), TaskError> {
-    let facts = &container.facts;
+    let facts = container.facts();
     let process = spec.process().as_ref();
     let args = process
         .and_then(|process| process.args().as_deref())
@@ -230,11 +234,11 @@ fn record(bundle: &Path, api: Api, sandbox: Option<&str>, address: &str) {
 
 /// Waits for the end of the process and tells of it.
 async fn watch(node: Arc<Node>, container: Arc<Container>) {
-    let Ok(guest) = container.guest().cloned() else { return };
-    let kills = Kills::watch(guest.cgroup());
+    let Ok(body) = container.body() else { return };
+    let kills = Kills::watch(body.cgroup());
     let exit = loop {
         tokio::select! {
-            exit = guest.exited() => break exit,
+            exit = body.child().exited() => break exit,
             () = kills.heard() => tell(&kills, &container, &node).await,
         }
     };
@@ -244,7 +248,8 @@ async fn watch(node: Arc<Node>, container: Arc<Container>) {
         Some(message) => tracing::info!(code = exit.code, message, "container exited"),
         None => tracing::info!(code = exit.code, "container exited"),
     }
-    container.close_stdin();
+    exec::end_all(&container).await;
+    container.init.close_stdin();
     if let Err(error) = container.step(Move::Exit(exit), &node.events) {
         tracing::error!(%error, "an exit came twice");
     }
@@ -261,7 +266,7 @@ async fn tell(kills: &Kills, container: &Container, node: &Node) {
         "the kernel killed a process of the container: its memory limit was reached"
     );
     // No event of a container comes before its start's.
-    container.until(|phase| *phase != Phase::Starting).await;
+    container.init.until(|phase| *phase != Phase::Starting).await;
     for _ in 0..untold {
         if let Err(error) = container.step(Move::OutOfMemory, &node.events) {
             tracing::error!(%error, "an OOM kill came after the exit");

@@ -27,6 +27,14 @@ pub enum TaskError {
     Finished { id: String },
     #[error("container {id} in namespace {namespace} exists already")]
     Exists { namespace: String, id: String },
+    #[error("container {id} has a process {exec_id} already")]
+    ExecExists { id: String, exec_id: String },
+    #[error("an exec into container {id} has no exec_id")]
+    NoExecId { id: String },
+    #[error("the exec's spec is {0:?}, it must be a Process of the OCI runtime spec")]
+    ProcessType(String),
+    #[error("an exec into container {id}: its spec is malformed: {cause}")]
+    ProcessMalformed { id: String, cause: serde_json::Error },
     #[error("container {id}: {cause}")]
     Phase { id: String, cause: InvalidMove },
     #[error("container {id} is {phase}, it has no process yet")]
@@ -43,7 +51,7 @@ pub enum TaskError {
     LimitsType(String),
     /// The kernel's word on one of them.
     #[error("container {id}: cannot change its limits: {cause}")]
-    Limits { id: String, cause: String },
+    Limits { id: String, cause: io::Error },
     #[error("{0} is not supported by io.containerd.wasi.v1 yet")]
     NotYet(String),
     /// As `NotYet`, in a Create.
@@ -82,13 +90,16 @@ impl TaskError {
     fn code(&self) -> Code {
         match self {
             TaskError::NoContainer { .. } | TaskError::NoProcess { .. } | TaskError::Finished { .. } => Code::NOT_FOUND,
-            TaskError::Exists { .. } => Code::ALREADY_EXISTS,
+            TaskError::Exists { .. } | TaskError::ExecExists { .. } => Code::ALREADY_EXISTS,
             TaskError::Phase { .. } | TaskError::NoProcessYet { .. } | TaskError::DeadAtStart { .. } => {
                 Code::FAILED_PRECONDITION
             }
             TaskError::Signal(_)
             | TaskError::BundlePath(_)
             | TaskError::LimitsType(_)
+            | TaskError::NoExecId { .. }
+            | TaskError::ProcessType(_)
+            | TaskError::ProcessMalformed { .. }
             | TaskError::Limits { .. }
             | TaskError::Limit(_)
             | TaskError::Bundle(_)

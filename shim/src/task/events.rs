@@ -5,7 +5,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use containerd_shim_protos::api;
 use containerd_shim_protos::events::task::{
-    TaskCreate, TaskDelete, TaskExit, TaskIO, TaskOOM, TaskPaused, TaskResumed, TaskStart,
+    TaskCreate, TaskDelete, TaskExecAdded, TaskExecStarted, TaskExit, TaskIO, TaskOOM, TaskPaused, TaskResumed,
+    TaskStart,
 };
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use containerd_shim_protos::protobuf::well_known_types::timestamp::Timestamp;
@@ -13,29 +14,79 @@ use containerd_shim_protos::protobuf::{MessageDyn, MessageField};
 use containerd_shim_protos::shim::event::Envelope;
 use containerd_shim_protos::topics;
 
+use super::error::TaskError;
 use super::phase::Owed;
 use crate::image::Mount;
 use crate::stdio::streams::Streams;
 
-/// What the events of a container say of it.
+/// What the events of a process say of it.
 #[derive(Clone, Debug, Default)]
 pub struct Facts {
     pub namespace: String,
+    /// The container's id.
     pub id: String,
+    /// The process's own id, unless it is the container's first one.
+    pub exec_id: Option<String>,
     pub bundle: PathBuf,
     pub rootfs: Vec<Mount>,
     pub streams: Streams,
+    /// Its streams are one terminal.
+    pub terminal: bool,
 }
 
-/// The envelope of an event that happened at `at`.
-pub fn envelope(facts: &Facts, pid: u32, owed: &Owed, at: SystemTime) -> Envelope {
+impl Facts {
+    /// The process as messages name it: by its container's id, and its own if it has one.
+    pub fn name(&self) -> String {
+        match &self.exec_id {
+            None => self.id.clone(),
+            Some(exec_id) => format!("{}, process {exec_id}", self.id),
+        }
+    }
+
+    /// That containerd asks for what is not there.
+    pub fn unknown(&self) -> TaskError {
+        match &self.exec_id {
+            None => TaskError::NoContainer {
+                namespace: self.namespace.clone(),
+                id: self.id.clone(),
+            },
+            Some(exec_id) => TaskError::NoProcess {
+                id: self.id.clone(),
+                exec_id: exec_id.clone(),
+            },
+        }
+    }
+}
+
+/// The envelope of an event that happened at `at`; nothing where containerd expects none.
+pub fn envelope(facts: &Facts, pid: u32, owed: &Owed, at: SystemTime) -> Option<Envelope> {
     let container_id = facts.id.clone();
-    let (topic, event) = match owed {
-        Owed::Create => {
+    let (topic, event) = match (owed, &facts.exec_id) {
+        (Owed::Create, Some(exec_id)) => {
+            let added = TaskExecAdded {
+                container_id,
+                exec_id: exec_id.clone(),
+                ..TaskExecAdded::default()
+            };
+            (topics::TASK_EXEC_ADDED_EVENT_TOPIC, any("TaskExecAdded", &added))
+        }
+        (Owed::Start, Some(exec_id)) => {
+            let started = TaskExecStarted {
+                container_id,
+                exec_id: exec_id.clone(),
+                pid,
+                ..TaskExecStarted::default()
+            };
+            (topics::TASK_EXEC_STARTED_EVENT_TOPIC, any("TaskExecStarted", &started))
+        }
+        // Its end is all that is told, as the shim of runc has it.
+        (Owed::Delete(_), Some(_)) => return None,
+        (Owed::Create, _) => {
             let io = TaskIO {
                 stdin: facts.streams.stdin.clone(),
                 stdout: facts.streams.stdout.clone(),
                 stderr: facts.streams.stderr.clone(),
+                terminal: facts.terminal,
                 ..TaskIO::default()
             };
             let create = TaskCreate {
@@ -48,7 +99,7 @@ pub fn envelope(facts: &Facts, pid: u32, owed: &Owed, at: SystemTime) -> Envelop
             };
             (topics::TASK_CREATE_EVENT_TOPIC, any("TaskCreate", &create))
         }
-        Owed::Start => {
+        (Owed::Start, _) => {
             let start = TaskStart {
                 container_id,
                 pid,
@@ -56,31 +107,31 @@ pub fn envelope(facts: &Facts, pid: u32, owed: &Owed, at: SystemTime) -> Envelop
             };
             (topics::TASK_START_EVENT_TOPIC, any("TaskStart", &start))
         }
-        Owed::Paused => {
+        (Owed::Paused, _) => {
             let paused = TaskPaused {
                 container_id,
                 ..TaskPaused::default()
             };
             (topics::TASK_PAUSED_EVENT_TOPIC, any("TaskPaused", &paused))
         }
-        Owed::Resumed => {
+        (Owed::Resumed, _) => {
             let resumed = TaskResumed {
                 container_id,
                 ..TaskResumed::default()
             };
             (topics::TASK_RESUMED_EVENT_TOPIC, any("TaskResumed", &resumed))
         }
-        Owed::OutOfMemory => {
+        (Owed::OutOfMemory, _) => {
             let oom = TaskOOM {
                 container_id,
                 ..TaskOOM::default()
             };
             (topics::TASK_OOM_EVENT_TOPIC, any("TaskOOM", &oom))
         }
-        Owed::Exit(exit) => {
+        (Owed::Exit(exit), _) => {
             let exit = TaskExit {
                 // The id of a container's first process is the container's.
-                id: container_id.clone(),
+                id: facts.exec_id.clone().unwrap_or_else(|| container_id.clone()),
                 container_id,
                 pid,
                 exit_status: exit.code,
@@ -89,7 +140,7 @@ pub fn envelope(facts: &Facts, pid: u32, owed: &Owed, at: SystemTime) -> Envelop
             };
             (topics::TASK_EXIT_EVENT_TOPIC, any("TaskExit", &exit))
         }
-        Owed::Delete(exit) => {
+        (Owed::Delete(exit), None) => {
             let delete = TaskDelete {
                 container_id,
                 pid,
@@ -100,13 +151,13 @@ pub fn envelope(facts: &Facts, pid: u32, owed: &Owed, at: SystemTime) -> Envelop
             (topics::TASK_DELETE_EVENT_TOPIC, any("TaskDelete", &delete))
         }
     };
-    Envelope {
+    Some(Envelope {
         timestamp: MessageField::some(timestamp(at)),
         namespace: facts.namespace.clone(),
         topic: topic.to_owned(),
         event: MessageField::some(event),
         ..Envelope::default()
-    }
+    })
 }
 
 fn any(name: &str, event: &dyn MessageDyn) -> Any {
@@ -144,7 +195,7 @@ mod tests {
     use containerd_shim_protos::protobuf::Message;
 
     use super::*;
-    use crate::sandbox::process::Exit;
+    use crate::sys::child::Exit;
 
     fn facts() -> Facts {
         Facts {
@@ -163,7 +214,7 @@ mod tests {
             at,
             message: None,
         });
-        let envelope = envelope(&facts(), 9, &owed, at);
+        let envelope = envelope(&facts(), 9, &owed, at).unwrap();
         assert_eq!(
             (envelope.topic.as_str(), envelope.namespace.as_str()),
             ("/tasks/exit", "k8s.io")
@@ -185,7 +236,7 @@ mod tests {
             message: None,
         };
         let named = |owed| {
-            let envelope = envelope(&facts(), 1, &owed, UNIX_EPOCH);
+            let envelope = envelope(&facts(), 1, &owed, UNIX_EPOCH).unwrap();
             (envelope.topic.clone(), envelope.event.type_url.clone())
         };
         let pair = |topic: &str, kind: &str| (topic.to_owned(), format!("containerd.events.{kind}"));
@@ -195,5 +246,25 @@ mod tests {
         assert_eq!(named(Owed::Resumed), pair("/tasks/resumed", "TaskResumed"));
         assert_eq!(named(Owed::OutOfMemory), pair("/tasks/oom", "TaskOOM"));
         assert_eq!(named(Owed::Delete(exit())), pair("/tasks/delete", "TaskDelete"));
+    }
+
+    #[test]
+    fn the_events_of_an_exec_name_it_and_its_delete_is_not_told() {
+        let facts = Facts {
+            exec_id: Some("e1".into()),
+            ..facts()
+        };
+        let topic = |owed| envelope(&facts, 1, &owed, UNIX_EPOCH).map(|envelope| envelope.topic);
+        let exit = Exit {
+            code: 3,
+            at: UNIX_EPOCH,
+            message: None,
+        };
+        assert_eq!(topic(Owed::Create).as_deref(), Some("/tasks/exec-added"));
+        assert_eq!(topic(Owed::Start).as_deref(), Some("/tasks/exec-started"));
+        assert_eq!(topic(Owed::Delete(exit.clone())), None);
+        let ended = envelope(&facts, 9, &Owed::Exit(exit), UNIX_EPOCH).unwrap();
+        let ended = TaskExit::parse_from_bytes(&ended.event.value).unwrap();
+        assert_eq!((ended.id.as_str(), ended.container_id.as_str()), ("e1", "c1"));
     }
 }

@@ -1,4 +1,4 @@
-//! The states of a container's process and the events that their changes owe (pure).
+//! The states of a process, a container's first or one that is exec'd, and the events that their changes owe (pure).
 //!
 //! ```text
 //! Creating ─> Created ─> Starting ─> Running ─> Stopped ─> Deleting ─> Deleted
@@ -12,7 +12,7 @@
 //! containerd relies on the order create < start < exit < delete: an exit that comes while a start is answered is held
 //! back until the start event is out.
 
-use crate::sandbox::process::Exit;
+use crate::sys::child::Exit;
 
 /// Where a container is in its life.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,7 +34,7 @@ pub enum Phase {
     Stopped(Exit),
     /// What it holds is being removed.
     Deleting(Exit),
-    /// It is gone; without an exit when it never was created.
+    /// It is gone; without an exit when it never ran.
     Deleted(Option<Exit>),
 }
 
@@ -71,6 +71,8 @@ pub enum Move {
     /// It could not be removed and may be tried again.
     FailDelete,
     Deleted,
+    /// It is forgotten before it was run: for a process that is exec'd.
+    Discard,
 }
 
 /// What containerd is to be told, in this order.
@@ -103,6 +105,7 @@ impl Phase {
         Ok(match (self, attempt) {
             (Phase::Creating, Move::Create) => (Phase::Created, vec![Owed::Create]),
             (Phase::Creating, Move::FailCreate) => (Phase::Deleted(None), vec![]),
+            (Phase::Created, Move::Discard) => (Phase::Deleted(None), vec![]),
             (Phase::Created, Move::Start) => (Phase::Starting, vec![]),
             (Phase::Created | Phase::Running | Phase::Pausing | Phase::Paused | Phase::Resuming, Move::Exit(exit)) => {
                 (Phase::Stopped(exit.clone()), vec![Owed::Exit(exit)])
@@ -192,7 +195,7 @@ impl Move {
             Move::Resume | Move::Resumed | Move::FailResume => "resume",
             Move::OutOfMemory => "tell an OOM kill of",
             Move::Exit(_) => "end",
-            Move::Delete | Move::FailDelete | Move::Deleted => "delete",
+            Move::Delete | Move::FailDelete | Move::Deleted | Move::Discard => "delete",
         }
     }
 }

@@ -24,15 +24,17 @@ use super::control;
 use super::create;
 use super::error::TaskError;
 use super::events::timestamp;
+use super::exec;
 use super::forward::Publisher;
 use super::phase::{Move, Phase};
+use super::process::Process;
 use super::sockets::Sockets;
 use crate::bootstrap::sinks::Sinks;
 use crate::compile::Artifacts;
 use crate::image::Images;
 use crate::sandbox::control::Launcher;
-use crate::sandbox::process::Exit;
 use crate::sandbox::record;
+use crate::sys::child::Exit;
 
 /// What all containers of the server share.
 pub struct Node {
@@ -103,21 +105,19 @@ async fn whole<T: Send + 'static>(
 }
 
 impl TaskService {
-    /// The container of a request for its first process, the only one there is yet.
-    fn container(&self, id: &str, exec_id: &str) -> Result<Arc<Container>, TaskError> {
-        let container = self.node.containers.get(&self.namespace, id)?;
-        if exec_id.is_empty() {
-            Ok(container)
-        } else {
-            Err(TaskError::NoProcess {
-                id: id.to_owned(),
-                exec_id: exec_id.to_owned(),
-            })
-        }
+    fn container(&self, id: &str) -> Result<Arc<Container>, TaskError> {
+        self.node.containers.get(&self.namespace, id)
+    }
+
+    /// The container of a request, and its process that is asked for.
+    fn process(&self, id: &str, exec_id: &str) -> Result<(Arc<Container>, Arc<Process>), TaskError> {
+        let container = self.container(id)?;
+        let process = container.process(exec_id)?;
+        Ok((container, process))
     }
 
     fn not_yet(&self, id: &str, what: &str) -> ttrpc::Error {
-        match self.container(id, "") {
+        match self.container(id) {
             Ok(_) => TaskError::NotYet(what.to_owned()).into(),
             Err(error) => error.into(),
         }
@@ -125,19 +125,19 @@ impl TaskService {
 }
 
 /// Gives the start.
-fn start(node: &Node, container: &Container) -> Result<u32, TaskError> {
-    let guest = container.guest()?.clone();
+async fn start(node: &Node, container: &Container) -> Result<u32, TaskError> {
+    let body = container.body()?;
     container.step(Move::Start, &node.events)?;
-    if let Err(error) = guest.start() {
+    if let Err(error) = body.start().await {
         tracing::warn!(%error, "cannot start the container");
         container.step(Move::FailStart, &node.events)?;
         return Err(TaskError::DeadAtStart {
-            id: container.facts.id.clone(),
+            id: container.facts().id.clone(),
         });
     }
     container.step(Move::Started, &node.events)?;
-    tracing::info!(pid = guest.pid(), "container started");
-    Ok(guest.pid())
+    tracing::info!(pid = container.pid(), "container started");
+    Ok(container.pid())
 }
 
 /// Removes what a stopped container holds; returns how it ended.
@@ -147,18 +147,18 @@ pub async fn delete(node: &Node, container: &Arc<Container>) -> Result<Exit, Tas
         container.kill().await?;
     }
     container.step(Move::Delete, &node.events)?;
-    let bundle = container.facts.bundle.clone();
+    let bundle = container.facts().bundle.clone();
     let cleaned = tokio::task::spawn_blocking(move || record::clean(&bundle)).await;
     if let Err(cause) = cleaned.unwrap_or_else(|panic| Err(io::Error::other(panic))) {
         container.step(Move::FailDelete, &node.events)?;
         tracing::error!(%cause, "cannot delete the container");
         return Err(TaskError::Io {
-            id: container.facts.id.clone(),
+            id: container.facts().id.clone(),
             act: "remove what it holds",
             cause,
         });
     }
-    container.close_streams();
+    container.init.close_streams();
     let exit = container.ended().await?;
     container.step(Move::Deleted, &node.events)?;
     tracing::info!("container deleted");
@@ -180,6 +180,7 @@ pub async fn force_delete(node: &Node, key: &(String, String)) -> Result<Option<
         // Somebody else deletes it already; a Create that failed has left nothing.
         Err(TaskError::Phase { .. }) => {
             let phase = container
+                .init
                 .until(|phase| matches!(phase, Phase::Deleted(_) | Phase::Stopped(_)))
                 .await;
             Ok(phase.exit().map(|exit| (pid, exit.clone())))
@@ -202,9 +203,15 @@ impl Task for TaskService {
 
     async fn start(&self, _: &TtrpcContext, request: StartRequest) -> ttrpc::Result<StartResponse> {
         let _answering = Answering::new(&self.node.requests);
-        let container = self.container(&request.id, &request.exec_id)?;
+        let (container, process) = self.process(&request.id, &request.exec_id)?;
         let (node, span) = (self.node.clone(), container.span.clone());
-        let pid = whole(async move { start(&node, &container) }.instrument(span)).await?;
+        let started = async move {
+            match process.facts.exec_id {
+                None => start(&node, &container).await,
+                Some(_) => exec::start(&node, &container, &process).await,
+            }
+        };
+        let pid = whole(started.instrument(span)).await?;
         Ok(StartResponse {
             pid,
             ..StartResponse::default()
@@ -213,13 +220,13 @@ impl Task for TaskService {
 
     async fn state(&self, _: &TtrpcContext, request: StateRequest) -> ttrpc::Result<StateResponse> {
         let _answering = Answering::new(&self.node.requests);
-        let container = self.container(&request.id, &request.exec_id)?;
-        Ok(state(&container))
+        let (_, process) = self.process(&request.id, &request.exec_id)?;
+        Ok(state(&process))
     }
 
     async fn wait(&self, _: &TtrpcContext, request: WaitRequest) -> ttrpc::Result<WaitResponse> {
         // Changes nothing and may take for ever: neither counted nor kept when the client goes away.
-        let exit = self.container(&request.id, &request.exec_id)?.ended().await?;
+        let exit = self.process(&request.id, &request.exec_id)?.1.ended().await?;
         Ok(WaitResponse {
             exit_status: exit.code,
             exited_at: MessageField::some(timestamp(exit.at)),
@@ -229,34 +236,45 @@ impl Task for TaskService {
 
     async fn kill(&self, _: &TtrpcContext, request: KillRequest) -> ttrpc::Result<Empty> {
         let _answering = Answering::new(&self.node.requests);
-        let container = self.container(&request.id, &request.exec_id)?;
-        control::kill(&container, request.signal, request.all)?;
+        let (container, process) = self.process(&request.id, &request.exec_id)?;
+        control::kill(&container, &process, request.signal, request.all).await?;
         Ok(Empty::new())
     }
 
     async fn delete(&self, _: &TtrpcContext, request: DeleteRequest) -> ttrpc::Result<DeleteResponse> {
         let _answering = Answering::new(&self.node.requests);
-        let container = self.container(&request.id, &request.exec_id)?;
-        let (node, span, pid) = (self.node.clone(), container.span.clone(), container.pid());
-        let exit = whole(async move { delete(&node, &container).await }.instrument(span)).await?;
+        let (container, process) = self.process(&request.id, &request.exec_id)?;
+        let (node, span, pid) = (self.node.clone(), container.span.clone(), process.pid());
+        let deleted = async move {
+            match process.facts.exec_id {
+                None => delete(&node, &container).await.map(Some),
+                Some(_) => exec::delete(&node, &container, &process),
+            }
+        };
+        let exit = whole(deleted.instrument(span)).await?;
         Ok(DeleteResponse {
             pid,
-            exit_status: exit.code,
-            exited_at: MessageField::some(timestamp(exit.at)),
+            exit_status: exit.as_ref().map_or(0, |exit| exit.code),
+            exited_at: exit.map(|exit| timestamp(exit.at)).into(),
             ..DeleteResponse::default()
         })
     }
 
     async fn pids(&self, _: &TtrpcContext, request: PidsRequest) -> ttrpc::Result<PidsResponse> {
         let _answering = Answering::new(&self.node.requests);
+        let container = self.container(&request.id)?;
         // An exited process is listed until its Delete: an empty answer makes a restarted containerd give us up.
-        let pid = self.container(&request.id, "")?.guest()?.pid();
-        let process = api::ProcessInfo {
-            pid,
-            ..api::ProcessInfo::default()
-        };
+        let execs = container.exec_processes().into_iter();
+        let processes = std::iter::once(container.body()?.child().pid())
+            .chain(execs.filter(|exec| !exec.phase().over()).map(|exec| exec.pid()))
+            .filter(|pid| *pid != 0)
+            .map(|pid| api::ProcessInfo {
+                pid,
+                ..api::ProcessInfo::default()
+            })
+            .collect();
         Ok(PidsResponse {
-            processes: vec![process],
+            processes,
             ..PidsResponse::default()
         })
     }
@@ -264,7 +282,7 @@ impl Task for TaskService {
     async fn connect(&self, _: &TtrpcContext, request: ConnectRequest) -> ttrpc::Result<ConnectResponse> {
         let _answering = Answering::new(&self.node.requests);
         // An unknown container has pid 0 and is no error: containerd asks before Create too.
-        let task_pid = match self.container(&request.id, "") {
+        let task_pid = match self.container(&request.id) {
             Ok(container) => container.pid(),
             Err(TaskError::NoContainer { .. }) => 0,
             Err(error) => return Err(error.into()),
@@ -279,20 +297,17 @@ impl Task for TaskService {
 
     async fn close_io(&self, _: &TtrpcContext, request: CloseIORequest) -> ttrpc::Result<Empty> {
         let _answering = Answering::new(&self.node.requests);
-        let container = self.container(&request.id, &request.exec_id)?;
+        let (_, process) = self.process(&request.id, &request.exec_id)?;
         if request.stdin {
-            container.close_stdin();
+            process.close_stdin();
         }
         Ok(Empty::new())
     }
 
     async fn stats(&self, _: &TtrpcContext, request: StatsRequest) -> ttrpc::Result<StatsResponse> {
         let _answering = Answering::new(&self.node.requests);
-        let guest = self.container(&request.id, "")?.guest()?.clone();
-        let stats = tokio::task::spawn_blocking(move || guest.stats())
-            .await
-            .map_err(TaskError::Panicked)?;
-        let (type_url, value) = stats.map_err(|cause| TaskError::Io {
+        let body = self.container(&request.id)?.body()?.clone();
+        let (type_url, value) = body.stats().await.map_err(|cause| TaskError::Io {
             id: request.id,
             act: "read its cgroup's figures",
             cause,
@@ -315,17 +330,20 @@ impl Task for TaskService {
 
     async fn resize_pty(&self, _: &TtrpcContext, request: ResizePtyRequest) -> ttrpc::Result<Empty> {
         // Without a console, which no container has yet, there is nothing to resize.
-        self.container(&request.id, &request.exec_id)?;
+        self.process(&request.id, &request.exec_id)?;
         Ok(Empty::new())
     }
 
     async fn exec(&self, _: &TtrpcContext, request: ExecProcessRequest) -> ttrpc::Result<Empty> {
-        Err(self.not_yet(&request.id, "exec into a container"))
+        let _answering = Answering::new(&self.node.requests);
+        let container = self.container(&request.id)?;
+        container.span.in_scope(|| exec::add(&self.node, &container, request))?;
+        Ok(Empty::new())
     }
 
     async fn pause(&self, _: &TtrpcContext, request: PauseRequest) -> ttrpc::Result<Empty> {
         let _answering = Answering::new(&self.node.requests);
-        let (node, container) = (self.node.clone(), self.container(&request.id, "")?);
+        let (node, container) = (self.node.clone(), self.container(&request.id)?);
         let span = container.span.clone();
         whole(async move { control::pause(&node, &container).await }.instrument(span)).await?;
         Ok(Empty::new())
@@ -333,7 +351,7 @@ impl Task for TaskService {
 
     async fn resume(&self, _: &TtrpcContext, request: ResumeRequest) -> ttrpc::Result<Empty> {
         let _answering = Answering::new(&self.node.requests);
-        let (node, container) = (self.node.clone(), self.container(&request.id, "")?);
+        let (node, container) = (self.node.clone(), self.container(&request.id)?);
         let span = container.span.clone();
         whole(async move { control::resume(&node, &container).await }.instrument(span)).await?;
         Ok(Empty::new())
@@ -341,7 +359,7 @@ impl Task for TaskService {
 
     async fn update(&self, _: &TtrpcContext, request: UpdateTaskRequest) -> ttrpc::Result<Empty> {
         let _answering = Answering::new(&self.node.requests);
-        let container = self.container(&request.id, "")?;
+        let container = self.container(&request.id)?;
         let span = container.span.clone();
         let limits = request.resources.into_option().unwrap_or_default();
         whole(async move { control::update(&container, limits).await }.instrument(span)).await?;
@@ -353,9 +371,9 @@ impl Task for TaskService {
     }
 }
 
-/// The container's phase as containerd names it.
-fn state(container: &Container) -> StateResponse {
-    let phase = container.phase();
+/// The process's phase as containerd names it.
+fn state(process: &Process) -> StateResponse {
+    let phase = process.phase();
     let status = match &phase {
         Phase::Creating | Phase::Created | Phase::Starting | Phase::EndedEarly(_) => Status::CREATED,
         Phase::Running => Status::RUNNING,
@@ -363,15 +381,17 @@ fn state(container: &Container) -> StateResponse {
         Phase::Paused | Phase::Resuming => Status::PAUSED,
         Phase::Stopped(_) | Phase::Deleting(_) | Phase::Deleted(_) => Status::STOPPED,
     };
-    let facts = &container.facts;
+    let facts = &process.facts;
     StateResponse {
         id: facts.id.clone(),
+        exec_id: facts.exec_id.clone().unwrap_or_default(),
         bundle: facts.bundle.display().to_string(),
-        pid: container.pid(),
+        pid: process.pid(),
         status: EnumOrUnknown::new(status),
         stdin: facts.streams.stdin.clone(),
         stdout: facts.streams.stdout.clone(),
         stderr: facts.streams.stderr.clone(),
+        terminal: facts.terminal,
         exit_status: phase.exit().map_or(0, |exit| exit.code),
         exited_at: phase.exit().map(|exit| timestamp(exit.at)).into(),
         ..StateResponse::default()

@@ -1,0 +1,99 @@
+//! Processes that are exec'd into a container: registered by Exec, run by Start, gone with Delete or their container.
+
+use std::sync::Arc;
+
+use containerd_shim_protos::api::ExecProcessRequest;
+use oci_spec::runtime;
+use tracing::Instrument;
+
+use super::container::Container;
+use super::error::TaskError;
+use super::events::Facts;
+use super::phase::{Move, Phase};
+use super::process::Process;
+use super::service::Node;
+use crate::stdio::streams::Streams;
+use crate::sys::child::Exit;
+
+/// Registers a process; it runs when it is started.
+pub fn add(node: &Node, container: &Container, request: ExecProcessRequest) -> Result<(), TaskError> {
+    container.may_exec()?;
+    let asked = request.spec.into_option().unwrap_or_default();
+    // containerd's name of the type is `types.containerd.io/opencontainers/runtime-spec/1/Process`.
+    if asked.type_url.rsplit('/').next() != Some("Process") {
+        return Err(TaskError::ProcessType(asked.type_url));
+    }
+    let spec: runtime::Process =
+        serde_json::from_slice(&asked.value).map_err(|cause| TaskError::ProcessMalformed { id: request.id, cause })?;
+    let facts = Facts {
+        exec_id: Some(request.exec_id),
+        streams: Streams {
+            stdin: request.stdin,
+            stdout: request.stdout,
+            stderr: request.stderr,
+        },
+        terminal: request.terminal,
+        ..container.facts().clone()
+    };
+    let process = container.add_exec(facts, spec)?;
+    process.step(Move::Create, &node.events)
+}
+
+/// Runs a registered process; returns its pid.
+pub async fn start(node: &Arc<Node>, container: &Arc<Container>, process: &Arc<Process>) -> Result<u32, TaskError> {
+    container.may_exec()?;
+    let body = container.body()?.clone();
+    container.begin_exec(process, &node.events)?;
+    if let Err(error) = body.exec(process).await {
+        tracing::warn!(%error, process = process.facts.name(), "cannot exec");
+        process.step(Move::FailStart, &node.events)?;
+        return Err(error);
+    }
+    tokio::spawn(watch(node.clone(), process.clone()).instrument(container.span.clone()));
+    process.step(Move::Started, &node.events)?;
+    tracing::info!(pid = process.pid(), process = process.facts.name(), "process started");
+    Ok(process.pid())
+}
+
+/// Waits for the end of the process and tells of it.
+async fn watch(node: Arc<Node>, process: Arc<Process>) {
+    let Ok(child) = process.child().cloned() else { return };
+    let exit = child.exited().await;
+    tracing::info!(code = exit.code, process = process.facts.name(), "process exited");
+    process.close_stdin();
+    if let Err(error) = process.step(Move::Exit(exit), &node.events) {
+        tracing::error!(%error, "an exit came twice");
+    }
+}
+
+/// Forgets a process that has ended, or never was started: then there is no exit.
+pub fn delete(node: &Node, container: &Container, process: &Arc<Process>) -> Result<Option<Exit>, TaskError> {
+    let exit = if process.phase() == Phase::Created {
+        process.step(Move::Discard, &node.events)?;
+        None
+    } else {
+        process.step(Move::Delete, &node.events)?;
+        process.close_streams();
+        process.step(Move::Deleted, &node.events)?;
+        process.phase().exit().cloned()
+    };
+    container.remove_exec(process);
+    Ok(exit)
+}
+
+/// Kills all processes beside the first one, which has ended, and waits until their ends are told: the container's own
+/// is the last one.
+pub async fn end_all(container: &Container) {
+    for process in container.close_execs() {
+        // One that is being started ends by itself or is there to be killed.
+        let phase = process.until(|phase| *phase != Phase::Starting).await;
+        if phase.over() || phase == Phase::Created {
+            continue;
+        }
+        if let Ok(child) = process.child() {
+            // One that has ended already is what is wanted.
+            let _ = child.kill(libc::SIGKILL);
+        }
+        process.until(Phase::over).await;
+    }
+}

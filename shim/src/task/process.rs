@@ -1,0 +1,119 @@
+//! One process of a container that containerd knows: its first one, or one exec'd into it.
+
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::SystemTime;
+
+use oci_spec::runtime;
+use tokio::sync::watch;
+
+use super::error::TaskError;
+use super::events::{Facts, envelope};
+use super::forward::Publisher;
+use super::phase::{InvalidMove, Move, Owed, Phase};
+use crate::stdio::streams::Kept;
+use crate::sys::child::{Child, Exit};
+
+/// A process, from its Create or Exec to its Delete.
+pub struct Process {
+    pub facts: Facts,
+    /// What an exec'd process is to be; the first one's is in the container's config.json.
+    pub spec: Option<runtime::Process>,
+    phase: watch::Sender<Phase>,
+    child: OnceLock<Arc<Child>>,
+    kept: Mutex<Kept>,
+    /// containerd has given the container up, and tells of its end by itself.
+    given_up: watch::Receiver<bool>,
+}
+
+impl Process {
+    pub fn new(facts: Facts, spec: Option<runtime::Process>, given_up: watch::Receiver<bool>) -> Process {
+        Process {
+            facts,
+            spec,
+            phase: watch::Sender::new(Phase::Creating),
+            child: OnceLock::new(),
+            kept: Mutex::default(),
+            given_up,
+        }
+    }
+
+    pub fn phase(&self) -> Phase {
+        self.phase.borrow().clone()
+    }
+
+    /// The forked process; an error while there is none.
+    pub fn child(&self) -> Result<&Arc<Child>, TaskError> {
+        self.child.get().ok_or_else(|| TaskError::NoProcessYet {
+            id: self.facts.name(),
+            phase: self.phase.borrow().name(),
+        })
+    }
+
+    /// The pid in the server's namespace; 0 while there is no process.
+    pub fn pid(&self) -> u32 {
+        self.child.get().map_or(0, |child| child.pid())
+    }
+
+    /// Gives it its forked process and our ends of the streams.
+    pub fn adopt(&self, child: Arc<Child>, kept: Kept) {
+        *self.kept.lock().unwrap_or_else(PoisonError::into_inner) = kept;
+        // Only the Create or the start of an exec calls this, once.
+        let _ = self.child.set(child);
+    }
+
+    /// Changes the phase and publishes what that owes. The queue takes the events in the order of the changes, since
+    /// both happen under the phase's lock.
+    pub fn step(&self, attempt: Move, events: &Publisher) -> Result<(), TaskError> {
+        let mut refused: Option<InvalidMove> = None;
+        self.phase.send_if_modified(|phase| match phase.step(attempt) {
+            Ok((next, owed)) => {
+                for owed in owed {
+                    if !(*self.given_up.borrow() && matches!(owed, Owed::Exit(_) | Owed::Delete(_)))
+                        && let Some(envelope) = envelope(&self.facts, self.pid(), &owed, SystemTime::now())
+                    {
+                        events.publish(envelope);
+                    }
+                }
+                *phase = next;
+                true
+            }
+            Err(invalid) => {
+                refused = Some(invalid);
+                false
+            }
+        });
+        refused.map_or(Ok(()), |cause| {
+            Err(TaskError::Phase {
+                id: self.facts.name(),
+                cause,
+            })
+        })
+    }
+
+    /// Waits until `reached` says so of the phase, and returns it.
+    pub async fn until(&self, reached: impl FnMut(&Phase) -> bool) -> Phase {
+        match self.phase.subscribe().wait_for(reached).await {
+            Ok(phase) => phase.clone(),
+            // The sender is ours, so this does not come; the present phase is the truth all the same.
+            Err(_) => self.phase(),
+        }
+    }
+
+    /// Waits for the end of the process; an error when it never was created.
+    pub async fn ended(&self) -> Result<Exit, TaskError> {
+        let phase = self.until(Phase::over).await;
+        phase.exit().cloned().ok_or_else(|| self.facts.unknown())
+    }
+
+    /// Ends the process's stdin.
+    pub fn close_stdin(&self) {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner).close_stdin();
+    }
+
+    /// Closes our ends of the streams.
+    pub fn close_streams(&self) {
+        drop(std::mem::take(
+            &mut *self.kept.lock().unwrap_or_else(PoisonError::into_inner),
+        ));
+    }
+}
