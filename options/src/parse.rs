@@ -63,8 +63,9 @@ fn checked(entry: &Entry, value: &toml::Value) -> Result<Value, OptionsError> {
         toml::Value::String(written) => text(entry, written),
         toml::Value::Integer(number) => match entry.kind {
             Kind::Bytes { .. } | Kind::Seconds { .. } | Kind::Count { .. } => text(entry, &number.to_string()),
-            Kind::Word(_) | Kind::Text | Kind::Path => Err(wrong_kind(entry, number.to_string())),
+            Kind::Word(_) | Kind::Text | Kind::Path | Kind::Switch => Err(wrong_kind(entry, number.to_string())),
         },
+        toml::Value::Boolean(on) if entry.kind == Kind::Switch => Ok(Value::Switch(*on)),
         other => Err(wrong_kind(entry, other.to_string())),
     }
 }
@@ -76,6 +77,10 @@ pub(crate) fn text(entry: &Entry, written: &str) -> Result<Value, OptionsError> 
         Kind::Word(words) if words.contains(&written) => Ok(Value::Text(written.to_owned())),
         Kind::Text => Ok(Value::Text(written.to_owned())),
         Kind::Path if written.starts_with('/') => Ok(Value::Text(written.to_owned())),
+        Kind::Switch => written
+            .parse()
+            .map(Value::Switch)
+            .map_err(|_| wrong_kind(entry, quoted())),
         Kind::Word(_) | Kind::Path => Err(wrong_kind(entry, quoted())),
         Kind::Bytes { min, max } => {
             let bytes = bytes(written).ok_or_else(|| wrong_kind(entry, quoted()))?;
@@ -135,6 +140,7 @@ fn wrong_kind(entry: &Entry, value: String) -> OptionsError {
         Kind::Bytes { .. } => "a number of bytes like 67108864 or \"64Mi\" (units: Ki, Mi, Gi)".to_owned(),
         Kind::Seconds { .. } => "a whole number of seconds".to_owned(),
         Kind::Count { .. } => "a whole number".to_owned(),
+        Kind::Switch => "true or false".to_owned(),
     };
     OptionsError::Kind {
         key: entry.key,
@@ -181,7 +187,8 @@ mod tests {
     fn every_key_is_read() {
         let options = parse(
             "scope = 'pod'\nlog = 'debug,ttrpc=info'\ncache_dir = '/c'\ncache_size = '100Mi'\ncompile_timeout = 5\n\
-             compile_memory = 134217728\nidle_timeout = 0\nlauncher_max_forks = '7'\n",
+             compile_memory = 134217728\nidle_timeout = 0\nlauncher_max_forks = '7'\n\
+             runc_binary = 'crun'\nrunc_no_pivot_root = true\nrunc_no_new_keyring = 'true'\n",
         )
         .unwrap();
         assert_eq!(
@@ -195,6 +202,9 @@ mod tests {
                 compile_memory: 128 << 20,
                 idle_timeout: Duration::ZERO,
                 launcher_max_forks: 7,
+                runc_binary: "crun".to_owned(),
+                runc_no_pivot_root: true,
+                runc_no_new_keyring: true,
             }
         );
     }
@@ -249,6 +259,10 @@ mod tests {
         assert_eq!(
             refused("idle_timeout = true"),
             "option idle_timeout: true is not a whole number of seconds"
+        );
+        assert_eq!(
+            refused("runc_no_pivot_root = 1"),
+            "option runc_no_pivot_root: 1 is not true or false"
         );
         assert!(refused("cache_size = '2GB'").contains("is not a number of bytes"));
         assert!(refused("log = 3").contains("option log: 3 is not text in quotes"));

@@ -38,6 +38,12 @@ pub struct Options {
     pub idle_timeout: Duration,
     /// After how many forks the launcher is renewed.
     pub launcher_max_forks: u64,
+    /// The OCI runtime of native containers: a name on the PATH, or a path.
+    pub runc_binary: String,
+    /// The runtime moves its root by MS_MOVE, for a node whose root is a ramdisk.
+    pub runc_no_pivot_root: bool,
+    /// Native containers share the server's session keyring.
+    pub runc_no_new_keyring: bool,
 }
 
 /// Where a key may be set.
@@ -64,12 +70,15 @@ pub enum Kind {
     Seconds { min: u64, max: u64 },
     /// A whole number.
     Count { min: u64, max: u64 },
+    /// `true` or `false`.
+    Switch,
 }
 
 /// A value that passed its kind's test.
 pub(crate) enum Value {
     Text(String),
     Number(u64),
+    Switch(bool),
 }
 
 /// A row of the table.
@@ -175,6 +184,30 @@ pub const TABLE: &[Entry] = &[
         doc: "After how many forks the launcher, whose address layout its guests share, is renewed.",
         set: |options, value| set_number(&mut options.launcher_max_forks, value),
     },
+    Entry {
+        key: "runc_binary",
+        kind: Kind::Text,
+        default: "runc",
+        place: Place::Handler,
+        doc: "The OCI runtime of a pod's native containers, runc or crun: a name on the PATH, or a path.",
+        set: |options, value| set_text(&mut options.runc_binary, value),
+    },
+    Entry {
+        key: "runc_no_pivot_root",
+        kind: Kind::Switch,
+        default: "false",
+        place: Place::Handler,
+        doc: "Native containers change their root without pivot_root, for a node whose root is a ramdisk.",
+        set: |options, value| set_switch(&mut options.runc_no_pivot_root, value),
+    },
+    Entry {
+        key: "runc_no_new_keyring",
+        kind: Kind::Switch,
+        default: "false",
+        place: Place::Handler,
+        doc: "Native containers get no session keyring of their own.",
+        set: |options, value| set_switch(&mut options.runc_no_new_keyring, value),
+    },
 ];
 
 fn set_text(field: &mut String, value: Value) {
@@ -195,6 +228,12 @@ fn set_seconds(field: &mut Duration, value: Value) {
     }
 }
 
+fn set_switch(field: &mut bool, value: Value) {
+    if let Value::Switch(on) = value {
+        *field = on;
+    }
+}
+
 impl Default for Options {
     /// The values of the table; the fields' own are replaced row by row.
     fn default() -> Options {
@@ -207,6 +246,9 @@ impl Default for Options {
             compile_memory: 0,
             idle_timeout: Duration::ZERO,
             launcher_max_forks: 0,
+            runc_binary: String::new(),
+            runc_no_pivot_root: false,
+            runc_no_new_keyring: false,
         };
         for entry in TABLE {
             if let Ok(value) = crate::parse::text(entry, entry.default) {
@@ -228,6 +270,7 @@ pub fn reference() -> String {
             Kind::Bytes { min, max } => format!("bytes, {} to {}", size(min), size(max)),
             Kind::Seconds { min, max } => format!("seconds, {min} to {max}"),
             Kind::Count { min, max } => format!("number, {min} to {max}"),
+            Kind::Switch => "true | false".to_owned(),
         };
         let _ = writeln!(
             text,
@@ -264,6 +307,8 @@ mod tests {
         assert_eq!(options.compile_memory, 1 << 30);
         assert_eq!(options.idle_timeout, Duration::from_secs(60));
         assert_eq!(options.launcher_max_forks, 10_000);
+        assert_eq!(options.runc_binary, "runc");
+        assert!(!options.runc_no_pivot_root && !options.runc_no_new_keyring);
     }
 
     #[test]
