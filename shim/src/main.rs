@@ -4,6 +4,7 @@ mod bootstrap;
 mod compile;
 mod guest;
 mod image;
+mod native;
 mod observe;
 mod sandbox;
 mod stdio;

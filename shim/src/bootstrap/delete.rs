@@ -19,6 +19,7 @@ use super::args::Flags;
 use super::bundle;
 use super::control::{self, ControlError, Exit, Reply, Request};
 use super::folder::{self, Lock};
+use super::remains;
 use crate::compile::confine;
 use crate::sandbox::record;
 
@@ -120,7 +121,7 @@ fn bury(address: &str) -> Result<(), DeleteError> {
 }
 
 fn clean(bundle: &Path) -> Result<(), DeleteError> {
-    let cleaned = match record::clean(bundle) {
+    let cleaned = match remains::clean(bundle) {
         // Killed, but not gone yet: containerd does not wait for it, and removes the bundle.
         Err(cause) if [io::ErrorKind::TimedOut, io::ErrorKind::ResourceBusy].contains(&cause.kind()) => {
             sweep_later(bundle)

@@ -15,6 +15,7 @@ pub mod folder;
 pub mod info;
 pub mod logfmt;
 pub mod logging;
+pub mod remains;
 pub mod sinks;
 pub mod start;
 pub mod status;

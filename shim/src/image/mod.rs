@@ -57,6 +57,8 @@ pub struct Request<'a> {
     pub rootfs: &'a [Mount],
     /// The bundle's root filesystem folder (`root.path`), used when `rootfs` is empty.
     pub root: &'a Path,
+    /// Where something is mounted in the root filesystem: a native program may come from there.
+    pub volumes: &'a [&'a Path],
 }
 
 /// What a container runs: decided from facts alone.

@@ -87,7 +87,16 @@ impl Images {
                     Ok(Program::Native)
                 }
             }
-            Finding::Missing => self.choose_layer(request.namespace, request.id, &entry).await,
+            Finding::Missing => match self.choose_layer(request.namespace, request.id, &entry).await {
+                // Nobody but the container's own runtime sees what its volumes hold.
+                Err(ImageError::Missing { .. })
+                    if !entry.ends_with(".wasm")
+                        && entry::may_be_in(request.volumes, &entry::places(&entry, request.cwd, request.path)) =>
+                {
+                    Ok(Program::Native)
+                }
+                chosen => chosen,
+            },
         }
     }
 

@@ -15,7 +15,7 @@ use super::protocol::{ADOPTED, MESSAGE, Report, START, decode};
 use super::resources;
 use crate::sys::cgroup::Cgroup;
 use crate::sys::child::Child;
-use crate::sys::{freezer, pidfd, seqpacket};
+use crate::sys::{freezer, seqpacket};
 
 /// The next report; `None` when the process is gone.
 pub async fn receive(socket: &AsyncFd<OwnedFd>) -> Option<Report> {
@@ -120,18 +120,7 @@ impl Guest {
     /// As [`Guest::kill`].
     pub fn kill_all(&self, signal: i32) -> io::Result<()> {
         self.kill(signal)?;
-        for pid in self.cgroup.pids() {
-            let myself = u32::try_from(pid.as_raw_nonzero().get()) == Ok(self.child.pid());
-            // The pid of a process that has ended may be another's by now: what counts is who is in the cgroup while we
-            // hold its pidfd.
-            let Some(handle) = (!myself).then(|| pidfd::open(pid).ok()).flatten() else {
-                continue;
-            };
-            if self.cgroup.pids().contains(&pid) {
-                // One that ends by itself is what was wanted.
-                let _ = pidfd::kill(&handle, signal);
-            }
-        }
+        self.cgroup.signal_others(self.child.pid(), signal);
         Ok(())
     }
 
@@ -165,15 +154,6 @@ impl Guest {
     /// What the controller says of a limit that it does not take, with the file and the value.
     pub fn update(&self, limits: &LinuxResources) -> Result<(), String> {
         resources::apply(&self.cgroup, limits)
-    }
-
-    /// The cgroup's figures as containerd's `io.containerd.cgroups.v1.Metrics` or `v2.Metrics`: type URL and bytes.
-    ///
-    /// # Errors
-    ///
-    /// When a file of the cgroup cannot be read.
-    pub fn stats(&self) -> io::Result<(String, Vec<u8>)> {
-        resources::metrics(&self.cgroup)
     }
 }
 

@@ -82,7 +82,7 @@ fn mount_snapshot(root: &Root, mount: &Mount) -> Result<OwnedFd, Failure> {
                 .filter(|option| !["rw", "ro"].contains(&option.as_str()))
                 .cloned()
                 .collect();
-            mounts::mount_overlay(&root.folder, &options).map_err(step(what()))?;
+            mounts::mount_overlay(&root.folder, MountFlags::NODEV, &options).map_err(step(what()))?;
             let handle = mounts::open_directory(&root.folder).map_err(step(what()))?;
             if read_only {
                 mounts::restrict(handle.as_fd(), READ_ONLY, false).map_err(step(what()))?;

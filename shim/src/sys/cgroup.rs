@@ -1,5 +1,6 @@
 //! A container's cgroup: one folder in each v1 hierarchy, or one in the unified hierarchy.
 
+use std::fmt::Display;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -8,8 +9,7 @@ use std::time::Duration;
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::stat::Stat;
-
-use super::freezer;
+use super::{freezer, pidfd};
 
 /// Where cgroups are mounted (systemd's file-hierarchy(7)).
 pub const ROOT: &str = "/sys/fs/cgroup";
@@ -85,6 +85,22 @@ impl Hierarchies {
             });
         }
         self
+    }
+
+    /// The cgroup of the process `pid`, by its path in the memory hierarchy on v1.
+    ///
+    /// # Errors
+    ///
+    /// When there is no such process, or `InvalidData` when it is in no such hierarchy.
+    pub fn of_process(&self, pid: impl Display) -> io::Result<Cgroup> {
+        let text = fs::read_to_string(format!("/proc/{pid}/cgroup"))?;
+        let path = path_in(self.version, &text).ok_or_else(|| {
+            io::Error::new(
+                io::ErrorKind::InvalidData,
+                format!("the process {pid} is in no cgroup with a memory controller"),
+            )
+        })?;
+        Ok(self.cgroup(Path::new(path)))
     }
 
     /// Where the hierarchies are mounted.
@@ -184,6 +200,21 @@ impl Cgroup {
         pids.into_iter().filter_map(Pid::from_raw).collect()
     }
 
+    /// Sends `signal` to every process but `first`; one that ends by itself is what was wanted.
+    pub fn signal_others(&self, first: u32, signal: i32) {
+        for pid in self.pids() {
+            let is_first = u32::try_from(pid.as_raw_nonzero().get()) == Ok(first);
+            // The pid of a process that has ended may be another's by now: what counts is who is in the cgroup while we
+            // hold its pidfd.
+            let Some(handle) = (!is_first).then(|| pidfd::open(pid).ok()).flatten() else {
+                continue;
+            };
+            if self.pids().contains(&pid) {
+                let _ = pidfd::kill(&handle, signal);
+            }
+        }
+    }
+
     /// Kills every process in the cgroup with SIGKILL: by `cgroup.kill` where the kernel has it (5.14), else one by one
     /// until none is left.
     ///
@@ -239,6 +270,18 @@ impl Cgroup {
         }
         Ok(())
     }
+}
+
+/// The path in the text of `/proc/<pid>/cgroup`: `number:controllers:path`, without controllers on v2 (cgroups(7)).
+fn path_in(version: Version, text: &str) -> Option<&str> {
+    text.lines().find_map(|line| {
+        let (controllers, path) = line.split_once(':')?.1.split_once(':')?;
+        let wanted = match version {
+            Version::V1 => controllers.split(',').any(|controller| controller == "memory"),
+            Version::V2 => controllers.is_empty(),
+        };
+        wanted.then_some(path)
+    })
 }
 
 /// The number after `key` in the text of a flat keyed file (cgroup-v2 in the kernel's documentation).
@@ -323,6 +366,14 @@ pub mod tests {
             "+memory"
         );
         fs::remove_dir_all(root).unwrap();
+    }
+
+    #[test]
+    fn the_path_of_a_process_is_the_memory_hierarchys_or_the_unified_one() {
+        let text = "9:name=systemd:/\n5:cpu,cpuacct:/a\n4:rdma,memory:/pods/a:b\n0::/init.scope\n";
+        assert_eq!(path_in(Version::V1, text), Some("/pods/a:b"));
+        assert_eq!(path_in(Version::V2, text), Some("/init.scope"));
+        assert_eq!(path_in(Version::V1, "0::/x\n"), None);
     }
 
     #[test]

@@ -10,8 +10,8 @@ use rustix::fs::{
 };
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags,
-    UnmountFlags, fsconfig_create, fsconfig_set_string, fsmount, fsopen, mount, mount_change, move_mount, open_tree,
-    unmount,
+    UnmountFlags, fsconfig_create, fsconfig_set_string, fsmount, fsopen, mount, mount_change, mount_remount,
+    move_mount, open_tree, unmount,
 };
 
 /// File systems that show or change the kernel itself, as `/proc/self/mountinfo` names them: a guest that can open
@@ -148,32 +148,56 @@ pub fn mount_new(kind: &str, target: BorrowedFd<'_>, flags: MountFlags, data: &s
 }
 
 /// Mounts an overlay on `target`. Layers beyond a page of options are named relative to their common folder, into
-/// which the process changes for the call, as containerd does (`mount/mount_linux.go`).
+/// which this thread changes for the call, as containerd does (`mount/mount_linux.go`).
 ///
 /// # Errors
 ///
 /// What mount(2) says.
-pub fn mount_overlay(target: &Path, options: &[String]) -> io::Result<()> {
+pub fn mount_overlay(target: &Path, flags: MountFlags, options: &[String]) -> io::Result<()> {
     const PAGE: usize = 4096;
     let target = std::path::absolute(target)?;
     let plain = CString::new(options.join(","))?;
     if plain.as_bytes_with_nul().len() < PAGE {
-        return Ok(mount(
-            "overlay",
-            &target,
-            "overlay",
-            MountFlags::NODEV,
-            plain.as_c_str(),
-        )?);
+        return Ok(mount("overlay", &target, "overlay", flags, plain.as_c_str())?);
     }
     let (folder, short) = shorten_lowerdirs(options)
         .ok_or_else(|| io::Error::other("the overlay's options exceed a page and its layers share no folder"))?;
+    let data = CString::new(short.join(","))?;
+    leave_shared_folder()?;
     let back = std::env::current_dir()?;
     std::env::set_current_dir(&folder)?;
-    let data = CString::new(short.join(","))?;
-    let mounted = mount("overlay", &target, "overlay", MountFlags::NODEV, data.as_c_str());
+    let mounted = mount("overlay", &target, "overlay", flags, data.as_c_str());
     std::env::set_current_dir(back)?;
     Ok(mounted?)
+}
+
+/// Gives this thread a working directory of its own, which it keeps: no other thread is led astray by its changes.
+fn leave_shared_folder() -> io::Result<()> {
+    #[expect(
+        unsafe_code,
+        reason = "rustix marks unshare unsafe for CLONE_FILES, which is not asked for here"
+    )]
+    // SAFETY: the flag is CLONE_FS only; no fd table is unshared.
+    Ok(unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::FS) }?)
+}
+
+/// Mounts `source`, a file system of `kind`, on the folder `target`, by a path that nobody else can change.
+///
+/// # Errors
+///
+/// What mount(2) says.
+pub fn mount_source(source: &str, target: &Path, kind: &str, flags: MountFlags, data: &str) -> io::Result<()> {
+    let data = CString::new(data)?;
+    Ok(mount(source, target, kind, flags, data.as_c_str())?)
+}
+
+/// Changes the flags of the mount on `target`.
+///
+/// # Errors
+///
+/// What mount(2) says.
+pub fn remount(target: &Path, flags: MountFlags) -> io::Result<()> {
+    Ok(mount_remount(target, flags, c"")?)
 }
 
 /// The layers' common folder and the options with `lowerdir` relative to it.

@@ -14,7 +14,7 @@ use super::containers::RESERVATION;
 use super::service::{self, Node};
 use crate::bootstrap::control::{Exit, Reply, Request};
 use crate::bootstrap::delete::nanoseconds;
-use crate::sandbox::record;
+use crate::bootstrap::remains;
 
 /// The longest request: two names and a path.
 const LINE_MAX: u64 = 64 << 10;
@@ -90,7 +90,7 @@ async fn answer(node: &Arc<Node>, request: Request) -> Reply {
                 }),
             },
             // Not known here: deleted already, or never created. What is left of it goes all the same.
-            Ok(None) => match tokio::task::spawn_blocking(move || record::clean(&bundle)).await {
+            Ok(None) => match tokio::task::spawn_blocking(move || remains::clean(&bundle)).await {
                 Ok(Ok(())) => Reply::Deleted { exit: None },
                 Ok(Err(error)) => Reply::Failed {
                     error: error.to_string(),

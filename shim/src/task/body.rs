@@ -7,7 +7,10 @@ use oci_spec::runtime::LinuxResources;
 
 use super::error::TaskError;
 use super::process::Process;
+use crate::native;
 use crate::sandbox::process::Guest;
+use crate::sandbox::resources;
+use crate::stdio::streams;
 use crate::sys::cgroup::Cgroup;
 use crate::sys::child::Child;
 
@@ -16,6 +19,7 @@ use crate::sys::child::Child;
 pub enum Body {
     /// A guest or a pod's holder.
     Guest(Arc<Guest>),
+    Native(Arc<native::Container>),
 }
 
 /// Does what blocks in a thread that may.
@@ -28,6 +32,7 @@ impl Body {
     pub fn child(&self) -> &Arc<Child> {
         match self {
             Body::Guest(guest) => guest.child(),
+            Body::Native(container) => container.child(),
         }
     }
 
@@ -35,6 +40,7 @@ impl Body {
     pub fn cgroup(&self) -> &Cgroup {
         match self {
             Body::Guest(guest) => guest.cgroup(),
+            Body::Native(container) => container.cgroup(),
         }
     }
 
@@ -42,10 +48,14 @@ impl Body {
     ///
     /// # Errors
     ///
-    /// When it is dead already.
-    pub async fn start(&self) -> io::Result<()> {
+    /// When it is dead already, or what a native container's runtime says.
+    pub async fn start(&self, id: &str) -> Result<(), TaskError> {
         match self {
-            Body::Guest(guest) => guest.start(),
+            Body::Guest(guest) => guest.start().map_err(|error| {
+                tracing::warn!(%error, "the start could not be given");
+                TaskError::DeadAtStart { id: id.to_owned() }
+            }),
+            Body::Native(container) => Ok(container.start().await?),
         }
     }
 
@@ -61,6 +71,7 @@ impl Body {
                 blocking(move || guest.kill_all(signal)).await?
             }
             Body::Guest(guest) => guest.kill(signal),
+            Body::Native(container) => container.kill(signal, all).await,
         }
     }
 
@@ -75,6 +86,7 @@ impl Body {
                 let guest = guest.clone();
                 blocking(move || guest.freeze()).await?
             }
+            Body::Native(container) => container.pause().await.map_err(io::Error::other),
         }
     }
 
@@ -89,6 +101,7 @@ impl Body {
                 let guest = guest.clone();
                 blocking(move || guest.thaw()).await?
             }
+            Body::Native(container) => container.resume().await.map_err(io::Error::other),
         }
     }
 
@@ -103,20 +116,47 @@ impl Body {
                 let guest = guest.clone();
                 blocking(move || guest.update(&limits)).await?.map_err(io::Error::other)
             }
+            Body::Native(container) => container.update(&limits).await.map_err(io::Error::other),
         }
     }
 
-    /// The figures of its cgroup: type URL and bytes, see [`Guest::stats`].
+    /// The figures of its cgroup: type URL and bytes, see [`resources::metrics`].
     ///
     /// # Errors
     ///
     /// When a file of the cgroup cannot be read.
     pub async fn stats(&self) -> io::Result<(String, Vec<u8>)> {
+        let cgroup = self.cgroup().clone();
+        blocking(move || resources::metrics(&cgroup)).await?
+    }
+
+    /// The pids of all processes that live, in the server's namespace.
+    ///
+    /// # Errors
+    ///
+    /// What a native container's runtime says.
+    pub async fn pids(&self) -> io::Result<Vec<u32>> {
         match self {
             Body::Guest(guest) => {
-                let guest = guest.clone();
-                blocking(move || guest.stats()).await?
+                let pids = guest.cgroup().pids().into_iter();
+                Ok(pids
+                    .filter_map(|pid| u32::try_from(pid.as_raw_nonzero().get()).ok())
+                    .collect())
             }
+            Body::Native(container) => container.pids().await.map_err(io::Error::other),
+        }
+    }
+
+    /// Ends what has outlived the first process, where no pid namespace ended with that.
+    ///
+    /// # Errors
+    ///
+    /// `TimedOut` when processes are left after two seconds.
+    pub async fn end_rest(&self) -> io::Result<()> {
+        match self {
+            // Whatever was exec'd beside it is known, and was ended.
+            Body::Guest(_) => Ok(()),
+            Body::Native(container) => container.end_rest().await,
         }
     }
 
@@ -130,6 +170,15 @@ impl Body {
             Body::Guest(_) => {
                 let args = process.spec.as_ref().and_then(|spec| spec.args().as_deref());
                 Err(TaskError::NotYet(format!("running {:?}", args.unwrap_or_default())))
+            }
+            Body::Native(container) => {
+                let Some(spec) = &process.spec else {
+                    return Err(process.facts.unknown());
+                };
+                let (stdio, kept) = streams::open(&process.facts.streams)?;
+                let child = container.exec(spec, stdio).await?;
+                process.adopt(child, kept);
+                Ok(())
             }
         }
     }

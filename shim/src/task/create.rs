@@ -19,9 +19,10 @@ use crate::bootstrap::bundle::{self, BundleError};
 use crate::bootstrap::delete::PID_FILE;
 use crate::compile::{Artifact, Profile};
 use crate::image::{self, Mount, Program};
+use crate::native;
 use crate::observe::oom::Kills;
 use crate::sandbox::plan::{self, Role};
-use crate::stdio::streams::{self, Streams};
+use crate::stdio::streams::{self, Kept, Streams};
 
 /// What kind of CRI container it is, `sandbox` or `container` (containerd, internal/cri/annotations).
 const CONTAINER_TYPE: &str = "io.kubernetes.cri.container-type";
@@ -122,8 +123,8 @@ async fn make(node: &Node, container: &Container, api: Api, request: &CreateTask
         &node.sockets.address(&facts.namespace),
     );
     let holder = annotation(CONTAINER_TYPE).is_some_and(|kind| kind == "sandbox");
-    let (role, artifact) = if holder {
-        (Role::Holder, None)
+    let found = if holder {
+        Found::Guest(Role::Holder, None)
     } else {
         // Compiling goes on: the next container of this image finds the artifact.
         tokio::select! {
@@ -131,20 +132,10 @@ async fn make(node: &Node, container: &Container, api: Api, request: &CreateTask
             () = container.given_up() => return Err(TaskError::GivenUp(facts.id.clone())),
         }
     };
-    let plan = plan::plan(plan::Request {
-        namespace: &facts.namespace,
-        id: &facts.id,
-        spec: &spec,
-        bundle: &facts.bundle,
-        rootfs: &facts.rootfs,
-        role,
-    })?;
-    let (stdio, kept) = streams::open(&facts.streams)?;
-    let guest = node
-        .launcher
-        .spawn(&facts.bundle, &plan, stdio, artifact.as_ref())
-        .await?;
-    let body = Body::Guest(Arc::new(guest));
+    let (body, kept) = match found {
+        Found::Guest(role, artifact) => guest(node, facts, &spec, role, artifact.as_ref()).await?,
+        Found::Native => native(node, container, &spec).await?,
+    };
     if let Err(error) = fs::write(facts.bundle.join(PID_FILE), body.child().pid().to_string()) {
         // Only the pid in the exit event of a dead server's container hangs on it.
         tracing::warn!(%error, "cannot write the pid into the bundle");
@@ -165,14 +156,59 @@ async fn read(bundle: &Path) -> Result<Spec, BundleError> {
     serde_json::from_slice(&bytes).map_err(|cause| BundleError::Malformed { path, cause })
 }
 
+/// A process of ours, confined as the spec says.
+async fn guest(
+    node: &Node,
+    facts: &Facts,
+    spec: &Spec,
+    role: Role,
+    artifact: Option<&Artifact>,
+) -> Result<(Body, Kept), TaskError> {
+    let plan = plan::plan(plan::Request {
+        namespace: &facts.namespace,
+        id: &facts.id,
+        spec,
+        bundle: &facts.bundle,
+        rootfs: &facts.rootfs,
+        role,
+    })?;
+    let (stdio, kept) = streams::open(&facts.streams)?;
+    let guest = node.launcher.spawn(&facts.bundle, &plan, stdio, artifact).await?;
+    Ok((Body::Guest(Arc::new(guest)), kept))
+}
+
+/// A container of the node's own runtime, which reads the spec by itself.
+async fn native(node: &Node, container: &Container, spec: &Spec) -> Result<(Body, Kept), TaskError> {
+    let facts = container.facts();
+    let (stdio, kept) = streams::open(&facts.streams)?;
+    let request = native::Request {
+        id: &facts.id,
+        bundle: &facts.bundle,
+        spec,
+        rootfs: &facts.rootfs,
+        stdio,
+    };
+    let made = node.natives.create(request, container.given_up()).await?;
+    Ok((Body::Native(Arc::new(made)), kept))
+}
+
+/// What the container runs.
+enum Found {
+    /// A program of ours, compiled, or none in a holder.
+    Guest(Role, Option<Artifact>),
+    Native,
+}
+
 /// What the container runs, compiled.
-async fn program(node: &Node, container: &Container, spec: &Spec) -> Result<(Role, Option<Artifact>), TaskError> {
+async fn program(node: &Node, container: &Container, spec: &Spec) -> Result<Found, TaskError> {
     let facts = container.facts();
     let process = spec.process().as_ref();
     let args = process
         .and_then(|process| process.args().as_deref())
         .unwrap_or_default();
     let env = process.and_then(|process| process.env().as_deref()).unwrap_or_default();
+    let mounts = spec.mounts().iter().flatten();
+    let volumes: Vec<&Path> = mounts.map(|mount| mount.destination().as_path()).collect();
     let root = spec
         .root()
         .as_ref()
@@ -187,23 +223,20 @@ async fn program(node: &Node, container: &Container, spec: &Spec) -> Result<(Rol
             path: env.iter().find_map(|variable| variable.strip_prefix("PATH=")),
             rootfs: &facts.rootfs,
             root: &facts.bundle.join(root),
+            volumes: &volumes,
         })
         .await?;
     match program {
         Program::Wasm(wasm) => {
             let artifact = node.artifacts.get(&node.images, &wasm, Profile::Command).await?;
             tracing::info!(program = wasm.name, digest = %wasm.digest, world = ?artifact.world, "program found");
-            Ok((
-                Role::Guest {
-                    world: artifact.world,
-                    export: wasm.export,
-                },
-                Some(artifact),
-            ))
+            let role = Role::Guest {
+                world: artifact.world,
+                export: wasm.export,
+            };
+            Ok(Found::Guest(role, Some(artifact)))
         }
-        Program::Native => Err(TaskError::Native {
-            entry_point: args.first().cloned().unwrap_or_default(),
-        }),
+        Program::Native => Ok(Found::Native),
     }
 }
 
@@ -249,6 +282,9 @@ async fn watch(node: Arc<Node>, container: Arc<Container>) {
         None => tracing::info!(code = exit.code, "container exited"),
     }
     exec::end_all(&container).await;
+    if let Err(error) = body.end_rest().await {
+        tracing::warn!(%error, "the container's end left processes behind");
+    }
     container.init.close_stdin();
     if let Err(error) = container.step(Move::Exit(exit), &node.events) {
         tracing::error!(%error, "an exit came twice");

@@ -10,6 +10,7 @@ use super::phase::InvalidMove;
 use crate::bootstrap::bundle::BundleError;
 use crate::compile::CompileError;
 use crate::image::ImageError;
+use crate::native::NativeError;
 use crate::sandbox::control::SandboxError;
 use crate::sandbox::limits::LimitError;
 use crate::sandbox::plan::PlanError;
@@ -57,8 +58,8 @@ pub enum TaskError {
     /// As `NotYet`, in a Create.
     #[error("{0} is not supported by io.containerd.wasi.v1 yet")]
     CannotCreateYet(String),
-    #[error("native containers are not supported yet: {entry_point} is not a wasm binary")]
-    Native { entry_point: String },
+    #[error(transparent)]
+    Native(#[from] NativeError),
     #[error("the server is shutting down")]
     ShuttingDown,
     #[error(transparent)]
@@ -109,11 +110,14 @@ impl TaskError {
             | TaskError::Plan(_)
             // Never UNIMPLEMENTED: containerd 2.x takes that from a Create to mean the API's version, and asks again in
             // the older one (core/runtime/v2/task_manager.go), by when an idle server may be ending.
-            | TaskError::CannotCreateYet(_)
-            | TaskError::Native { .. } => Code::INVALID_ARGUMENT,
+            | TaskError::CannotCreateYet(_) => Code::INVALID_ARGUMENT,
             TaskError::NotYet(_) => Code::UNIMPLEMENTED,
             TaskError::ShuttingDown => Code::UNAVAILABLE,
-            TaskError::GivenUp(_) => Code::CANCELLED,
+            TaskError::GivenUp(_) | TaskError::Native(NativeError::GivenUp) => Code::CANCELLED,
+            TaskError::Native(NativeError::NoRuntime { .. } | NativeError::Run { .. }) => Code::FAILED_PRECONDITION,
+            TaskError::Native(NativeError::Rootfs(_)) => Code::INVALID_ARGUMENT,
+            // As containerd's own runc shim has it.
+            TaskError::Native(_) => Code::UNKNOWN,
             TaskError::Sandbox(_) | TaskError::Io { .. } | TaskError::Panicked(_) => Code::INTERNAL,
         }
     }

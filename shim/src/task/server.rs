@@ -26,8 +26,9 @@ use crate::bootstrap::start::READY;
 use crate::compile::keeper::keep;
 use crate::compile::{self, Artifacts, CompileError};
 use crate::image::Images;
+use crate::native;
 use crate::sandbox::control::{Launcher, SandboxError};
-use crate::sys::standard;
+use crate::sys::{cgroup, standard};
 
 /// How long the last requests and events may take when the server ends.
 const FAREWELL: Duration = Duration::from_secs(5);
@@ -150,6 +151,7 @@ async fn serve(folder: &Path, settings: &Settings, sinks: Arc<Sinks>, stdout: &m
         images,
         artifacts,
         launcher: Launcher::start(options.launcher_max_forks).await?,
+        natives: native::Runtime::new(options).map_err(io_error("find cgroups at", Path::new(cgroup::ROOT)))?,
         sockets: Sockets::new(settings.socket.clone()),
         requests: AtomicUsize::new(0),
     });

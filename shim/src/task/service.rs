@@ -29,11 +29,12 @@ use super::forward::Publisher;
 use super::phase::{Move, Phase};
 use super::process::Process;
 use super::sockets::Sockets;
+use crate::bootstrap::remains;
 use crate::bootstrap::sinks::Sinks;
 use crate::compile::Artifacts;
 use crate::image::Images;
+use crate::native;
 use crate::sandbox::control::Launcher;
-use crate::sandbox::record;
 use crate::sys::child::Exit;
 
 /// What all containers of the server share.
@@ -44,6 +45,7 @@ pub struct Node {
     pub images: Arc<Images>,
     pub artifacts: Arc<Artifacts>,
     pub launcher: Launcher,
+    pub natives: native::Runtime,
     pub sockets: Sockets,
     /// How many requests are being answered.
     pub requests: AtomicUsize,
@@ -128,12 +130,10 @@ impl TaskService {
 async fn start(node: &Node, container: &Container) -> Result<u32, TaskError> {
     let body = container.body()?;
     container.step(Move::Start, &node.events)?;
-    if let Err(error) = body.start().await {
+    if let Err(error) = body.start(&container.facts().id).await {
         tracing::warn!(%error, "cannot start the container");
         container.step(Move::FailStart, &node.events)?;
-        return Err(TaskError::DeadAtStart {
-            id: container.facts().id.clone(),
-        });
+        return Err(error);
     }
     container.step(Move::Started, &node.events)?;
     tracing::info!(pid = container.pid(), "container started");
@@ -142,13 +142,20 @@ async fn start(node: &Node, container: &Container) -> Result<u32, TaskError> {
 
 /// Removes what a stopped container holds; returns how it ended.
 pub async fn delete(node: &Node, container: &Arc<Container>) -> Result<Exit, TaskError> {
+    if container.phase() == Phase::Creating {
+        // containerd 2.x deletes so what it gave up to create; nobody will ask for it again.
+        container.give_up();
+        if container.init.until(|phase| *phase != Phase::Creating).await == Phase::Deleted(None) {
+            return Err(container.facts().unknown());
+        }
+    }
     if container.phase() == Phase::Created {
         // It never ran, so there is no exit that containerd could have waited for.
         container.kill().await?;
     }
     container.step(Move::Delete, &node.events)?;
     let bundle = container.facts().bundle.clone();
-    let cleaned = tokio::task::spawn_blocking(move || record::clean(&bundle)).await;
+    let cleaned = tokio::task::spawn_blocking(move || remains::clean(&bundle)).await;
     if let Err(cause) = cleaned.unwrap_or_else(|panic| Err(io::Error::other(panic))) {
         container.step(Move::FailDelete, &node.events)?;
         tracing::error!(%cause, "cannot delete the container");
@@ -264,10 +271,22 @@ impl Task for TaskService {
         let _answering = Answering::new(&self.node.requests);
         let container = self.container(&request.id)?;
         // An exited process is listed until its Delete: an empty answer makes a restarted containerd give us up.
-        let execs = container.exec_processes().into_iter();
-        let processes = std::iter::once(container.body()?.child().pid())
-            .chain(execs.filter(|exec| !exec.phase().over()).map(|exec| exec.pid()))
-            .filter(|pid| *pid != 0)
+        let (body, first) = (container.body()?, container.pid());
+        let others = match body.pids().await {
+            Ok(pids) => pids,
+            // Its cgroup or its runtime's state may be gone already.
+            Err(_) if container.phase().over() => Vec::new(),
+            Err(cause) => {
+                return Err(TaskError::Io {
+                    id: request.id,
+                    act: "list its processes",
+                    cause,
+                }
+                .into());
+            }
+        };
+        let processes = std::iter::once(first)
+            .chain(others.into_iter().filter(|pid| *pid != first))
             .map(|pid| api::ProcessInfo {
                 pid,
                 ..api::ProcessInfo::default()

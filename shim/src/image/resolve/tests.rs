@@ -52,6 +52,7 @@ impl Node {
                 path: Some("/bin:/usr/bin"),
                 rootfs: &[mount],
                 root: Path::new("/nowhere"),
+                volumes: &[],
             })
             .await
     }

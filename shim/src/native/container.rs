@@ -1,0 +1,287 @@
+//! One native container, from its root filesystem to its end.
+
+use std::future::Future;
+use std::io;
+use std::path::{Component, Path};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use kubewasi_options::Options;
+use oci_spec::runtime::{LinuxNamespaceType, LinuxResources, Process, Spec};
+
+use super::calls::{self, Calls};
+use super::failure::NativeError;
+use super::record::{self, Record};
+use super::rootfs;
+use crate::image::Mount;
+use crate::stdio::Stdio;
+use crate::sys::cgroup::{self, Cgroup, Hierarchies};
+use crate::sys::child::Child;
+use crate::sys::freezer;
+
+/// The node's OCI runtime, as the handler's options name it.
+pub struct Runtime {
+    binary: String,
+    no_pivot_root: bool,
+    no_new_keyring: bool,
+    hierarchies: Hierarchies,
+    /// Beside those of v1 a runtime also uses the unified one, where systemd's hybrid layout has it.
+    unified: Option<Hierarchies>,
+}
+
+/// What a container is made of.
+pub struct Request<'a> {
+    pub id: &'a str,
+    pub bundle: &'a Path,
+    /// The bundle's config.json, which the runtime reads by itself.
+    pub spec: &'a Spec,
+    pub rootfs: &'a [Mount],
+    pub stdio: Stdio,
+}
+
+/// A container that its runtime has made.
+pub struct Container {
+    calls: Calls,
+    child: Arc<Child>,
+    cgroup: Cgroup,
+    /// Its processes may outlive the first one: that is not pid 1 of a namespace of theirs.
+    shares_pids: bool,
+    /// SIGKILL was sent: nothing may stay frozen that would keep it from working.
+    killed: AtomicBool,
+}
+
+impl Runtime {
+    /// The runtime that `options` name, on this machine's cgroups.
+    ///
+    /// # Errors
+    ///
+    /// When there is no cgroup file system.
+    pub fn new(options: &Options) -> io::Result<Runtime> {
+        let root = Path::new(cgroup::ROOT);
+        Ok(Runtime {
+            binary: options.runc_binary.clone(),
+            no_pivot_root: options.runc_no_pivot_root,
+            no_new_keyring: options.runc_no_new_keyring,
+            hierarchies: Hierarchies::find(root)?,
+            unified: Hierarchies::find(&root.join("unified")).ok(),
+        })
+    }
+
+    /// Makes a container, which waits for its start. When this returns an error nothing is left; it does so too once
+    /// `given_up` resolves.
+    ///
+    /// # Errors
+    ///
+    /// What could not be made, in the runtime's own words where they are its.
+    pub async fn create(
+        &self,
+        request: Request<'_>,
+        given_up: impl Future<Output = ()>,
+    ) -> Result<Container, NativeError> {
+        let linux = request.spec.linux().as_ref();
+        let cgroups_path = linux.and_then(|linux| linux.cgroups_path().as_deref());
+        let calls = Calls {
+            binary: self.binary.clone(),
+            id: request.id.to_owned(),
+            bundle: request.bundle.to_owned(),
+            systemd_cgroup: cgroups_path.is_some_and(calls::is_systemd),
+            no_pivot_root: self.no_pivot_root,
+            no_new_keyring: self.no_new_keyring,
+        };
+        calls.check()?;
+        let record = Record::new(
+            calls.clone(),
+            cgroups_path.map(|path| self.own_cgroups(path)).unwrap_or_default(),
+        );
+        record.write().map_err(|cause| NativeError::Bundle {
+            act: "write its record into",
+            path: request.bundle.to_owned(),
+            cause,
+        })?;
+        let shares_pids = shares_pids(request.spec);
+        let bundle = request.bundle.to_owned();
+        let made = tokio::select! {
+            made = self.make(&calls, request.rootfs, request.stdio) => made,
+            () = given_up => Err(NativeError::GivenUp),
+        };
+        match made {
+            Ok((child, cgroup)) => Ok(Container {
+                calls,
+                child,
+                cgroup,
+                shares_pids,
+                killed: AtomicBool::new(false),
+            }),
+            Err(error) => {
+                if let Err(cause) = blocking(move || record::clean(&bundle)).await {
+                    tracing::warn!(%cause, "a container that could not be made left something behind");
+                }
+                Err(error)
+            }
+        }
+    }
+
+    async fn make(&self, calls: &Calls, rootfs: &[Mount], stdio: Stdio) -> Result<(Arc<Child>, Cgroup), NativeError> {
+        let (mounts, folder) = (rootfs.to_vec(), calls.bundle.join("rootfs"));
+        let mounted = tokio::task::spawn_blocking(move || rootfs::mount(&mounts, &folder)).await;
+        mounted.map_err(|panic| NativeError::Bundle {
+            act: "mount the root filesystem in",
+            path: calls.bundle.clone(),
+            cause: io::Error::other(panic),
+        })??;
+        let child = calls.create(stdio).await?;
+        let cgroup = self.cgroup_of(calls, &child)?;
+        Ok((child, cgroup))
+    }
+
+    /// The cgroups at `path`, unless it is systemd's to name, or they hold somebody else's processes, which would be
+    /// ended with the container.
+    fn own_cgroups(&self, path: &Path) -> Vec<Cgroup> {
+        let outside = path.components().any(|part| part == Component::ParentDir);
+        if !path.is_absolute() || path.parent().is_none() || outside {
+            return Vec::new();
+        }
+        let hierarchies = [Some(&self.hierarchies), self.unified.as_ref()].into_iter().flatten();
+        let cgroups: Vec<Cgroup> = hierarchies.map(|hierarchies| hierarchies.cgroup(path)).collect();
+        if cgroups.iter().all(|cgroup| cgroup.pids().is_empty()) {
+            cgroups
+        } else {
+            Vec::new()
+        }
+    }
+
+    /// Where the runtime has put the process. A runtime that is set to use no cgroups leaves it in ours, which is never
+    /// to be frozen or killed as the container's.
+    fn cgroup_of(&self, calls: &Calls, child: &Child) -> Result<Cgroup, NativeError> {
+        let found = self.hierarchies.of_process(child.pid());
+        let found = found.map_err(|cause| NativeError::Bundle {
+            act: "find the cgroup of the container in",
+            path: calls.bundle.clone(),
+            cause,
+        })?;
+        let ours = self.hierarchies.of_process("self").ok().map(|ours| ours.path);
+        if found.path == Path::new("/") || Some(&found.path) == ours.as_ref() {
+            return Err(NativeError::ForeignCgroup {
+                binary: calls.binary.clone(),
+                path: found.path,
+            });
+        }
+        Ok(found)
+    }
+}
+
+/// Whether the container's first process is not pid 1 of a namespace that ends with it.
+fn shares_pids(spec: &Spec) -> bool {
+    let linux = spec.linux().as_ref();
+    let namespaces = linux
+        .and_then(|linux| linux.namespaces().as_deref())
+        .unwrap_or_default();
+    !namespaces
+        .iter()
+        .any(|namespace| namespace.typ() == LinuxNamespaceType::Pid && namespace.path().is_none())
+}
+
+/// Does what blocks in a thread that may.
+async fn blocking(work: impl FnOnce() -> io::Result<()> + Send + 'static) -> io::Result<()> {
+    tokio::task::spawn_blocking(work).await.map_err(io::Error::other)?
+}
+
+impl Container {
+    /// The first process.
+    pub fn child(&self) -> &Arc<Child> {
+        &self.child
+    }
+
+    /// The cgroup that the processes live in.
+    pub fn cgroup(&self) -> &Cgroup {
+        &self.cgroup
+    }
+
+    /// Lets the first process run.
+    pub async fn start(&self) -> Result<(), NativeError> {
+        self.calls.start().await
+    }
+
+    /// Runs one more process.
+    pub async fn exec(&self, process: &Process, stdio: Stdio) -> Result<Arc<Child>, NativeError> {
+        self.calls.exec(process, stdio).await
+    }
+
+    /// Sends `signal` to the first process, or to all. SIGKILL works on a paused container too.
+    ///
+    /// # Errors
+    ///
+    /// `ESRCH` when it has exited, `EINVAL` for a number that is no signal; what thawing says.
+    pub async fn kill(&self, signal: i32, all: bool) -> io::Result<()> {
+        self.child.kill(signal)?;
+        let (cgroup, first) = (self.cgroup.clone(), self.child.pid());
+        if signal == libc::SIGKILL {
+            self.killed.store(true, Ordering::SeqCst);
+        }
+        blocking(move || {
+            if all {
+                cgroup.signal_others(first, signal);
+            }
+            match signal {
+                libc::SIGKILL => freezer::thaw(&cgroup),
+                _ => Ok(()),
+            }
+        })
+        .await
+    }
+
+    /// Freezes all processes.
+    pub async fn pause(&self) -> Result<(), NativeError> {
+        let paused = self.calls.pause().await;
+        if self.killed.load(Ordering::SeqCst) {
+            // The SIGKILL came first, and its thawing may have been for nothing.
+            self.calls.resume().await?;
+        }
+        paused
+    }
+
+    /// Lets frozen processes run on.
+    pub async fn resume(&self) -> Result<(), NativeError> {
+        self.calls.resume().await
+    }
+
+    /// Changes the limits; what `limits` leaves out stays.
+    pub async fn update(&self, limits: &LinuxResources) -> Result<(), NativeError> {
+        self.calls.update(limits).await
+    }
+
+    /// Every process that lives in the container, those of cgroups that it has made too.
+    pub async fn pids(&self) -> Result<Vec<u32>, NativeError> {
+        self.calls.pids().await
+    }
+
+    /// Ends what has outlived the first process where no pid namespace ended with that.
+    ///
+    /// # Errors
+    ///
+    /// `TimedOut` when processes are left after two seconds.
+    pub async fn end_rest(&self) -> io::Result<()> {
+        if !self.shares_pids {
+            return Ok(());
+        }
+        let cgroup = self.cgroup.clone();
+        blocking(move || cgroup.kill()).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spec(namespaces: &str) -> Spec {
+        let json = format!(r#"{{"ociVersion":"1.1.0","linux":{{"namespaces":{namespaces}}}}}"#);
+        serde_json::from_str(&json).unwrap()
+    }
+
+    #[test]
+    fn only_a_pid_namespace_of_its_own_ends_with_the_first_process() {
+        assert!(!shares_pids(&spec(r#"[{"type":"pid"},{"type":"mount"}]"#)));
+        assert!(shares_pids(&spec(r#"[{"type":"pid","path":"/proc/7/ns/pid"}]"#)));
+        assert!(shares_pids(&spec(r#"[{"type":"mount"}]"#)), "the host's");
+    }
+}
