@@ -92,10 +92,6 @@ on_every_containerd! {
         node.run(&image).args(&["nowhere.wasm"]).fail().expect_refusal(&["nowhere.wasm", "not found"]);
     }
 
-    fn a_native_program_is_refused_until_it_is_supported(node) {
-        run_file(node, "/probe", &Probe::Native.bytes()).expect_refusal(&["/probe", "native containers are not supported yet"]);
-    }
-
     fn a_compilation_over_its_time_limit_is_ended(node) {
         node.configure("idle_timeout = 0\ncompile_timeout = 1\ncompile_memory = \"8Gi\"");
         run_file(node, "/slow.wasm", &slow_to_compile()).expect_refusal(&["/slow.wasm", "longer than 1 s", "compile_timeout"]);

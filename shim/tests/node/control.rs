@@ -27,14 +27,14 @@ use crate::task_api::{connect, context, create, end_server, probe_bundle, refusa
 const RESOURCES: &str = "types.containerd.io/opencontainers/runtime-spec/1/LinuxResources";
 
 /// `ctr events`, written to a file.
-struct Events {
+pub struct Events {
     client: Child,
     file: PathBuf,
 }
 
 impl Events {
     /// Listens from now on: returns when an event has been heard.
-    fn listen(node: &Node) -> Events {
+    pub fn listen(node: &Node) -> Events {
         let file = node.folder.join("events");
         let client = node
             .ctr_command(&["events"])
@@ -58,7 +58,7 @@ impl Events {
 
     /// The topics of the tasks' events up to the first `last`, without what is before the last slash.
     #[track_caller]
-    fn until(mut self, last: &str) -> Vec<String> {
+    pub fn until(mut self, last: &str) -> Vec<String> {
         let topics = eventually(&format!("an event {last}"), Duration::from_secs(10), || {
             let text = fs::read_to_string(&self.file).unwrap();
             let topics: Vec<String> = text
@@ -89,7 +89,7 @@ fn ticks(pid: u32) -> u64 {
 
 /// Waits until a process is seen running.
 #[track_caller]
-fn expect_running(pid: u32) {
+pub fn expect_running(pid: u32) {
     let before = ticks(pid);
     eventually("the process runs", Duration::from_secs(10), || {
         (ticks(pid) > before).then_some(())
@@ -98,7 +98,7 @@ fn expect_running(pid: u32) {
 
 /// Fails the test when a process runs within a while.
 #[track_caller]
-fn expect_still(pid: u32) {
+pub fn expect_still(pid: u32) {
     let before = ticks(pid);
     sleep(Duration::from_millis(300));
     assert_eq!(ticks(pid), before);

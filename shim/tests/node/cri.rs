@@ -72,7 +72,9 @@ impl Drop for Registry {
     }
 }
 
-fn crictl(node: &Node, args: &[&str]) -> Finished {
+/// `crictl` on this node.
+#[track_caller]
+pub fn crictl(node: &Node, args: &[&str]) -> Finished {
     let socket = format!("unix://{}", node.socket().display());
     run(Command::new(hack("crictl", &[]))
         .args([
@@ -87,7 +89,7 @@ fn crictl(node: &Node, args: &[&str]) -> Finished {
 }
 
 /// Writes a CRI config file and returns its path.
-fn file(node: &Node, name: &str, value: &serde_json::Value) -> String {
+pub fn file(node: &Node, name: &str, value: &serde_json::Value) -> String {
     let path = node.folder.join(name);
     fs::write(&path, serde_json::to_vec_pretty(value).unwrap()).unwrap();
     path.display().to_string()
@@ -150,14 +152,15 @@ fn with_limited_pod(
 }
 
 /// Waits for the container's end and returns its exit code.
-fn exit_code(node: &Node, id: &str) -> i64 {
+pub fn exit_code(node: &Node, id: &str) -> i64 {
     eventually("the container has exited", Duration::from_secs(20), || {
         let status: serde_json::Value = serde_json::from_str(&crictl(node, &["inspect", id]).ok().stdout).unwrap();
         (status["status"]["state"] == "CONTAINER_EXITED").then(|| status["status"]["exitCode"].as_i64().unwrap_or(0))
     })
 }
 
-fn prepare(node: &mut Node) {
+/// Turns CRI on, with an image for sandboxes.
+pub fn prepare(node: &mut Node) {
     node.turn_on_cri();
     let pause = Image::with_files("pause", &[("/pause", b"never executed")]);
     node.import_into(&pause, "k8s.io").ok();

@@ -80,6 +80,21 @@ impl Image {
         image
     }
 
+    /// Debian's static busybox with the applets that tests name.
+    pub fn busybox() -> Image {
+        let program = std::fs::read("/bin/busybox").unwrap();
+        let image = Image::with_files("busybox", &[("/bin/busybox", &program)]).entrypoint(&["/bin/sh"]);
+        let applets = [
+            "cat", "grep", "id", "kill", "ls", "mkdir", "nc", "ps", "sh", "sleep", "stty", "tail", "tty",
+        ];
+        applets
+            .iter()
+            .fold(image, |image, applet| {
+                image.symlink(&format!("/bin/{applet}"), "busybox")
+            })
+            .config("Env", json!(["PATH=/bin"]))
+    }
+
     pub fn platform(mut self, os: &str, architecture: &str) -> Image {
         (self.os, self.architecture) = (os.into(), architecture.into());
         self

@@ -66,6 +66,7 @@ mod containerd;
 mod guests;
 mod image_builder;
 mod machine;
+mod pod;
 mod server;
 
 mod bad_input;
@@ -78,6 +79,8 @@ mod forks;
 mod harness;
 mod images;
 mod load;
+mod mixed;
+mod native;
 mod run;
 mod sandbox;
 mod stdio;

@@ -1,0 +1,227 @@
+//! Native containers by the wasi runtime: what runc makes of them, and what is left when something breaks.
+
+use std::fs;
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::{Value, json};
+
+use crate::command::eventually;
+use crate::container::{Run, root_folder, spec};
+use crate::containerd::Node;
+use crate::control::{self, Events};
+use crate::guests::Probe;
+use crate::image_builder::Image;
+use crate::machine::shim_processes;
+use crate::server;
+
+fn busybox(node: &Node) -> Image {
+    let image = Image::busybox();
+    node.import(&image);
+    image
+}
+
+/// A spec that runs busybox from a folder of its own, with `script` for its shell.
+fn shell(node: &Node, script: &str) -> Value {
+    let program = fs::read("/bin/busybox").unwrap();
+    let root = root_folder(node, &[("bin/busybox", &program)]);
+    make_executable(&root.join("bin/busybox"));
+    std::os::unix::fs::symlink("busybox", root.join("bin/sleep")).unwrap();
+    let mut spec = spec(node, &root, &["/bin/busybox", "sh", "-c", script]);
+    spec["linux"]["cgroupsPath"] = format!("/{}/shell", node.namespace).into();
+    spec
+}
+
+fn make_executable(path: &std::path::Path) {
+    fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+}
+
+/// The processes whose parent is `parent`.
+fn children(parent: i32) -> Vec<i32> {
+    let text = fs::read_to_string(format!("/proc/{parent}/task/{parent}/children")).unwrap();
+    let mut all: Vec<i32> = text.split_whitespace().map(|pid| pid.parse().unwrap()).collect();
+    for task in fs::read_dir(format!("/proc/{parent}/task")).unwrap().flatten() {
+        let text = fs::read_to_string(task.path().join("children")).unwrap_or_default();
+        all.extend(text.split_whitespace().map(|pid| pid.parse::<i32>().unwrap()));
+    }
+    all.sort_unstable();
+    all.dedup();
+    all
+}
+
+on_every_containerd! {
+    fn a_native_image_runs_with_its_streams_and_its_exit_code(node) {
+        let image = Image::with_files("native", &[("/probe", &Probe::Native.bytes())]);
+        node.import(&image);
+        let said = node.run(&image).args(&["/probe", "say", "out", "err"]).finish().ok();
+        assert_eq!((said.stdout.as_str(), said.stderr.as_str()), ("out\n", "err\n"));
+        node.run(&image).args(&["/probe", "exit", "7"]).finish().expect_code(7);
+        let echo = node.run(&image).args(&["/probe", "cat"]).stdin(b"ping").finish().ok();
+        assert_eq!(echo.stdout, "ping");
+        let lines = node.run(&image).args(&["/probe", "lines", "65536"]).finish().ok();
+        assert_eq!(lines.stdout.len(), 65536 * 16);
+    }
+
+    fn a_native_container_is_confined_as_its_spec_says(node) {
+        let image = busybox(node).config("User", "1000:2000".into());
+        node.import(&image);
+        let said = node.run(&image).args(&["sh", "-c", "id -u; id -g; echo $$"]).finish().ok();
+        assert_eq!(said.stdout, "1000\n2000\n1\n");
+        let root = root_folder(node, &[("program", b"#!/bin/sh\n")]);
+        let mut spec = spec(node, &root, &["/program"]);
+        spec["linux"]["cgroupsPath"] = format!("/{}/confined", node.namespace).into();
+        // The runtime's own words.
+        Run::of_spec(node, &spec).fail().expect_refusal(&["OCI runtime create failed", "/program", "permission denied"]);
+    }
+
+    fn a_runtime_that_is_not_there_is_refused_with_the_option_that_names_it(node) {
+        node.configure("idle_timeout = 0\nrunc_binary = \"/nowhere/runc\"");
+        let image = busybox(node);
+        node.run(&image).args(&["sh"]).fail().expect_refusal(&["/nowhere/runc", "runc_binary", "install runc or crun"]);
+        let wasm = Image::with_files("wasm", &[("/probe.wasm", &Probe::P1.bytes())]);
+        node.import(&wasm);
+        node.run(&wasm).args(&["/probe.wasm", "say", "fine"]).finish().ok();
+    }
+
+    fn a_native_container_costs_no_process_but_its_own(node) {
+        let image = busybox(node);
+        let (id, pid) = node.run(&image).args(&["sleep", "1000"]).detach();
+        let (server, pid) = (server::pid(node), i32::try_from(pid).unwrap());
+        let mut expected = vec![pid, server::launcher(node)];
+        expected.sort_unstable();
+        assert_eq!(children(server), expected);
+        assert!(!shim_processes(&node.namespace).contains(&pid));
+        node.remove(&id);
+    }
+
+    fn a_native_container_is_paused_resumed_listed_and_measured(node) {
+        let image = busybox(node);
+        let (id, pid) = node.run(&image).args(&["sh", "-c", "sleep 1000 & while true; do true; done"]).detach();
+        control::expect_running(pid);
+        node.ctr(&["task", "pause", &id]).ok();
+        assert_eq!(node.task(&id).unwrap().1, "PAUSED");
+        control::expect_still(pid);
+        node.ctr(&["task", "exec", "--exec-id", "e", &id, "id"]).expect_refusal(&["paused"]);
+        node.ctr(&["task", "resume", &id]).ok();
+        control::expect_running(pid);
+        let list = node.ctr(&["task", "ps", &id]).ok().stdout;
+        let pids: Vec<u32> = list.lines().filter_map(|line| line.split_whitespace().next()?.parse().ok()).collect();
+        assert!(pids.len() == 2 && pids[0] == pid, "{list}");
+        assert!(node.ctr(&["task", "metrics", &id]).ok().stdout.contains("memory"));
+        node.ctr(&["task", "pause", &id]).ok();
+        // SIGKILL needs no resume.
+        node.remove(&id);
+    }
+
+    fn events_of_a_native_container_come_in_order(node) {
+        let image = busybox(node);
+        let events = Events::listen(node);
+        node.run(&image).args(&["sh", "-c", "exit 4"]).finish().expect_code(4);
+        assert_eq!(events.until("delete"), ["create", "start", "exit", "delete"]);
+        let events = Events::listen(node);
+        let run = node.run(&image).flag(&["--memory-limit", &(32 << 20).to_string()]).args(&["tail", "/dev/zero"]);
+        run.finish().expect_code(137);
+        assert_eq!(events.until("delete"), ["create", "start", "oom", "exit", "delete"]);
+    }
+
+    fn processes_are_exec_d_into_a_native_container(node) {
+        let image = busybox(node);
+        let (id, _) = node.run(&image).args(&["sleep", "1000"]).detach();
+        let exec = |exec_id: &str, args: &[&str]| {
+            node.ctr(&[&["task", "exec", "--fifo-dir", node.folder.join("fifo").to_str().unwrap(), "--exec-id", exec_id, &id], args].concat())
+        };
+        let said = exec("e1", &["sh", "-c", "echo out; echo err >&2; cat /proc/1/comm"]).ok();
+        assert_eq!((said.stdout.as_str(), said.stderr.as_str()), ("out\nsleep\n", "err\n"));
+        exec("e2", &["sh", "-c", "exit 9"]).expect_code(9);
+        exec("e3", &["/no/such"]).expect_refusal(&["OCI runtime exec failed", "/no/such"]);
+        node.remove(&id);
+    }
+
+    fn a_native_container_lives_through_a_restart_of_containerd(node) {
+        let image = busybox(node);
+        let (idle, pid) = node.run(&image).args(&["sleep", "1000"]).detach();
+        let (ends, _) = node.run(&image).args(&["sh", "-c", "sleep 1; exit 6"]).detach();
+        node.stop();
+        std::thread::sleep(Duration::from_secs(2));
+        node.start();
+        assert_eq!(node.task(&idle), Some((pid, "RUNNING".into())));
+        node.wait_until(&ends, "STOPPED");
+        assert_eq!(node.delete(&ends), 6);
+        node.remove(&idle);
+    }
+
+    fn a_killed_servers_native_containers_are_cleaned_up(node) {
+        let image = busybox(node);
+        let (id, pid) = node.run(&image).args(&["sleep", "1000"]).detach();
+        let (other, wasm) = {
+            let image = Image::with_files("wasm", &[("/probe.wasm", &Probe::P1.bytes())]);
+            node.import(&image);
+            node.run(&image).args(&["/probe.wasm", "idle"]).detach()
+        };
+        kill_process(Pid::from_raw(server::pid(node)).unwrap(), Signal::KILL).unwrap();
+        for pid in [pid, wasm] {
+            eventually("its process is gone", Duration::from_secs(20), || gone(pid).then_some(()));
+        }
+        for id in [id, other] {
+            eventually("containerd has cleaned up", Duration::from_secs(20), || {
+                node.task(&id).is_none_or(|(_, state)| state == "STOPPED" || state == "UNKNOWN").then_some(())
+            });
+            node.ctr(&["task", "delete", "--force", &id]);
+            node.ctr(&["container", "delete", &id]).ok();
+        }
+    }
+
+    fn a_server_that_is_killed_while_runc_makes_a_container_leaves_nothing(node) {
+        let mut spec = shell(node, "sleep 1000");
+        let mark = node.folder.join("hook");
+        // The spec's hook holds the runtime in the middle of its work.
+        spec["hooks"] = json!({"createRuntime": [
+            {"path": "/bin/busybox", "args": ["busybox", "sh", "-c", format!("echo > {}; sleep 3", mark.display())]}]});
+        let run = Run::of_spec(node, &spec);
+        let id = run.id.clone();
+        let client = run.spawn();
+        eventually("the hook runs", Duration::from_secs(20), || mark.exists().then_some(()));
+        kill_process(Pid::from_raw(server::pid(node)).unwrap(), Signal::KILL).unwrap();
+        client.wait();
+        node.ctr(&["container", "delete", &id]);
+    }
+
+    fn a_client_that_gives_up_while_runc_makes_a_container_leaves_nothing(node) {
+        let mut spec = shell(node, "sleep 1000");
+        let mark = node.folder.join("hook");
+        spec["hooks"] = json!({"createRuntime": [
+            {"path": "/bin/busybox", "args": ["busybox", "sh", "-c", format!("echo > {}; sleep 60", mark.display())]}]});
+        let run = Run::of_spec(node, &spec);
+        let id = run.id.clone();
+        let mut client = run.spawn();
+        eventually("the hook runs", Duration::from_secs(20), || mark.exists().then_some(()));
+        client.kill();
+        client.wait();
+        eventually("the task is gone", Duration::from_secs(30), || {
+            node.ctr(&["task", "delete", "--force", &id]);
+            node.task(&id).is_none().then_some(())
+        });
+        node.ctr(&["container", "delete", &id]).ok();
+        // The client made its fifos and did not live to remove them.
+        let _ = fs::remove_dir_all(node.folder.join("fifo"));
+    }
+
+    fn a_native_container_joins_the_network_of_a_wasm_container(node) {
+        let wasm = Image::with_files("wasm", &[("/probe.wasm", &Probe::P1.bytes())]);
+        node.import(&wasm);
+        let image = busybox(node);
+        let (guest, pid) = node.run(&wasm).args(&["/probe.wasm", "idle"]).detach();
+        let network = format!("network:/proc/{pid}/ns/net");
+        let (native, native_pid) = node.run(&image).flag(&["--with-ns", &network]).args(&["sleep", "1000"]).detach();
+        let of = |pid: u32| fs::read_link(format!("/proc/{pid}/ns/net")).unwrap();
+        assert_eq!(of(native_pid), of(pid));
+        assert_ne!(of(pid), of(std::process::id()));
+        node.remove(&native);
+        node.remove(&guest);
+    }
+}
+
+fn gone(pid: u32) -> bool {
+    // A killed process is a zombie until somebody reaps it, and holds nothing.
+    fs::read_to_string(format!("/proc/{pid}/stat")).map_or(true, |stat| stat.contains(") Z "))
+}

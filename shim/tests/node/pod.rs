@@ -1,0 +1,100 @@
+//! Pods of several containers by CRI, as the kubelet makes them.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde_json::{Value, json};
+
+use crate::containerd::Node;
+use crate::cri::{crictl, file};
+
+/// CRI's NamespaceMode (api.proto).
+pub const PID_OF_POD: u32 = 0;
+pub const PID_OF_CONTAINER: u32 = 1;
+pub const PID_OF_TARGET: u32 = 3;
+const NETWORK_OF_NODE: u32 = 2;
+
+/// A pod whose containers come and go one by one. It has the node's network: no CNI is needed.
+pub struct Pod<'a> {
+    node: &'a Node,
+    sandbox: String,
+    config: String,
+    logs: PathBuf,
+}
+
+impl<'a> Pod<'a> {
+    /// A pod of the wasi handler whose sandbox has the pid namespace `pid`.
+    #[track_caller]
+    pub fn start(node: &'a Node, pid: u32) -> Pod<'a> {
+        let logs = node.folder.join("pod-logs");
+        fs::create_dir_all(&logs).unwrap();
+        let config = file(
+            node,
+            "pod.json",
+            &json!({
+                "metadata": {"name": "mixed", "namespace": "default", "uid": node.namespace, "attempt": 0},
+                "log_directory": logs,
+                "linux": {"cgroup_parent": format!("/{}", node.namespace),
+                          "security_context": {"namespace_options": {"network": NETWORK_OF_NODE, "pid": pid}}},
+            }),
+        );
+        let run = crictl(node, &["runp", "--runtime", "wasi", &config]).ok();
+        Pod {
+            node,
+            sandbox: run.stdout.trim().to_owned(),
+            config,
+            logs,
+        }
+    }
+
+    /// Makes and starts a container of `image`; `edit` changes its ContainerConfig. Returns its id.
+    #[track_caller]
+    pub fn run(&self, name: &str, image: &str, command: &[&str], edit: impl FnOnce(&mut Value)) -> String {
+        let mut config = json!({
+            "metadata": {"name": name, "attempt": 0},
+            "image": {"image": image}, "command": command, "log_path": format!("{name}.log"),
+            "linux": {"security_context": {"namespace_options": {"network": NETWORK_OF_NODE, "pid": PID_OF_CONTAINER}}},
+        });
+        edit(&mut config);
+        let config = file(self.node, &format!("{name}.json"), &config);
+        let made = crictl(
+            self.node,
+            &["create", "--no-pull", &self.sandbox, &config, &self.config],
+        )
+        .ok();
+        let id = made.stdout.trim().to_owned();
+        crictl(self.node, &["start", &id]).ok();
+        id
+    }
+
+    /// What the container `name` has written so far, as CRI logs it.
+    pub fn log(&self, name: &str) -> String {
+        fs::read_to_string(self.logs.join(format!("{name}.log"))).unwrap_or_default()
+    }
+
+    /// Ends the pod with all its containers.
+    #[track_caller]
+    pub fn end(self) {
+        crictl(self.node, &["stopp", &self.sandbox]).ok();
+        crictl(self.node, &["rmp", &self.sandbox]).ok();
+    }
+}
+
+/// The pid of a container's first process.
+#[track_caller]
+pub fn pid(node: &Node, id: &str) -> i32 {
+    let inspected: Value = serde_json::from_str(&crictl(node, &["inspect", id]).ok().stdout).unwrap();
+    i32::try_from(inspected["info"]["pid"].as_i64().unwrap()).unwrap()
+}
+
+/// Makes `folder` a volume at `path` in a container.
+pub fn volume(config: &mut Value, folder: &Path, path: &str) {
+    config["mounts"] = json!([{"container_path": path, "host_path": folder}]);
+}
+
+/// The pid namespace that a container is to have.
+pub fn pid_namespace(config: &mut Value, mode: u32, target: &str) {
+    let options = &mut config["linux"]["security_context"]["namespace_options"];
+    options["pid"] = mode.into();
+    options["target_id"] = target.into();
+}
