@@ -13,7 +13,7 @@ export PATH := $(CACHE)/bin:$(PATH)
 BUILD := gcc libc6-dev musl-tools protobuf-compiler
 CROSS := gcc-aarch64-linux-gnu libc6-dev-arm64-cross
 NODE := containerd runc buildah
-TEST := docker-registry skopeo shellcheck
+TEST := busybox-static docker-registry skopeo shellcheck
 
 help: ## Say what the targets do
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 18

@@ -6,7 +6,9 @@ use std::sync::Arc;
 use oci_spec::runtime::LinuxResources;
 
 use super::error::TaskError;
+use super::guest_exec;
 use super::process::Process;
+use super::service::Node;
 use crate::sandbox::process::Guest;
 use crate::sys::cgroup::Cgroup;
 use crate::sys::child::Child;
@@ -125,12 +127,9 @@ impl Body {
     /// # Errors
     ///
     /// What cannot be run, and why.
-    pub async fn exec(&self, process: &Process) -> Result<(), TaskError> {
+    pub async fn exec(&self, node: &Node, process: &Process) -> Result<(), TaskError> {
         match self {
-            Body::Guest(_) => {
-                let args = process.spec.as_ref().and_then(|spec| spec.args().as_deref());
-                Err(TaskError::NotYet(format!("running {:?}", args.unwrap_or_default())))
-            }
+            Body::Guest(guest) => guest_exec::run(node, guest, process).await,
         }
     }
 }

@@ -21,7 +21,7 @@ use crate::compile::{Artifact, Profile};
 use crate::image::{self, Mount, Program};
 use crate::observe::oom::Kills;
 use crate::sandbox::plan::{self, Role};
-use crate::stdio::streams::{self, Streams};
+use crate::stdio::{self, Streams, terminal};
 
 /// What kind of CRI container it is, `sandbox` or `container` (containerd, internal/cri/annotations).
 const CONTAINER_TYPE: &str = "io.kubernetes.cri.container-type";
@@ -103,9 +103,6 @@ impl Drop for Unfinished<'_> {
 }
 
 async fn make(node: &Node, container: &Container, api: Api, request: &CreateTaskRequest) -> Result<(), TaskError> {
-    if request.terminal {
-        return Err(TaskError::CannotCreateYet("a terminal".to_owned()));
-    }
     if !request.checkpoint.is_empty() {
         return Err(TaskError::CannotCreateYet("starting from a checkpoint".to_owned()));
     }
@@ -137,26 +134,28 @@ async fn make(node: &Node, container: &Container, api: Api, request: &CreateTask
         spec: &spec,
         bundle: &facts.bundle,
         rootfs: &facts.rootfs,
+        terminal: facts.terminal,
         role,
     })?;
-    let (stdio, kept) = streams::open(&facts.streams)?;
+    let size = spec.process().as_ref().and_then(terminal::size_of);
+    let opened = stdio::open(&facts.streams, facts.terminal, size)?;
     let guest = node
         .launcher
-        .spawn(&facts.bundle, &plan, stdio, artifact.as_ref())
+        .spawn(&facts.bundle, &plan, opened.stdio, artifact.as_ref())
         .await?;
     let body = Body::Guest(Arc::new(guest));
     if let Err(error) = fs::write(facts.bundle.join(PID_FILE), body.child().pid().to_string()) {
         // Only the pid in the exit event of a dead server's container hangs on it.
         tracing::warn!(%error, "cannot write the pid into the bundle");
     }
-    container.adopt(body, kept);
+    container.adopt(body, opened.kept, opened.console);
     container.step(Move::Create, &node.events)?;
     tracing::info!(pid = container.pid(), holder, "container created");
     Ok(())
 }
 
 /// The container's spec; errors name the file and the cause.
-async fn read(bundle: &Path) -> Result<Spec, BundleError> {
+pub(super) async fn read(bundle: &Path) -> Result<Spec, BundleError> {
     let path = bundle.join("config.json");
     let bytes = tokio::fs::read(&path).await.map_err(|cause| BundleError::Read {
         path: path.clone(),
@@ -249,6 +248,7 @@ async fn watch(node: Arc<Node>, container: Arc<Container>) {
         None => tracing::info!(code = exit.code, "container exited"),
     }
     exec::end_all(&container).await;
+    container.init.drained().await;
     container.init.close_stdin();
     if let Err(error) = container.step(Move::Exit(exit), &node.events) {
         tracing::error!(%error, "an exit came twice");
