@@ -1,13 +1,13 @@
 //! What a probe can be told to do; each command shows one thing that a guest sees or can do.
 
-use std::io::{self, Read, Write};
+use std::io::{self, IsTerminal, Read, Write};
 use std::process::exit;
 use std::time::Duration;
 
 mod platform;
 
-const USAGE: &str = "usage: probe args|env|cwd|say|cat|exit|exit-with-code|trap|panic|ls|read|write|random|lines|sleep|\
-                     idle|spin|fill [VALUE...]";
+const USAGE: &str = "usage: probe args|env|cwd|isatty|say|cat|exit|exit-with-code|trap|panic|ls|read|write|random|lines|\
+                     sleep|idle|spin|fill [VALUE...]";
 
 /// Runs the command that the arguments name; returns when it is done, or ends the process as it says.
 pub fn run() {
@@ -30,6 +30,13 @@ fn perform(command: &str, values: &[String]) -> io::Result<()> {
             all.iter().for_each(|(name, value)| println!("{name}={value}"));
         }
         "cwd" => println!("{}", platform::cwd()?.display()),
+        // Whether stdin, stdout and stderr are terminals.
+        "isatty" => println!(
+            "{} {} {}",
+            io::stdin().is_terminal(),
+            io::stdout().is_terminal(),
+            io::stderr().is_terminal()
+        ),
         // say OUT [ERR]: one line on each stream.
         "say" => {
             println!("{first}");

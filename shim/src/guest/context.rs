@@ -1,16 +1,15 @@
 //! What a program sees of the world: streams, arguments, environment, one preopened root, randomness of its own.
 
-use std::fs::File;
 use std::os::fd::AsFd;
 
 use rand::SeedableRng as _;
 use rand::rngs::{SmallRng, StdRng, SysRng};
-use wasmtime_wasi::cli::OutputFile;
 use wasmtime_wasi::filesystem::FsPerms;
 use wasmtime_wasi::p1::WasiP1Ctx;
 use wasmtime_wasi::{ResourceTable, WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView};
 
 use super::Settings;
+use super::output::Output;
 
 /// The state of a core module.
 pub struct Module {
@@ -68,11 +67,10 @@ fn builder(settings: &Settings<'_>) -> wasmtime::Result<WasiCtxBuilder> {
         .secure_random(StdRng::try_from_rng(&mut SysRng)?)
         .insecure_random(SmallRng::try_from_rng(&mut SysRng)?)
         .insecure_random_seed(seed()?);
-    // Unbuffered, so that a kill loses nothing that the guest has written.
     builder
         .inherit_stdin()
-        .stdout(OutputFile::new(stream(std::io::stdout().as_fd())?))
-        .stderr(OutputFile::new(stream(std::io::stderr().as_fd())?));
+        .stdout(Output::new(std::io::stdout().as_fd())?)
+        .stderr(Output::new(std::io::stderr().as_fd())?);
     builder
         .args(settings.arguments)
         .envs(settings.environment)
@@ -80,10 +78,6 @@ fn builder(settings: &Settings<'_>) -> wasmtime::Result<WasiCtxBuilder> {
         .allow_blocking_current_thread(true)
         .preopened_dir("/", "/", FsPerms::ReadWrite)?;
     Ok(builder)
-}
-
-fn stream(fd: std::os::fd::BorrowedFd<'_>) -> std::io::Result<File> {
-    Ok(File::from(fd.try_clone_to_owned()?))
 }
 
 fn seed() -> std::io::Result<u128> {

@@ -9,13 +9,14 @@ use crate::compile::World;
 use crate::compile::artifact::{self, Loaded};
 
 pub mod context;
+mod output;
 pub mod p1;
 pub mod p2;
 pub mod p3;
 pub mod trap;
 pub mod warm;
 
-pub use trap::{TRAPPED, tell};
+pub use trap::{TRAPPED, log, tell};
 
 /// What a program is given.
 pub struct Settings<'a> {

@@ -25,10 +25,14 @@ pub fn outcome(error: &wasmtime::Error) -> Outcome {
     }
 }
 
-/// Tells a trap's message to those who look: on stderr, and in the termination log where there is an empty one.
+/// Tells a trap's message on stderr.
 pub fn tell(message: &str) {
     // A reader that is gone must not keep the guest from ending.
     let _ = writeln!(std::io::stderr(), "{message}");
+}
+
+/// Leaves a trap's message in the termination log, where there is an empty one.
+pub fn log(message: &str) {
     let log = Path::new(TERMINATION_LOG);
     if fs::metadata(log).is_ok_and(|metadata| metadata.is_file() && metadata.len() == 0)
         && let Ok(mut file) = OpenOptions::new().write(true).open(log)

@@ -62,17 +62,7 @@ pub fn choose<'a>(layers: &'a [WasmLayer], entry: &str) -> Result<&'a WasmLayer,
     if layers.is_empty() {
         return Err(ChoiceError::None);
     }
-    let named = |layer: &&WasmLayer| {
-        layer
-            .title
-            .as_deref()
-            .is_some_and(|title| title == entry || Some(title) == entry.strip_prefix('/'))
-            || names_digest(entry, &layer.digest)
-    };
-    // Two layers of one digest are the same bytes: either will do. Two of one title are not.
-    let mut matches: Vec<&WasmLayer> = layers.iter().filter(named).collect();
-    matches.dedup_by_key(|layer| layer.digest);
-    match (matches.as_slice(), layers) {
+    match (named(layers, entry).as_slice(), layers) {
         ([one], _) => Ok(*one),
         ([], [one]) => Ok(one),
         _ => Err(ChoiceError::Several {
@@ -80,6 +70,21 @@ pub fn choose<'a>(layers: &'a [WasmLayer], entry: &str) -> Result<&'a WasmLayer,
             layers: layers.to_vec(),
         }),
     }
+}
+
+/// The layers that `entry` names by title or digest.
+pub fn named<'a>(layers: &'a [WasmLayer], entry: &str) -> Vec<&'a WasmLayer> {
+    let names = |layer: &&WasmLayer| {
+        layer
+            .title
+            .as_deref()
+            .is_some_and(|title| title == entry || Some(title) == entry.strip_prefix('/'))
+            || names_digest(entry, &layer.digest)
+    };
+    // Two layers of one digest are the same bytes: either will do. Two of one title are not.
+    let mut matches: Vec<&WasmLayer> = layers.iter().filter(names).collect();
+    matches.dedup_by_key(|layer| layer.digest);
+    matches
 }
 
 fn names_digest(entry: &str, digest: &Digest) -> bool {

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, Read, Seek, Write};
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
@@ -55,8 +55,8 @@ pub fn sealed(name: &str, bytes: &[u8]) -> io::Result<OwnedFd> {
 /// # Errors
 ///
 /// What lseek(2) and read(2) say.
-pub fn read(fd: OwnedFd) -> io::Result<Vec<u8>> {
-    let mut file = File::from(fd);
+pub fn read(fd: BorrowedFd<'_>) -> io::Result<Vec<u8>> {
+    let mut file = File::from(fd.try_clone_to_owned()?);
     file.rewind()?;
     let mut bytes = Vec::new();
     file.read_to_end(&mut bytes)?;
@@ -77,6 +77,8 @@ pub fn copy(source: &File) -> io::Result<(File, Digest, u64)> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::AsFd;
+
     use super::*;
 
     #[test]
@@ -84,6 +86,6 @@ mod tests {
         let fd = sealed("test", b"plan").unwrap();
         let mut writer = File::from(fd.try_clone().unwrap());
         assert_eq!(writer.write(b"x").unwrap_err().raw_os_error(), Some(libc::EPERM));
-        assert_eq!(read(fd).unwrap(), b"plan");
+        assert_eq!(read(fd.as_fd()).unwrap(), b"plan");
     }
 }

@@ -16,6 +16,7 @@ use std::{collections::HashSet, io};
 mod content_store;
 mod digest;
 mod entry;
+mod executable;
 mod layers;
 mod lookup;
 pub mod memory;
@@ -26,6 +27,7 @@ mod watch;
 
 pub use content_store::StoreError;
 pub use digest::Digest;
+pub use executable::Executable;
 pub use remembered::Identity;
 pub use watch::Change;
 
@@ -59,6 +61,14 @@ pub struct Request<'a> {
     pub root: &'a Path,
     /// Where something is mounted in the root filesystem: a native program may come from there.
     pub volumes: &'a [&'a Path],
+}
+
+impl Request<'_> {
+    /// What is to be found.
+    fn entry(&self) -> Result<&str, ImageError> {
+        let entry = self.args.first().filter(|entry| !entry.is_empty());
+        entry.map(String::as_str).ok_or(ImageError::NoEntryPoint)
+    }
 }
 
 /// What a container runs: decided from facts alone.
@@ -152,6 +162,12 @@ pub enum ImageError {
         "entry point {entry:?} not found in {image}; wasm layers: none. Set the first argument (in Kubernetes, the container's command) to a file of the image"
     )]
     Missing { entry: String, image: String },
+    #[error(
+        "{entry:?} cannot be executed: it is neither in the container's root filesystem nor a wasm layer of its image. What can be: {offered}, or the path of a file in the container"
+    )]
+    NothingToExecute { entry: String, offered: String },
+    #[error("{name} cannot be executed: it begins with {head}, neither wasm nor a native binary nor a script with #!")]
+    NotExecutable { name: String, head: String },
     #[error("entry point {name} is a directory: name the file in it")]
     Directory { name: String },
     #[error("entry point {name} is a device, socket or fifo, not a file")]

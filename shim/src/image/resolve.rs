@@ -18,7 +18,7 @@ use super::{Digest, ImageError, Images, MOST_WASM, Program, Reads, Request, Sour
 const MAGIC: [u8; 4] = *b"\0asm";
 
 /// What was found of the entry point in the root filesystem.
-enum Finding {
+pub(super) enum Finding {
     Wasm {
         digest: Digest,
         source: Source,
@@ -34,30 +34,9 @@ enum Finding {
 impl Images {
     /// Decides what the container runs and finds its bytes' digest, reading them only when it was never seen.
     pub async fn resolve(&self, request: Request<'_>) -> Result<Program, ImageError> {
-        let entry = request
-            .args
-            .first()
-            .filter(|entry| !entry.is_empty())
-            .ok_or(ImageError::NoEntryPoint)?
-            .clone();
+        let entry = request.entry()?.to_owned();
         let view = rootfs::view(request.rootfs, request.root)?;
-        let (cwd, path) = (request.cwd.to_owned(), request.path.map(str::to_owned));
-        let (remembered, reads, name) = (self.remembered.clone(), self.reads.clone(), entry.clone());
-        let finding = tokio::task::spawn_blocking(move || {
-            Search {
-                view: &view,
-                cwd: &cwd,
-                path: path.as_deref(),
-                remembered: &remembered,
-                reads: &reads,
-            }
-            .find(&name)
-        })
-        .await
-        .map_err(|error| ImageError::Internal {
-            what: "looking for the entry point",
-            error: error.to_string(),
-        })??;
+        let finding = self.find(&request, view).await?;
         match finding {
             Finding::Wasm { digest, source, export } => Ok(Program::Wasm(Wasm {
                 digest,
@@ -100,7 +79,31 @@ impl Images {
         }
     }
 
-    async fn choose_layer(&self, namespace: &str, id: &str, entry: &str) -> Result<Program, ImageError> {
+    /// Looks for the entry point of `request` in `view`.
+    pub(super) async fn find(&self, request: &Request<'_>, view: View) -> Result<Finding, ImageError> {
+        let entry = request.entry()?.to_owned();
+        let (cwd, path) = (request.cwd.to_owned(), request.path.map(str::to_owned));
+        let (remembered, reads) = (self.remembered.clone(), self.reads.clone());
+        let work = move || {
+            Search {
+                view: &view,
+                cwd: &cwd,
+                path: path.as_deref(),
+                remembered: &remembered,
+                reads: &reads,
+            }
+            .find(&entry)
+        };
+        tokio::task::spawn_blocking(work)
+            .await
+            .map_err(|error| ImageError::Internal {
+                what: "looking for the entry point",
+                error: error.to_string(),
+            })?
+    }
+
+    /// The wasm layer of the container's image that `entry` means.
+    pub(super) async fn choose_layer(&self, namespace: &str, id: &str, entry: &str) -> Result<Program, ImageError> {
         let missing = |image: String| ImageError::Missing {
             entry: entry.to_owned(),
             image,
@@ -144,7 +147,7 @@ fn is_wasm(image: &Image) -> bool {
 }
 
 /// The first bytes of a file, for a message: as text when they are, else in hex.
-fn shown(head: &[u8]) -> String {
+pub(super) fn shown(head: &[u8]) -> String {
     match std::str::from_utf8(head) {
         Ok(text) if !text.contains(|c: char| c.is_control() && !c.is_whitespace()) => format!("{text:?}"),
         _ => head

@@ -5,53 +5,22 @@
 use std::fs::{self, File};
 use std::io::Write;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use rustix::process::Signal;
+use rustix::process::{Signal, Uid};
 
+use super::attached::{Attached, Inheritance};
 use super::failure::{Failure, step};
 use super::filter::Filters;
 use super::plan::{Confinement, Role};
 use super::protocol::{ADOPTED, Report, START, cut, decode, encode};
 use super::root::{self, Contents};
+use super::{beside, execute};
 use crate::guest::warm::Warm;
 use crate::guest::{self, Outcome, Settings};
 use crate::image::memory;
 use crate::sys::fork::{Fork, exit, fork};
-use crate::sys::{credentials, fds, mounts, namespaces, seccomp, signals, standard};
-
-/// The fds of one request, as the launcher received them, and the pipe for the guest's pid.
-pub struct Inheritance {
-    plan: OwnedFd,
-    report: OwnedFd,
-    streams: [OwnedFd; 3],
-    artifact: Option<OwnedFd>,
-    pid: OwnedFd,
-}
-
-impl Inheritance {
-    /// Sorts the fds of a command; `None` when their number is not what it says.
-    pub fn new(fds: Vec<OwnedFd>, pid: OwnedFd, artifact: bool) -> Option<Inheritance> {
-        let mut fds = fds.into_iter();
-        let inheritance = Inheritance {
-            plan: fds.next()?,
-            report: fds.next()?,
-            streams: [fds.next()?, fds.next()?, fds.next()?],
-            artifact: if artifact { Some(fds.next()?) } else { None },
-            pid,
-        };
-        fds.next().is_none().then_some(inheritance)
-    }
-
-    fn numbers(&self) -> Vec<i32> {
-        [&self.plan, &self.report, &self.pid]
-            .into_iter()
-            .chain(&self.streams)
-            .chain(&self.artifact)
-            .map(AsRawFd::as_raw_fd)
-            .collect()
-    }
-}
+use crate::sys::{credentials, fds, mounts, namespaces, pty, seccomp, signals, standard};
 
 fn report(socket: BorrowedFd<'_>, report: &Report) {
     // Nobody is left to tell when the server is gone; the process ends next.
@@ -72,21 +41,15 @@ fn fail(socket: BorrowedFd<'_>, failure: Failure) -> ! {
 /// makes the guest the server's child. It does not enter the cgroup: the launcher waits for it, and a pod that has used
 /// up its cpu time would hold up every start of the node.
 pub fn help(warm: &Warm, filters: &Filters, inheritance: Inheritance) -> ! {
-    let Inheritance {
-        plan,
-        report,
-        streams,
-        artifact,
-        pid,
-    } = {
-        if let Err(error) = fds::close_all_but(&inheritance.numbers()) {
-            fail(inheritance.report.as_fd(), step("close inherited fds")(error));
-        }
-        inheritance
-    };
-    let confinement = match enter(plan) {
+    let Inheritance { attached, pid } = inheritance;
+    let mut keep = attached.numbers();
+    keep.push(pid.as_raw_fd());
+    if let Err(error) = fds::close_all_but(&keep) {
+        fail(attached.report.as_fd(), step("close inherited fds")(error));
+    }
+    let confinement = match enter(&attached) {
         Ok(confinement) => confinement,
-        Err(failure) => fail(report.as_fd(), failure),
+        Err(failure) => fail(attached.report.as_fd(), failure),
     };
     match fork() {
         Ok(Fork::Parent(guest)) => {
@@ -95,15 +58,18 @@ pub fn help(warm: &Warm, filters: &Filters, inheritance: Inheritance) -> ! {
         }
         Ok(Fork::Child) => {
             drop(pid);
-            become_guest(warm, filters, &confinement, report, streams, artifact)
+            become_guest(warm, filters, &confinement, attached)
         }
-        Err(error) => fail(report.as_fd(), step("fork the guest")(error)),
+        Err(error) => fail(attached.report.as_fd(), step("fork the guest")(error)),
     }
 }
 
-fn enter(plan: OwnedFd) -> Result<Confinement, Failure> {
-    let bytes = memory::read(plan).map_err(step("read the plan"))?;
+fn enter(attached: &Attached) -> Result<Confinement, Failure> {
+    let bytes = memory::read(attached.plan.as_fd()).map_err(step("read the plan"))?;
     let confinement: Confinement = decode(&bytes).ok_or_else(|| step("read the plan")("it cannot be decoded"))?;
+    if let Some(process) = &attached.beside {
+        beside::enter_before_fork(process.as_fd())?;
+    }
     for (kind, path) in &confinement.join {
         namespaces::join(*kind, path).map_err(step(format!("join the {kind:?} namespace {}", path.display())))?;
     }
@@ -113,22 +79,23 @@ fn enter(plan: OwnedFd) -> Result<Confinement, Failure> {
     Ok(confinement)
 }
 
-fn become_guest(
-    warm: &Warm,
-    filters: &Filters,
-    confinement: &Confinement,
-    socket: OwnedFd,
-    streams: [OwnedFd; 3],
-    artifact: Option<OwnedFd>,
-) -> ! {
-    let role = prepare(warm, filters, confinement, &socket, streams, artifact);
-    match role {
-        Ok(role) => {
+fn become_guest(warm: &Warm, filters: &Filters, confinement: &Confinement, attached: Attached) -> ! {
+    let Attached {
+        plan,
+        report: socket,
+        streams,
+        artifact,
+        beside,
+    } = attached;
+    drop(plan);
+    let own = beside.is_none();
+    match prepare(warm, filters, confinement, &socket, streams, artifact, beside) {
+        Ok(prepared) => {
             report(socket.as_fd(), &Report::Ready);
             if !started(&socket) {
                 exit(1)
             }
-            live(role, confinement, &socket)
+            live(prepared, confinement, &socket, own)
         }
         Err(failure) => fail(socket.as_fd(), failure),
     }
@@ -138,6 +105,7 @@ fn become_guest(
 enum Prepared {
     Hold,
     Run(Box<guest::Ready>),
+    Execute(PathBuf),
 }
 
 fn prepare(
@@ -147,6 +115,7 @@ fn prepare(
     socket: &OwnedFd,
     streams: [OwnedFd; 3],
     artifact: Option<OwnedFd>,
+    beside: Option<OwnedFd>,
 ) -> Result<Prepared, Failure> {
     for entrance in &confinement.entrances {
         fs::write(entrance, "0").map_err(step(format!("enter the cgroup by {}", entrance.display())))?;
@@ -157,33 +126,27 @@ fn prepare(
     match confinement.role {
         Role::Holder => signals::hold_like_pause().map_err(step("handle signals"))?,
         Role::Guest { .. } => signals::end_on_signals().map_err(step("handle signals"))?,
+        // It is no pid 1, so that signals do what they do by default.
+        Role::Native { .. } => {}
     }
     let name = std::ffi::CString::new(confinement.name.as_str()).map_err(step("name the process"))?;
     rustix::thread::set_name(&name).map_err(step("name the process"))?;
-    for (number, stream) in streams.into_iter().enumerate() {
-        standard::install(stream.as_fd(), number as i32).map_err(step(format!("take standard stream {number}")))?;
-    }
+    take_streams(confinement, streams)?;
     let open_files = mounts::open_files().map_err(step("open the folder of open files"))?;
-    let others = confinement
-        .make
-        .iter()
-        .copied()
-        .filter(|kind| *kind != namespaces::Kind::Pid);
-    namespaces::make(others).map_err(step("make namespaces"))?;
-    identify(confinement)?;
     credentials::adjust_oom_score(Path::new("/proc/self"), confinement.oom_score_adj.unwrap_or_default())
         .map_err(step("set the OOM score"))?;
-    let contents = Contents {
-        volumes: &confinement.volumes,
-        masked: &confinement.masked,
-        read_only: &confinement.read_only,
-    };
-    match confinement.role {
-        Role::Holder => root::settle_nowhere(&confinement.root)?,
-        Role::Guest { .. } => root::settle(&confinement.root, &contents)?,
+    match beside {
+        Some(process) => beside::enter(process.as_fd(), confinement)?,
+        None => settle(confinement)?,
     }
     for limit in &confinement.limits {
         credentials::limit(*limit).map_err(step(format!("set the limit {:?}", limit.resource)))?;
+    }
+    if let Role::Native { path } = &confinement.role {
+        execute::confine(confinement)?;
+        adopted(socket)?;
+        execute::check(path, confinement)?;
+        return Ok(Prepared::Execute(path.clone()));
     }
     credentials::take(&confinement.ids, &confinement.capabilities).map_err(|(name, error)| step(name)(error))?;
     // Filters need it, and nothing is executed that could gain privileges.
@@ -192,7 +155,6 @@ fn prepare(
     // An artifact is what a compiler made of hostile bytes: loading it happens behind the first filter already.
     seccomp::enter(&filters.loading.unpack()).map_err(step("install the loader's filter"))?;
     let prepared = match (&confinement.role, artifact) {
-        (Role::Holder, _) => Prepared::Hold,
         (Role::Guest { world, export }, Some(artifact)) => {
             // See `artifact::load`: the root has changed, and this is the one way to an open file by path.
             rustix::process::fchdir(&open_files).map_err(step("enter the folder of open files"))?;
@@ -202,14 +164,55 @@ fn prepare(
             ))
         }
         (Role::Guest { .. }, None) => return Err(step("load the program")("its artifact is missing")),
+        _ => Prepared::Hold,
     };
     drop(open_files);
     std::env::set_current_dir("/").map_err(step("enter the root"))?;
     seccomp::enter(&filters.running.unpack()).map_err(step("install the guest's filter"))?;
+    install_profile(confinement)?;
+    Ok(prepared)
+}
+
+/// The pod's own filters.
+pub(super) fn install_profile(confinement: &Confinement) -> Result<(), Failure> {
     for program in &confinement.seccomp {
         seccomp::enter(&program.unpack()).map_err(step("install the pod's seccomp profile"))?;
     }
-    Ok(prepared)
+    Ok(())
+}
+
+fn take_streams(confinement: &Confinement, streams: [OwnedFd; 3]) -> Result<(), Failure> {
+    if confinement.terminal {
+        let terminal = &streams[0];
+        // As runc has it: a process that is not root may open its terminal again.
+        rustix::fs::fchown(terminal, Some(Uid::from_raw(confinement.ids.uid)), None)
+            .map_err(step("give the terminal to its user"))?;
+        pty::control(terminal).map_err(step("take the terminal"))?;
+    }
+    for (number, stream) in streams.into_iter().enumerate() {
+        standard::install(stream.as_fd(), number as i32).map_err(step(format!("take standard stream {number}")))?;
+    }
+    Ok(())
+}
+
+/// Makes the namespaces and the root that are the process's own.
+fn settle(confinement: &Confinement) -> Result<(), Failure> {
+    let others = confinement
+        .make
+        .iter()
+        .copied()
+        .filter(|kind| *kind != namespaces::Kind::Pid);
+    namespaces::make(others).map_err(step("make namespaces"))?;
+    identify(confinement)?;
+    let contents = Contents {
+        volumes: &confinement.volumes,
+        masked: &confinement.masked,
+        read_only: &confinement.read_only,
+    };
+    match confinement.role {
+        Role::Holder => root::settle_nowhere(&confinement.root),
+        _ => root::settle(&confinement.root, &contents),
+    }
 }
 
 fn identify(confinement: &Confinement) -> Result<(), Failure> {
@@ -248,8 +251,9 @@ fn started(socket: &OwnedFd) -> bool {
     matches!(rustix::io::retry_on_intr(|| rustix::io::read(socket, &mut byte)), Ok(1) if byte == START)
 }
 
-fn live(role: Prepared, confinement: &Confinement, socket: &OwnedFd) -> ! {
-    match role {
+/// `own`: it is its container's first process.
+fn live(prepared: Prepared, confinement: &Confinement, socket: &OwnedFd, own: bool) -> ! {
+    match prepared {
         Prepared::Hold => loop {
             // Returns when a signal was handled; those that end the holder do not return.
             let _ = rustix::event::poll(&mut [], None);
@@ -264,10 +268,20 @@ fn live(role: Prepared, confinement: &Confinement, socket: &OwnedFd) -> ! {
                 Outcome::Exit(code) => exit(code),
                 Outcome::Trap(message) => {
                     guest::tell(&message);
+                    if own {
+                        guest::log(&message);
+                    }
                     report(socket.as_fd(), &Report::Ended { message: cut(message) });
                     exit(guest::TRAPPED)
                 }
             }
+        }
+        Prepared::Execute(path) => {
+            let (failure, code) = execute::execute(&path, confinement);
+            let message = failure.to_string();
+            guest::tell(&message);
+            report(socket.as_fd(), &Report::Ended { message: cut(message) });
+            exit(code)
         }
     }
 }

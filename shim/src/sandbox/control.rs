@@ -151,10 +151,46 @@ impl Launcher {
         record: Record,
     ) -> Result<Guest, SandboxError> {
         prepare_cgroup(cgroup.clone(), plan).await?;
+        let record = |pid| record.with_process(pid).write(bundle);
+        let record = |pid| record(pid).map_err(|error| SandboxError::Record(bundle.display().to_string(), error));
+        self.fork(&plan.confinement, stdio, artifact, None, cgroup, record)
+            .await
+    }
+
+    /// Forks a process for `confinement` into the cgroup, the namespaces and the root of `container`, its first process.
+    /// When this returns an error nothing is left of it.
+    ///
+    /// # Errors
+    ///
+    /// As [`Launcher::spawn`].
+    pub async fn exec(
+        &self,
+        container: &Guest,
+        confinement: &Confinement,
+        stdio: Stdio,
+        artifact: Option<&Artifact>,
+    ) -> Result<Guest, SandboxError> {
+        let cgroup = container.cgroup().clone();
+        let beside = Some(container.child().pidfd());
+        // The container's record names the cgroup, by which this process is found too.
+        self.fork(confinement, stdio, artifact, beside, cgroup, |_| Ok(()))
+            .await
+    }
+
+    /// Forks a process and waits until it is ready; `record` is called while its pid cannot be another's.
+    async fn fork(
+        &self,
+        confinement: &Confinement,
+        stdio: Stdio,
+        artifact: Option<&Artifact>,
+        beside: Option<BorrowedFd<'_>>,
+        cgroup: Cgroup,
+        record: impl FnOnce(Pid) -> Result<(), SandboxError>,
+    ) -> Result<Guest, SandboxError> {
         let resource = |what| move |error| SandboxError::Resource(what, error);
         let confinement = Confinement {
             entrances: cgroup.entrances(),
-            ..plan.confinement.clone()
+            ..confinement.clone()
         };
         let text = memory::sealed("plan", &encode(&confinement)).map_err(resource("plan"))?;
         let null = || {
@@ -171,8 +207,9 @@ impl Launcher {
         let artifact = artifact.map(|artifact| artifact.file.clone());
         // A launcher that dies is replaced and asked once more, with another report socket: whatever it forked for the
         // first one waits there for a word that never comes, and ends when our side is gone.
-        let (socket, answer, handle) = match self.request(&fds, artifact.as_deref()).await {
-            Err(SandboxError::LauncherGone(_)) => self.request(&fds, artifact.as_deref()).await?,
+        let artifact = artifact.as_deref().map(AsFd::as_fd);
+        let (socket, answer, handle) = match self.request(&fds, artifact, beside).await {
+            Err(SandboxError::LauncherGone(_)) => self.request(&fds, artifact, beside).await?,
             result => result?,
         };
         drop(fds);
@@ -195,10 +232,7 @@ impl Launcher {
         };
         // Before anybody can reap it: until then the pid is its own, and so is the start time.
         if let Some(pid) = Pid::from_raw(pid) {
-            record
-                .with_process(pid)
-                .write(bundle)
-                .map_err(|error| SandboxError::Record(bundle.display().to_string(), error))?;
+            record(pid)?;
         }
         let guest = Guest::new(pid, handle, socket, cgroup, self.children.clone())?;
         // The guest's parent is this server now. One that has failed meanwhile does not read it, and says why.
@@ -211,7 +245,7 @@ impl Launcher {
             }
             Ok(None) => Err(SandboxError::Died(guest.child().exited().await.code)),
             Err(_) => {
-                // The cgroup's kill, in `spawn`, ends whatever it waits for.
+                // A container's own process is looked for in the cgroup once more, in `spawn`.
                 let _ = guest.kill(libc::SIGKILL);
                 Err(SandboxError::NotReady(READY.as_secs()))
             }
@@ -222,21 +256,24 @@ impl Launcher {
     async fn request(
         &self,
         fds: &[OwnedFd],
-        artifact: Option<&OwnedFd>,
+        artifact: Option<BorrowedFd<'_>>,
+        beside: Option<BorrowedFd<'_>>,
     ) -> Result<(AsyncFd<OwnedFd>, Answer, Option<OwnedFd>), SandboxError> {
         let resource = |error| SandboxError::Resource("report socket", error);
         let (ours, theirs) = seqpacket::pair().map_err(resource)?;
         rustix::io::ioctl_fionbio(&ours, true).map_err(|error| resource(error.into()))?;
         let socket = fds::polled(ours, Interest::READABLE).map_err(resource)?;
-        let beside: Vec<BorrowedFd<'_>> = [fds[0].as_fd(), theirs.as_fd()]
+        let attached: Vec<BorrowedFd<'_>> = [fds[0].as_fd(), theirs.as_fd()]
             .into_iter()
             .chain(fds[1..].iter().map(AsFd::as_fd))
-            .chain(artifact.map(AsFd::as_fd))
+            .chain(artifact)
+            .chain(beside)
             .collect();
         let command = Command::Spawn {
             artifact: artifact.is_some(),
+            beside: beside.is_some(),
         };
-        let (answer, handle) = self.ask(command, &beside).await?;
+        let (answer, handle) = self.ask(command, &attached).await?;
         Ok((socket, answer, handle))
     }
 

@@ -9,7 +9,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use rustix::fs::Mode;
 use rustix::process::{DumpableBehavior, Pid, Resource, Rlimit, WaitOptions, waitpid};
 
-use super::child::{self, Inheritance};
+use super::attached::{Attached, Inheritance};
+use super::child;
 use super::filter::Filters;
 use super::protocol::{Answer, Command, MESSAGE, decode, encode};
 use crate::guest::TRAPPED;
@@ -49,7 +50,10 @@ fn serve() -> wasmtime::Result<()> {
             return Ok(());
         }
         let (answer, handle) = match decode::<Command>(&buffer[..length]) {
-            Some(Command::Spawn { artifact }) => spawn(&warm, &filters, fds, artifact),
+            Some(Command::Spawn { artifact, beside }) => match Attached::new(fds, artifact, beside) {
+                Some(attached) => spawn(&warm, &filters, attached),
+                None => (failed("the command's fds are not those it names"), None),
+            },
             None => (failed("the command cannot be decoded"), None),
         };
         let beside: Vec<BorrowedFd<'_>> = handle.iter().map(AsFd::as_fd).collect();
@@ -64,14 +68,15 @@ fn failed(message: impl ToString) -> Answer {
 }
 
 /// Forks the helper, reaps it and opens the guest's pidfd. The fds are closed here before the next fork.
-fn spawn(warm: &Warm, filters: &Filters, fds: Vec<OwnedFd>, artifact: bool) -> (Answer, Option<OwnedFd>) {
+fn spawn(warm: &Warm, filters: &Filters, attached: Attached) -> (Answer, Option<OwnedFd>) {
     let (reader, writer) = match std::io::pipe() {
         Ok(pipe) => pipe,
         Err(error) => return (failed(format!("make a pipe: {error}")), None),
     };
     let mut reader = std::fs::File::from(OwnedFd::from(reader));
-    let Some(inheritance) = Inheritance::new(fds, writer.into(), artifact) else {
-        return (failed("the command's fds are not those it names"), None);
+    let inheritance = Inheritance {
+        attached,
+        pid: writer.into(),
     };
     let helper = match fork() {
         Ok(Fork::Child) => {

@@ -11,9 +11,13 @@
 //!            └─ start byte ──────────────────────────────────────────> wasm
 //! ```
 
+mod attached;
+mod beside;
 pub mod child;
 mod children;
 pub mod control;
+pub mod exec;
+mod execute;
 pub mod failure;
 pub mod filter;
 pub mod launcher;

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{
-    Capabilities as CapabilityNames, LinuxNamespaceType, LinuxResources, PosixRlimitType, Process, Spec,
+    Capabilities as CapabilityNames, Linux, LinuxNamespaceType, LinuxResources, PosixRlimitType, Process, Spec,
 };
 use serde::{Deserialize, Serialize};
 
@@ -25,6 +25,8 @@ pub enum Role {
     Holder,
     /// Runs an artifact of `world`, `export` or the world's entry point.
     Guest { world: World, export: Option<String> },
+    /// Executes a native binary of the root filesystem, beside a guest.
+    Native { path: PathBuf },
 }
 
 /// What a plan is made from.
@@ -34,6 +36,8 @@ pub struct Request<'a> {
     pub spec: &'a Spec,
     pub bundle: &'a Path,
     pub rootfs: &'a [image::Mount],
+    /// What the request for the process says, whatever its spec does.
+    pub terminal: bool,
     pub role: Role,
 }
 
@@ -71,6 +75,8 @@ pub struct Confinement {
     pub no_new_privileges: bool,
     pub limits: Vec<Limit>,
     pub oom_score_adj: Option<i32>,
+    /// The standard streams are a terminal, which becomes the process's controlling one.
+    pub terminal: bool,
     /// The pod's seccomp profile, one program an action, in the order to install.
     pub seccomp: Vec<Program>,
     pub role: Role,
@@ -111,6 +117,9 @@ pub enum PlanError {
     Profile(#[from] profile::ProfileError),
 }
 
+/// How to mend what no other setting can.
+const LATER: &str = "remove it from the pod";
+
 fn unsupported(field: &'static str, value: impl ToString, mend: &'static str) -> PlanError {
     PlanError::Unsupported {
         field,
@@ -136,15 +145,15 @@ pub fn plan(request: Request<'_>) -> Result<Plan, PlanError> {
     let spec = request.spec;
     let process = spec.process().as_ref().ok_or(PlanError::Missing("process"))?;
     let linux = spec.linux().as_ref().ok_or(PlanError::Missing("linux"))?;
-    refuse(spec, process)?;
+    refuse_process(process)?;
+    refuse(spec)?;
     let (join, make) = namespaces(spec)?;
     let cgroup = cgroup(&request)?;
     let holder = request.role == Role::Holder;
     let root = spec.root().as_ref().ok_or(PlanError::Missing("root"))?;
-    let text = |paths: &Option<Vec<String>>| paths.iter().flatten().map(PathBuf::from).collect::<Vec<_>>();
     let sysctls = sysctls(linux.sysctl().as_ref(), &join, &make)?;
     let confinement = Confinement {
-        name: format!("wasi:{}", request.id).chars().take(15).collect(),
+        name: name(request.id),
         entrances: Vec::new(),
         join,
         make,
@@ -158,11 +167,15 @@ pub fn plan(request: Request<'_>) -> Result<Plan, PlanError> {
         } else {
             volumes::volumes(spec.mounts().as_deref().unwrap_or_default())?
         },
-        masked: if holder { Vec::new() } else { text(linux.masked_paths()) },
+        masked: if holder {
+            Vec::new()
+        } else {
+            paths(linux.masked_paths())
+        },
         read_only: if holder {
             Vec::new()
         } else {
-            text(linux.readonly_paths())
+            paths(linux.readonly_paths())
         },
         hostname: spec.hostname().clone().filter(|name| !name.is_empty()),
         domainname: spec.domainname().clone().filter(|name| !name.is_empty()),
@@ -172,12 +185,8 @@ pub fn plan(request: Request<'_>) -> Result<Plan, PlanError> {
         no_new_privileges: process.no_new_privileges().unwrap_or(false),
         limits: limits(process)?,
         oom_score_adj: process.oom_score_adj(),
-        seccomp: linux
-            .seccomp()
-            .as_ref()
-            .map(profile::programs)
-            .transpose()?
-            .unwrap_or_default(),
+        terminal: request.terminal,
+        seccomp: seccomp(linux)?,
         arguments: process.args().clone().unwrap_or_default(),
         environment: environment(process),
         working_directory: process.cwd().to_string_lossy().into_owned(),
@@ -190,11 +199,23 @@ pub fn plan(request: Request<'_>) -> Result<Plan, PlanError> {
     })
 }
 
-fn refuse(spec: &Spec, process: &Process) -> Result<(), PlanError> {
-    const LATER: &str = "remove it from the pod";
-    if process.terminal().unwrap_or(false) {
-        return Err(unsupported("process.terminal", true, "set tty: false"));
-    }
+/// The name of a container's processes.
+pub(super) fn name(id: &str) -> String {
+    format!("wasi:{id}").chars().take(15).collect()
+}
+
+pub(super) fn paths(paths: &Option<Vec<String>>) -> Vec<PathBuf> {
+    paths.iter().flatten().map(PathBuf::from).collect()
+}
+
+/// The pod's seccomp profile.
+pub(super) fn seccomp(linux: &Linux) -> Result<Vec<Program>, PlanError> {
+    let programs = linux.seccomp().as_ref().map(profile::programs).transpose()?;
+    Ok(programs.unwrap_or_default())
+}
+
+/// Refuses what is not supported of a process.
+pub(super) fn refuse_process(process: &Process) -> Result<(), PlanError> {
     if let Some(profile) = process
         .apparmor_profile()
         .as_ref()
@@ -215,6 +236,11 @@ fn refuse(spec: &Spec, process: &Process) -> Result<(), PlanError> {
     if process.io_priority().is_some() {
         return Err(unsupported("process.ioPriority", "set", LATER));
     }
+    Ok(())
+}
+
+/// Refuses what is not supported of a container.
+fn refuse(spec: &Spec) -> Result<(), PlanError> {
     if let Some(hooks) = spec.hooks() {
         let lists = [
             hooks.create_runtime(),
@@ -349,7 +375,7 @@ fn namespaces(spec: &Spec) -> Result<Namespaces, PlanError> {
     Ok((join, make))
 }
 
-fn ids(process: &Process) -> Ids {
+pub(super) fn ids(process: &Process) -> Ids {
     let user = process.user();
     Ids {
         uid: user.uid(),
@@ -360,7 +386,7 @@ fn ids(process: &Process) -> Ids {
 }
 
 /// The capability sets, without `CAP_MKNOD`: a guest makes no devices.
-fn capabilities(process: &Process) -> Result<Capabilities, PlanError> {
+pub(super) fn capabilities(process: &Process) -> Result<Capabilities, PlanError> {
     let Some(sets) = process.capabilities() else {
         return Ok(Capabilities::default());
     };
@@ -382,7 +408,7 @@ fn capabilities(process: &Process) -> Result<Capabilities, PlanError> {
     })
 }
 
-fn limits(process: &Process) -> Result<Vec<Limit>, PlanError> {
+pub(super) fn limits(process: &Process) -> Result<Vec<Limit>, PlanError> {
     let mut limits = Vec::new();
     for limit in process.rlimits().iter().flatten() {
         let (soft, hard) = (limit.soft(), limit.hard());
@@ -424,7 +450,7 @@ fn resource(kind: PosixRlimitType) -> Name {
 }
 
 /// The environment in order, entries without `=` with an empty value.
-fn environment(process: &Process) -> Vec<(String, String)> {
+pub(super) fn environment(process: &Process) -> Vec<(String, String)> {
     process
         .env()
         .iter()
@@ -500,6 +526,7 @@ mod tests {
             spec,
             bundle: Path::new("/b"),
             rootfs: &[],
+            terminal: false,
             role: Role::Guest {
                 world: World::Module,
                 export: None,
@@ -545,7 +572,6 @@ mod tests {
     #[test]
     fn what_is_not_supported_is_refused_by_its_name() {
         for (process, linux, field) in [
-            (r#","terminal":true"#, "", "process.terminal"),
             (r#","apparmorProfile":"x""#, "", "process.apparmorProfile"),
             (r#","selinuxLabel":"x""#, "", "process.selinuxLabel"),
             ("", r#","namespaces":[{"type":"user"}]"#, "linux.namespaces"),

@@ -2,11 +2,12 @@
 
 use serde::{Deserialize, Serialize};
 
-/// From the server to the launcher, with the fds that it counts: plan, report, stdin, stdout, stderr and, for a guest,
-/// the artifact. The launcher never reads the plan: it is another tenant's memory in every later child.
+/// From the server to the launcher, with the fds that it counts: plan, report, stdin, stdout, stderr; for a guest the
+/// artifact; for a process beside another in a container that runs, the other one's pidfd. The launcher never reads the
+/// plan: it is another tenant's memory in every later child.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Command {
-    Spawn { artifact: bool },
+    Spawn { artifact: bool, beside: bool },
 }
 
 /// From the launcher to the server, one for each command.

@@ -37,17 +37,28 @@ pub fn settle(root: &Root, contents: &Contents<'_>) -> Result<(), Failure> {
         place(handle.as_fd(), volume)?;
     }
     refuse_kernel_mounts(handle.as_fd())?;
-    for path in contents.read_only {
-        protect(handle.as_fd(), path)?;
-    }
-    let mut blank = None;
-    for path in contents.masked {
-        mask(handle.as_fd(), path, &root.folder, &mut blank)?;
-    }
+    restrict_paths(handle.as_fd(), contents.read_only, contents.masked, &root.folder)?;
     if root.read_only {
         mounts::restrict(handle.as_fd(), READ_ONLY, false).map_err(step("make the root filesystem read-only"))?;
     }
     mounts::pivot(handle.as_fd()).map_err(step("pivot to the root filesystem"))
+}
+
+/// Makes paths below `root` read-only and hides others. The bundle, where `folder` is, is covered by what hides files.
+pub fn restrict_paths(
+    root: BorrowedFd<'_>,
+    read_only: &[PathBuf],
+    masked: &[PathBuf],
+    folder: &Path,
+) -> Result<(), Failure> {
+    for path in read_only {
+        protect(root, path)?;
+    }
+    let mut blank = None;
+    for path in masked {
+        mask(root, path, folder, &mut blank)?;
+    }
+    Ok(())
 }
 
 /// Moves into an empty, read-only root: what a holder sees.

@@ -1,8 +1,12 @@
-//! The standard streams of a container, as containerd names them: fifos, files, nothing.
+//! The standard streams of a process, as containerd names them: fifos, files, nothing; or a terminal between.
 
 use std::os::fd::OwnedFd;
 
 pub mod streams;
+pub mod terminal;
+
+pub use streams::{Kept, StreamError, Streams};
+pub use terminal::{Console, Size};
 
 /// The three standard streams of a process; `None` is /dev/null.
 #[derive(Debug, Default)]
@@ -10,4 +14,29 @@ pub struct Stdio {
     pub stdin: Option<OwnedFd>,
     pub stdout: Option<OwnedFd>,
     pub stderr: Option<OwnedFd>,
+}
+
+/// Streams that were opened: the process's ends and what stays here.
+pub struct Opened {
+    pub stdio: Stdio,
+    pub kept: Kept,
+    /// The terminal that the streams are.
+    pub console: Option<Console>,
+}
+
+/// Opens the streams as a request names them, with a terminal of `size` between when there is to be one.
+///
+/// # Errors
+///
+/// Names the stream that cannot be opened and why.
+pub fn open(streams: &Streams, terminal: bool, size: Option<Size>) -> Result<Opened, StreamError> {
+    if terminal {
+        return terminal::open(streams, size);
+    }
+    let (stdio, kept) = streams::open(streams)?;
+    Ok(Opened {
+        stdio,
+        kept,
+        console: None,
+    })
 }

@@ -55,6 +55,8 @@ pub enum StreamError {
         uri: String,
         scheme: String,
     },
+    #[error("cannot open a terminal: {0}")]
+    Terminal(io::Error),
     #[error("stdin {} is not a fifo", .0.display())]
     StdinNotFifo(PathBuf),
 }

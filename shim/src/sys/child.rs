@@ -1,7 +1,7 @@
 //! A child of this process that is watched by its pidfd and reaped when it ends.
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -58,6 +58,11 @@ impl Child {
     /// The pid in the server's pid namespace.
     pub fn pid(&self) -> u32 {
         self.pid
+    }
+
+    /// The pidfd, by which its namespaces can be joined.
+    pub fn pidfd(&self) -> BorrowedFd<'_> {
+        self.handle.get_ref().as_fd()
     }
 
     /// Sends `signal` through the pidfd.

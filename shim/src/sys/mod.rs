@@ -12,6 +12,7 @@ pub mod mounts;
 pub mod namespaces;
 pub mod oom;
 pub mod pidfd;
+pub mod pty;
 pub mod seccomp;
 pub mod seqpacket;
 pub mod signals;

@@ -1,10 +1,13 @@
-//! Namespaces: joined by path, or made new.
+//! Namespaces: joined by path or by process, or made new.
 
 use std::fs::File;
 use std::io;
+use std::os::fd::BorrowedFd;
 use std::path::Path;
 
-use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space};
+use rustix::thread::{
+    LinkNameSpaceType, ThreadNameSpaceType, UnshareFlags, move_into_link_name_space, move_into_thread_name_spaces,
+};
 
 /// A kind of namespace, as namespaces(7) names them in `/proc/<pid>/ns`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
@@ -26,6 +29,17 @@ impl Kind {
             Kind::Network => LinkNameSpaceType::Network,
             Kind::Pid => LinkNameSpaceType::ProcessID,
             Kind::Uts => LinkNameSpaceType::HostNameAndNISDomainName,
+        }
+    }
+
+    fn of_thread(self) -> ThreadNameSpaceType {
+        match self {
+            Kind::Cgroup => ThreadNameSpaceType::CONTROL_GROUP,
+            Kind::Ipc => ThreadNameSpaceType::INTER_PROCESS_COMMUNICATION,
+            Kind::Mount => ThreadNameSpaceType::MOUNT,
+            Kind::Network => ThreadNameSpaceType::NETWORK,
+            Kind::Pid => ThreadNameSpaceType::PROCESS_ID,
+            Kind::Uts => ThreadNameSpaceType::HOST_NAME_AND_NIS_DOMAIN_NAME,
         }
     }
 
@@ -52,6 +66,19 @@ pub fn join(kind: Kind, path: &Path) -> io::Result<()> {
         std::os::fd::AsFd::as_fd(&file),
         Some(kind.link()),
     )?)
+}
+
+/// Enters the namespaces of `kinds` that the process behind `pidfd` is in, all or none; with a mount namespace comes its
+/// root, a pid namespace takes effect for the next fork.
+///
+/// # Errors
+///
+/// What setns(2) says (Linux 5.8); `ESRCH` when the process has ended.
+pub fn join_process(pidfd: BorrowedFd<'_>, kinds: impl IntoIterator<Item = Kind>) -> io::Result<()> {
+    let flags = kinds
+        .into_iter()
+        .fold(ThreadNameSpaceType::empty(), |flags, kind| flags | kind.of_thread());
+    Ok(move_into_thread_name_spaces(pidfd, flags)?)
 }
 
 /// Moves the process into new namespaces of `kinds`, in one call; a pid namespace takes effect for the next fork.

@@ -9,7 +9,7 @@ use rustix::net::{
     SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair,
 };
 
-/// The most fds beside one message: plan, report, three streams and an artifact are six.
+/// The most fds beside one message: plan, report, three streams, an artifact and a pidfd are seven.
 pub const MAX_FDS: usize = 8;
 
 /// A connected pair.

@@ -5,7 +5,8 @@ use std::io;
 /// The signals that end a command at once.
 const ENDING: [libc::c_int; 5] = [libc::SIGTERM, libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGUSR1];
 
-/// Makes every ending signal exit the process with 128 + its number, also while it waits for its start.
+/// Makes every ending signal exit the process with 128 + its number, also while it waits for its start, and lets the
+/// kernel reap: as pid 1 it becomes the parent of what processes exec'd beside it leave behind.
 ///
 /// # Errors
 ///
@@ -16,7 +17,8 @@ pub fn end_on_signals() -> io::Result<()> {
     }
     ENDING
         .iter()
-        .try_for_each(|signal| handle(*signal, end as *const () as libc::sighandler_t))
+        .try_for_each(|signal| handle(*signal, end as *const () as libc::sighandler_t))?;
+    handle(libc::SIGCHLD, libc::SIG_IGN)
 }
 
 /// Makes TERM and INT exit with 0, as the pause container does, and lets the kernel reap orphans.

@@ -6,7 +6,9 @@ use std::sync::Arc;
 use oci_spec::runtime::LinuxResources;
 
 use super::error::TaskError;
+use super::guest_exec;
 use super::process::Process;
+use super::service::Node;
 use crate::native;
 use crate::sandbox::process::Guest;
 use crate::sandbox::resources;
@@ -165,19 +167,19 @@ impl Body {
     /// # Errors
     ///
     /// What cannot be run, and why.
-    pub async fn exec(&self, process: &Process) -> Result<(), TaskError> {
+    pub async fn exec(&self, node: &Node, process: &Process) -> Result<(), TaskError> {
         match self {
-            Body::Guest(_) => {
-                let args = process.spec.as_ref().and_then(|spec| spec.args().as_deref());
-                Err(TaskError::NotYet(format!("running {:?}", args.unwrap_or_default())))
-            }
+            Body::Guest(guest) => guest_exec::run(node, guest, process).await,
             Body::Native(container) => {
                 let Some(spec) = &process.spec else {
                     return Err(process.facts.unknown());
                 };
+                if process.facts.terminal {
+                    return Err(TaskError::NotYet("a terminal of a native container".to_owned()));
+                }
                 let (stdio, kept) = streams::open(&process.facts.streams)?;
                 let child = container.exec(spec, stdio).await?;
-                process.adopt(child, kept);
+                process.adopt(child, kept, None);
                 Ok(())
             }
         }

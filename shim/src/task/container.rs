@@ -13,7 +13,7 @@ use super::forward::Publisher;
 use super::phase::{InvalidMove, Move, Phase};
 use super::process::Process;
 use crate::bootstrap::sinks::Key;
-use crate::stdio::streams::Kept;
+use crate::stdio::{Console, Kept};
 use crate::sys::child::Exit;
 
 /// A container that containerd knows, from its Create to its Delete.
@@ -80,8 +80,8 @@ impl Container {
     }
 
     /// Gives the container its body and our ends of the first process's streams.
-    pub fn adopt(&self, body: Body, kept: Kept) {
-        self.init.adopt(body.child().clone(), kept);
+    pub fn adopt(&self, body: Body, kept: Kept, console: Option<Console>) {
+        self.init.adopt(body.child().clone(), kept, console);
         // Only Create calls this, once.
         let _ = self.body.set(body);
     }

@@ -22,7 +22,7 @@ use crate::image::{self, Mount, Program};
 use crate::native;
 use crate::observe::oom::Kills;
 use crate::sandbox::plan::{self, Role};
-use crate::stdio::streams::{self, Kept, Streams};
+use crate::stdio::{self, Console, Kept, Streams, terminal};
 
 /// What kind of CRI container it is, `sandbox` or `container` (containerd, internal/cri/annotations).
 const CONTAINER_TYPE: &str = "io.kubernetes.cri.container-type";
@@ -104,9 +104,6 @@ impl Drop for Unfinished<'_> {
 }
 
 async fn make(node: &Node, container: &Container, api: Api, request: &CreateTaskRequest) -> Result<(), TaskError> {
-    if request.terminal {
-        return Err(TaskError::CannotCreateYet("a terminal".to_owned()));
-    }
     if !request.checkpoint.is_empty() {
         return Err(TaskError::CannotCreateYet("starting from a checkpoint".to_owned()));
     }
@@ -132,7 +129,7 @@ async fn make(node: &Node, container: &Container, api: Api, request: &CreateTask
             () = container.given_up() => return Err(TaskError::GivenUp(facts.id.clone())),
         }
     };
-    let (body, kept) = match found {
+    let (body, kept, console) = match found {
         Found::Guest(role, artifact) => guest(node, facts, &spec, role, artifact.as_ref()).await?,
         Found::Native => native(node, container, &spec).await?,
     };
@@ -140,14 +137,14 @@ async fn make(node: &Node, container: &Container, api: Api, request: &CreateTask
         // Only the pid in the exit event of a dead server's container hangs on it.
         tracing::warn!(%error, "cannot write the pid into the bundle");
     }
-    container.adopt(body, kept);
+    container.adopt(body, kept, console);
     container.step(Move::Create, &node.events)?;
     tracing::info!(pid = container.pid(), holder, "container created");
     Ok(())
 }
 
 /// The container's spec; errors name the file and the cause.
-async fn read(bundle: &Path) -> Result<Spec, BundleError> {
+pub(super) async fn read(bundle: &Path) -> Result<Spec, BundleError> {
     let path = bundle.join("config.json");
     let bytes = tokio::fs::read(&path).await.map_err(|cause| BundleError::Read {
         path: path.clone(),
@@ -156,6 +153,9 @@ async fn read(bundle: &Path) -> Result<Spec, BundleError> {
     serde_json::from_slice(&bytes).map_err(|cause| BundleError::Malformed { path, cause })
 }
 
+/// A container's body, our ends of its streams, and its terminal.
+type Made = (Body, Kept, Option<Console>);
+
 /// A process of ours, confined as the spec says.
 async fn guest(
     node: &Node,
@@ -163,24 +163,34 @@ async fn guest(
     spec: &Spec,
     role: Role,
     artifact: Option<&Artifact>,
-) -> Result<(Body, Kept), TaskError> {
+) -> Result<Made, TaskError> {
     let plan = plan::plan(plan::Request {
         namespace: &facts.namespace,
         id: &facts.id,
         spec,
         bundle: &facts.bundle,
         rootfs: &facts.rootfs,
+        terminal: facts.terminal,
         role,
     })?;
-    let (stdio, kept) = streams::open(&facts.streams)?;
-    let guest = node.launcher.spawn(&facts.bundle, &plan, stdio, artifact).await?;
-    Ok((Body::Guest(Arc::new(guest)), kept))
+    let size = spec.process().as_ref().and_then(terminal::size_of);
+    let opened = stdio::open(&facts.streams, facts.terminal, size)?;
+    let guest = node
+        .launcher
+        .spawn(&facts.bundle, &plan, opened.stdio, artifact)
+        .await?;
+    Ok((Body::Guest(Arc::new(guest)), opened.kept, opened.console))
 }
 
 /// A container of the node's own runtime, which reads the spec by itself.
-async fn native(node: &Node, container: &Container, spec: &Spec) -> Result<(Body, Kept), TaskError> {
+async fn native(node: &Node, container: &Container, spec: &Spec) -> Result<Made, TaskError> {
     let facts = container.facts();
-    let (stdio, kept) = streams::open(&facts.streams)?;
+    if facts.terminal {
+        return Err(TaskError::CannotCreateYet(
+            "a terminal of a native container".to_owned(),
+        ));
+    }
+    let (stdio, kept) = stdio::streams::open(&facts.streams)?;
     let request = native::Request {
         id: &facts.id,
         bundle: &facts.bundle,
@@ -189,7 +199,7 @@ async fn native(node: &Node, container: &Container, spec: &Spec) -> Result<(Body
         stdio,
     };
     let made = node.natives.create(request, container.given_up()).await?;
-    Ok((Body::Native(Arc::new(made)), kept))
+    Ok((Body::Native(Arc::new(made)), kept, None))
 }
 
 /// What the container runs.
@@ -285,6 +295,7 @@ async fn watch(node: Arc<Node>, container: Arc<Container>) {
     if let Err(error) = body.end_rest().await {
         tracing::warn!(%error, "the container's end left processes behind");
     }
+    container.init.drained().await;
     container.init.close_stdin();
     if let Err(error) = container.step(Move::Exit(exit), &node.events) {
         tracing::error!(%error, "an exit came twice");

@@ -14,7 +14,7 @@ use crate::native::NativeError;
 use crate::sandbox::control::SandboxError;
 use crate::sandbox::limits::LimitError;
 use crate::sandbox::plan::PlanError;
-use crate::stdio::streams::StreamError;
+use crate::stdio::StreamError;
 
 /// Why a request of containerd cannot be met.
 #[derive(Debug, thiserror::Error)]

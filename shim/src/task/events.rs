@@ -17,7 +17,7 @@ use containerd_shim_protos::topics;
 use super::error::TaskError;
 use super::phase::Owed;
 use crate::image::Mount;
-use crate::stdio::streams::Streams;
+use crate::stdio::Streams;
 
 /// What the events of a process say of it.
 #[derive(Clone, Debug, Default)]

@@ -12,7 +12,7 @@ use super::events::Facts;
 use super::phase::{Move, Phase};
 use super::process::Process;
 use super::service::Node;
-use crate::stdio::streams::Streams;
+use crate::stdio::Streams;
 use crate::sys::child::Exit;
 
 /// Registers a process; it runs when it is started.
@@ -44,7 +44,7 @@ pub async fn start(node: &Arc<Node>, container: &Arc<Container>, process: &Arc<P
     container.may_exec()?;
     let body = container.body()?.clone();
     container.begin_exec(process, &node.events)?;
-    if let Err(error) = body.exec(process).await {
+    if let Err(error) = body.exec(node, process).await {
         tracing::warn!(%error, process = process.facts.name(), "cannot exec");
         process.step(Move::FailStart, &node.events)?;
         return Err(error);
@@ -59,6 +59,7 @@ pub async fn start(node: &Arc<Node>, container: &Arc<Container>, process: &Arc<P
 async fn watch(node: Arc<Node>, process: Arc<Process>) {
     let Ok(child) = process.child().cloned() else { return };
     let exit = child.exited().await;
+    process.drained().await;
     tracing::info!(code = exit.code, process = process.facts.name(), "process exited");
     process.close_stdin();
     if let Err(error) = process.step(Move::Exit(exit), &node.events) {

@@ -15,6 +15,7 @@ pub mod error;
 pub mod events;
 pub mod exec;
 pub mod forward;
+mod guest_exec;
 pub mod phase;
 pub mod process;
 pub mod server;

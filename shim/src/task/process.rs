@@ -10,7 +10,7 @@ use super::error::TaskError;
 use super::events::{Facts, envelope};
 use super::forward::Publisher;
 use super::phase::{InvalidMove, Move, Owed, Phase};
-use crate::stdio::streams::Kept;
+use crate::stdio::{Console, Kept};
 use crate::sys::child::{Child, Exit};
 
 /// A process, from its Create or Exec to its Delete.
@@ -21,6 +21,8 @@ pub struct Process {
     phase: watch::Sender<Phase>,
     child: OnceLock<Arc<Child>>,
     kept: Mutex<Kept>,
+    /// The terminal that its streams are, if they are one.
+    console: OnceLock<Console>,
     /// containerd has given the container up, and tells of its end by itself.
     given_up: watch::Receiver<bool>,
 }
@@ -33,6 +35,7 @@ impl Process {
             phase: watch::Sender::new(Phase::Creating),
             child: OnceLock::new(),
             kept: Mutex::default(),
+            console: OnceLock::new(),
             given_up,
         }
     }
@@ -55,7 +58,10 @@ impl Process {
     }
 
     /// Gives it its forked process and our ends of the streams.
-    pub fn adopt(&self, child: Arc<Child>, kept: Kept) {
+    pub fn adopt(&self, child: Arc<Child>, kept: Kept, console: Option<Console>) {
+        if let Some(console) = console {
+            let _ = self.console.set(console);
+        }
         *self.kept.lock().unwrap_or_else(PoisonError::into_inner) = kept;
         // Only the Create or the start of an exec calls this, once.
         let _ = self.child.set(child);
@@ -103,6 +109,18 @@ impl Process {
     pub async fn ended(&self) -> Result<Exit, TaskError> {
         let phase = self.until(Phase::over).await;
         phase.exit().cloned().ok_or_else(|| self.facts.unknown())
+    }
+
+    /// The terminal, if its streams are one.
+    pub fn console(&self) -> Option<&Console> {
+        self.console.get()
+    }
+
+    /// Waits until what was written to the terminal is where it leads; other streams need no wait.
+    pub async fn drained(&self) {
+        if let Some(console) = self.console() {
+            console.drained().await;
+        }
     }
 
     /// Ends the process's stdin.

@@ -35,6 +35,7 @@ use crate::compile::Artifacts;
 use crate::image::Images;
 use crate::native;
 use crate::sandbox::control::Launcher;
+use crate::stdio::Size;
 use crate::sys::child::Exit;
 
 /// What all containers of the server share.
@@ -348,8 +349,20 @@ impl Task for TaskService {
     }
 
     async fn resize_pty(&self, _: &TtrpcContext, request: ResizePtyRequest) -> ttrpc::Result<Empty> {
-        // Without a console, which no container has yet, there is nothing to resize.
-        self.process(&request.id, &request.exec_id)?;
+        let (_, process) = self.process(&request.id, &request.exec_id)?;
+        let cut = |length: u32| u16::try_from(length).unwrap_or(u16::MAX);
+        let size = Size {
+            columns: cut(request.width),
+            rows: cut(request.height),
+        };
+        // Without a terminal there is nothing to resize.
+        if let Some(console) = process.console() {
+            console.resize(size).map_err(|cause| TaskError::Io {
+                id: process.facts.name(),
+                act: "resize its terminal",
+                cause,
+            })?;
+        }
         Ok(Empty::new())
     }
 

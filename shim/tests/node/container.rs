@@ -118,6 +118,11 @@ impl<'a> Run<'a> {
         finished
     }
 
+    /// The `ctr run` in the foreground, to be run in a terminal; the container is gone afterwards.
+    pub fn foreground(&self) -> Command {
+        self.command(&["--rm"])
+    }
+
     fn command(&self, mode: &[&str]) -> Command {
         let options = self.node.options();
         let mut command = self.node.ctr_command(&["run"]);

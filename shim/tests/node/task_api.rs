@@ -153,16 +153,6 @@ on_every_containerd! {
         end_server(node);
     }
 
-    fn a_terminal_is_refused_until_it_is_supported(node) {
-        let bundle = probe_bundle(node, "terminal", &["idle"]);
-        let client = connect(node, &node.namespace, "terminal", &bundle);
-        let request = CreateTaskRequest { terminal: true, ..create("terminal", &bundle) };
-        let (code, message) = refusal(client.create(context(node), &request));
-        assert_eq!(code, ttrpc::Code::INVALID_ARGUMENT);
-        assert!(message.contains("terminal"), "{message}");
-        end_server(node);
-    }
-
     fn two_hundred_starts_at_once_find_one_server(node) {
         let starts: Vec<_> = (0..200).map(|index| {
             let id = format!("start{index}");

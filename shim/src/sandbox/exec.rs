@@ -1,0 +1,143 @@
+//! What a process exec'd into a container needs, decided from its OCI Process and the container's spec (pure).
+
+use std::path::Path;
+
+use oci_spec::runtime::{Process, Spec};
+
+use super::plan::{self, Confinement, PlanError, Role, Root};
+use crate::sys::credentials::{Capabilities, capability};
+
+/// What the plan of an exec'd process is made from.
+pub struct Request<'a> {
+    pub id: &'a str,
+    /// The container's spec.
+    pub spec: &'a Spec,
+    pub bundle: &'a Path,
+    pub process: &'a Process,
+    /// What the request for the process says, whatever its spec does.
+    pub terminal: bool,
+    pub role: Role,
+}
+
+/// Plans a process that joins the container's: no namespaces of its own, no root, its own credentials.
+///
+/// # Errors
+///
+/// Names the field that is missing, wrong or not supported, its value and the mend.
+pub fn plan(request: Request<'_>) -> Result<Confinement, PlanError> {
+    let Request {
+        id,
+        spec,
+        bundle,
+        process,
+        terminal,
+        role,
+    } = request;
+    let linux = spec.linux().as_ref().ok_or(PlanError::Missing("linux"))?;
+    plan::refuse_process(process)?;
+    let native = matches!(role, Role::Native { .. });
+    let mut capabilities = plan::capabilities(process)?;
+    let containers = spec.process().as_ref();
+    if native {
+        capabilities = without_tracing(capabilities);
+    }
+    Ok(Confinement {
+        name: plan::name(id),
+        entrances: Vec::new(),
+        join: Vec::new(),
+        make: Vec::new(),
+        root: Root {
+            mounts: Vec::new(),
+            folder: bundle.join("rootfs"),
+            read_only: false,
+        },
+        volumes: Vec::new(),
+        masked: plan::paths(linux.masked_paths()),
+        read_only: plan::paths(linux.readonly_paths()),
+        hostname: None,
+        domainname: None,
+        sysctls: Default::default(),
+        ids: plan::ids(process),
+        capabilities,
+        no_new_privileges: process.no_new_privileges().unwrap_or(false),
+        limits: plan::limits(process)?,
+        // The container's, as runc has it: clients leave it out.
+        oom_score_adj: containers.and_then(Process::oom_score_adj),
+        terminal,
+        seccomp: plan::seccomp(linux)?,
+        arguments: process.args().clone().unwrap_or_default(),
+        environment: plan::environment(process),
+        working_directory: process.cwd().to_string_lossy().into_owned(),
+        role,
+    })
+}
+
+/// Without `CAP_SYS_PTRACE`, whatever the container has: by it a native process writes a guest's host memory, which is
+/// what keeps the guest in its wasm sandbox.
+fn without_tracing(capabilities: Capabilities) -> Capabilities {
+    let rest = |set: u64| set & !capability("SYS_PTRACE").unwrap_or_default();
+    Capabilities {
+        bounding: rest(capabilities.bounding),
+        effective: rest(capabilities.effective),
+        permitted: rest(capabilities.permitted),
+        inheritable: rest(capabilities.inheritable),
+        ambient: rest(capabilities.ambient),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn confinement(process: &str, role: Role) -> Result<Confinement, PlanError> {
+        let spec: Spec = serde_json::from_str(
+            r#"{"ociVersion":"1.1.0","root":{"path":"rootfs"},
+                "process":{"user":{"uid":0,"gid":0},"args":["a.wasm"],"cwd":"/","oomScoreAdj":77},
+                "linux":{"cgroupsPath":"/pods/x","maskedPaths":["/proc/kcore"],
+                         "seccomp":{"defaultAction":"SCMP_ACT_ERRNO"}}}"#,
+        )
+        .unwrap();
+        plan(Request {
+            id: "c1",
+            spec: &spec,
+            bundle: Path::new("/b"),
+            process: &serde_json::from_str(process).unwrap(),
+            terminal: true,
+            role,
+        })
+    }
+
+    fn native() -> Role {
+        Role::Native { path: "/bin/sh".into() }
+    }
+
+    #[test]
+    fn credentials_come_from_the_process_and_the_rest_from_its_container() {
+        let process = r#"{"user":{"uid":7,"gid":8},"args":["sh"],"env":["A=1"],"cwd":"/w","noNewPrivileges":true}"#;
+        let exec = confinement(process, native()).unwrap();
+        assert_eq!((exec.ids.uid, exec.ids.gid), (7, 8));
+        assert_eq!(exec.environment, [("A".to_owned(), "1".to_owned())]);
+        assert!(exec.no_new_privileges && exec.terminal);
+        assert_eq!(exec.oom_score_adj, Some(77));
+        assert_eq!(exec.seccomp.len(), 1);
+        assert!(exec.join.is_empty() && exec.make.is_empty() && exec.volumes.is_empty());
+    }
+
+    #[test]
+    fn a_native_process_never_gets_the_right_to_trace_guests() {
+        let process = r#"{"user":{"uid":0,"gid":0},"args":["sh"],"cwd":"/","capabilities":{
+            "bounding":["CAP_SYS_PTRACE","CAP_KILL"],"effective":["CAP_SYS_PTRACE"],"permitted":["CAP_SYS_PTRACE"],
+            "inheritable":["CAP_SYS_PTRACE"],"ambient":["CAP_SYS_PTRACE"]}}"#;
+        let exec = confinement(process, native()).unwrap();
+        let nothing = Capabilities::default();
+        let bounding = capability("KILL").unwrap();
+        assert_eq!(exec.capabilities, Capabilities { bounding, ..nothing });
+    }
+
+    #[test]
+    fn what_is_not_supported_is_refused_by_its_name() {
+        let process = r#"{"user":{"uid":0,"gid":0},"args":["sh"],"cwd":"/","selinuxLabel":"x"}"#;
+        let refused = confinement(process, native()).unwrap_err();
+        assert!(refused.to_string().contains("process.selinuxLabel"), "{refused}");
+    }
+}

@@ -1,0 +1,88 @@
+//! Running a process in a guest's container: found, compiled, forked beside the guest and started.
+
+use std::path::{Path, PathBuf};
+
+use oci_spec::runtime::{self, Spec};
+
+use super::create;
+use super::error::TaskError;
+use super::process::Process;
+use super::service::Node;
+use crate::compile::{Artifact, Profile};
+use crate::image::{self, Executable};
+use crate::sandbox::exec;
+use crate::sandbox::plan::Role;
+use crate::sandbox::process::Guest;
+use crate::stdio::{self, terminal};
+
+/// Runs `process` beside `guest`, and gives it its streams.
+///
+/// # Errors
+///
+/// What cannot be found, compiled or confined.
+pub async fn run(node: &Node, guest: &Guest, process: &Process) -> Result<(), TaskError> {
+    let facts = &process.facts;
+    let asked = process.spec.as_ref().ok_or_else(|| facts.unknown())?;
+    let spec = create::read(&facts.bundle).await?;
+    let (role, artifact) = program(node, guest, process, asked, &spec).await?;
+    let confinement = exec::plan(exec::Request {
+        id: &facts.id,
+        spec: &spec,
+        bundle: &facts.bundle,
+        process: asked,
+        terminal: facts.terminal,
+        role,
+    })?;
+    let opened = stdio::open(&facts.streams, facts.terminal, terminal::size_of(asked))?;
+    let started = node
+        .launcher
+        .exec(guest, &confinement, opened.stdio, artifact.as_ref())
+        .await?;
+    started
+        .start()
+        .map_err(|_| TaskError::DeadAtStart { id: facts.name() })?;
+    process.adopt(started.child().clone(), opened.kept, opened.console);
+    Ok(())
+}
+
+/// What the process runs, compiled when it is wasm.
+async fn program(
+    node: &Node,
+    guest: &Guest,
+    process: &Process,
+    asked: &runtime::Process,
+    spec: &Spec,
+) -> Result<(Role, Option<Artifact>), TaskError> {
+    let facts = &process.facts;
+    let env = asked.env().as_deref().unwrap_or_default();
+    let root = spec
+        .root()
+        .as_ref()
+        .map_or(Path::new("rootfs"), |root| root.path().as_path());
+    let entry_point = spec.process().as_ref().and_then(|first| first.args().as_ref()?.first());
+    let mounts = spec.mounts().iter().flatten();
+    let volumes: Vec<&Path> = mounts.map(|mount| mount.destination().as_path()).collect();
+    let request = image::Request {
+        namespace: &facts.namespace,
+        id: &facts.id,
+        args: asked.args().as_deref().unwrap_or_default(),
+        cwd: asked.cwd().to_str().unwrap_or("/"),
+        path: env.iter().find_map(|variable| variable.strip_prefix("PATH=")),
+        rootfs: &facts.rootfs,
+        root: &facts.bundle.join(root),
+        volumes: &volumes,
+    };
+    let live = PathBuf::from(format!("/proc/{}/root", guest.child().pid()));
+    let entry_point = entry_point.map(String::as_str).unwrap_or_default();
+    match node.images.executable(request, &live, entry_point).await? {
+        Executable::Wasm(wasm) => {
+            let artifact = node.artifacts.get(&node.images, &wasm, Profile::Command).await?;
+            let role = Role::Guest {
+                world: artifact.world,
+                export: wasm.export,
+            };
+            Ok((role, Some(artifact)))
+        }
+        Executable::Native(path) => Ok((Role::Native { path }, None)),
+    }
+}
