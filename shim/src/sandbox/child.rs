@@ -14,10 +14,12 @@ use super::filter::Filters;
 use super::plan::{Confinement, Role};
 use super::protocol::{ADOPTED, Report, START, cut, decode, encode};
 use super::root::{self, Contents};
+use crate::guest::limits::Limits;
 use crate::guest::warm::Warm;
 use crate::guest::{self, Outcome, Settings};
 use crate::image::memory;
 use crate::sys::fork::{Fork, exit, fork};
+use crate::sys::memory::Memory;
 use crate::sys::{credentials, fds, mounts, namespaces, seccomp, signals, standard};
 
 /// The fds of one request, as the launcher received them, and the pipe for the guest's pid.
@@ -173,6 +175,10 @@ fn prepare(
     identify(confinement)?;
     credentials::adjust_oom_score(Path::new("/proc/self"), confinement.oom_score_adj.unwrap_or_default())
         .map_err(step("set the OOM score"))?;
+    let memory = match &confinement.memory {
+        None => None,
+        Some(folder) => Some(Memory::open(folder).map_err(step("open the cgroup's memory files"))?),
+    };
     let contents = Contents {
         volumes: &confinement.volumes,
         masked: &confinement.masked,
@@ -196,7 +202,7 @@ fn prepare(
         (Role::Guest { world, export }, Some(artifact)) => {
             // See `artifact::load`: the root has changed, and this is the one way to an open file by path.
             rustix::process::fchdir(&open_files).map_err(step("enter the folder of open files"))?;
-            let ready = guest::load(warm, artifact, *world, export.as_deref());
+            let ready = guest::load(warm, artifact, *world, export.as_deref(), Limits::new(memory));
             Prepared::Run(Box::new(
                 ready.map_err(|error| step("load the program")(format!("{error:#}")))?,
             ))

@@ -16,6 +16,7 @@ use super::volumes::{self, Volume};
 use crate::compile::World;
 use crate::image;
 use crate::sys::credentials::{Capabilities, Ids, Limit, Name, capability};
+use crate::sys::memory::MemoryFolder;
 use crate::sys::namespaces::Kind;
 
 /// What the process runs once it is confined.
@@ -54,6 +55,8 @@ pub struct Confinement {
     pub name: String,
     /// The cgroup files to write `0` to; the server fills them in when the cgroup exists.
     pub entrances: Vec<PathBuf>,
+    /// The cgroup's memory files, by which a guest knows its limit; the server fills it in as well.
+    pub memory: Option<MemoryFolder>,
     /// Namespaces to join by path, the pid namespace included.
     pub join: Vec<(Kind, PathBuf)>,
     /// Namespaces to make.
@@ -146,6 +149,7 @@ pub fn plan(request: Request<'_>) -> Result<Plan, PlanError> {
     let confinement = Confinement {
         name: format!("wasi:{}", request.id).chars().take(15).collect(),
         entrances: Vec::new(),
+        memory: None,
         join,
         make,
         root: Root {

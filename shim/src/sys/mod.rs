@@ -7,6 +7,7 @@ pub mod credentials;
 pub mod fds;
 pub mod fork;
 pub mod freezer;
+pub mod memory;
 pub mod mounts;
 pub mod namespaces;
 pub mod oom;

@@ -189,18 +189,27 @@ on_every_containerd! {
         let image = Image::with_files("limits", &[("/probe.wasm", &Probe::P1.bytes())]);
         node.import_into(&image, "k8s.io").ok();
         let limits = json!({"memory_limit_in_bytes": 64 << 20});
-        with_limited_pod(node, &image.name, &["/probe.wasm", "idle"], &limits, |id, _| {
+        with_limited_pod(node, &image.name, &["/probe.wasm", "grow", "/"], &limits, |id, _| {
             let inspected: serde_json::Value =
                 serde_json::from_str(&crictl(node, &["inspect", id]).ok().stdout).unwrap();
             let pid = u32::try_from(inspected["info"]["pid"].as_u64().unwrap()).unwrap();
             let limit = || control::limit(pid, "memory", "memory.limit_in_bytes", "memory.max");
             assert_eq!(limit(), (64 << 20).to_string());
-            for bytes in [(128 << 20).to_string(), (96 << 20).to_string()] {
+            let resize = |mebibytes: usize| {
+                let bytes = (mebibytes << 20).to_string();
                 crictl(node, &["update", "--memory", &bytes, id]).ok();
                 assert_eq!(limit(), bytes);
-            }
+            };
+            // The guest's own limit follows: memory.grow fails before the kernel would kill.
+            resize(128);
+            resize(96);
+            let held = control::grow(pid, 512);
+            assert!((80..95).contains(&held), "{held} MiB of 96");
+            resize(160);
+            let held = control::grow(pid, 512);
+            assert!((140..159).contains(&held), "{held} MiB of 160");
         });
-        with_limited_pod(node, &image.name, &["/probe.wasm", "fill", "512"], &limits, |id, _| {
+        with_limited_pod(node, &image.name, &["/probe.wasm", "flood", "/dev/shm/file", "60"], &json!({"memory_limit_in_bytes": 32 << 20}), |id, _| {
             assert_eq!(exit_code(node, id), 137);
             eventually("the reason is OOMKilled", Duration::from_secs(5), || {
                 crictl(node, &["inspect", id]).ok().stdout.contains("\"OOMKilled\"").then_some(())
