@@ -149,6 +149,13 @@ fn with_limited_pod(
     crictl(node, &["rmp", &sandbox]).ok();
 }
 
+/// The pid of a container's task.
+#[track_caller]
+fn pid(node: &Node, id: &str) -> u32 {
+    let inspected: serde_json::Value = serde_json::from_str(&crictl(node, &["inspect", id]).ok().stdout).unwrap();
+    u32::try_from(inspected["info"]["pid"].as_u64().unwrap()).unwrap()
+}
+
 /// Waits for the container's end and returns its exit code.
 fn exit_code(node: &Node, id: &str) -> i64 {
     eventually("the container has exited", Duration::from_secs(20), || {
@@ -190,9 +197,7 @@ on_every_containerd! {
         node.import_into(&image, "k8s.io").ok();
         let limits = json!({"memory_limit_in_bytes": 64 << 20});
         with_limited_pod(node, &image.name, &["/probe.wasm", "grow", "/"], &limits, |id, _| {
-            let inspected: serde_json::Value =
-                serde_json::from_str(&crictl(node, &["inspect", id]).ok().stdout).unwrap();
-            let pid = u32::try_from(inspected["info"]["pid"].as_u64().unwrap()).unwrap();
+            let pid = pid(node, id);
             let limit = || control::limit(pid, "memory", "memory.limit_in_bytes", "memory.max");
             assert_eq!(limit(), (64 << 20).to_string());
             let resize = |mebibytes: usize| {
@@ -215,6 +220,28 @@ on_every_containerd! {
                 crictl(node, &["inspect", id]).ok().stdout.contains("\"OOMKilled\"").then_some(())
             });
         });
+    }
+
+    fn a_pod_of_eight_mebibytes_and_a_fiftieth_of_a_cpu_runs_and_compiling_is_not_charged_to_it(node) {
+        prepare(node);
+        let limits = json!({"memory_limit_in_bytes": 8 << 20, "cpu_period": 100_000, "cpu_quota": 2_000, "cpu_shares": 20});
+        for probe in Probe::WASM {
+            let image = Image::with_files(&format!("small-{probe:?}").to_lowercase(), &[("/probe.wasm", &probe.bytes())]);
+            node.import_into(&image, "k8s.io").ok();
+            with_limited_pod(node, &image.name, &["/probe.wasm", "grow", "/"], &limits, |id, _| {
+                let pid = pid(node, id);
+                assert_eq!(control::grow(pid, 2), 2, "{probe:?}");
+                // The compiler takes a multiple of both.
+                let failures = control::limit(pid, "memory", "memory.failcnt", "memory.events");
+                assert!(failures == "0" || failures.contains("max 0\n"), "{probe:?} reached its limit: {failures}");
+                let ran = control::limit(pid, "cpuacct", "cpuacct.usage", "cpu.stat");
+                let ran = match ran.strip_prefix("usage_usec ") {
+                    Some(lines) => Duration::from_micros(lines.lines().next().unwrap().parse().unwrap()),
+                    None => Duration::from_nanos(ran.parse().unwrap()),
+                };
+                assert!(ran < Duration::from_millis(100), "{probe:?} ran for {ran:?}");
+            });
+        }
     }
 
     fn an_ordinary_image_runs_in_a_pod_and_its_exit_code_is_seen(node) {
