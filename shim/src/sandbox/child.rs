@@ -3,10 +3,11 @@
 //! Each step either succeeds or ends the process with a report that names it; nothing is retried or left out.
 
 use std::fs::{self, File};
-use std::io::Write;
+use std::io::{self, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
+use rustix::fs::{Mode, OFlags};
 use rustix::process::Signal;
 
 use super::failure::{Failure, step};
@@ -14,6 +15,8 @@ use super::filter::Filters;
 use super::plan::{Confinement, Role};
 use super::protocol::{ADOPTED, Report, START, cut, decode, encode};
 use super::root::{self, Contents};
+use super::users::{self, Users};
+use crate::compile::World;
 use crate::guest::limits::Limits;
 use crate::guest::warm::Warm;
 use crate::guest::{self, Outcome, Settings};
@@ -86,8 +89,8 @@ pub fn help(warm: &Warm, filters: &Filters, inheritance: Inheritance) -> ! {
         }
         inheritance
     };
-    let confinement = match enter(plan) {
-        Ok(confinement) => confinement,
+    let (confinement, users) = match enter(plan) {
+        Ok(entered) => entered,
         Err(failure) => fail(report.as_fd(), failure),
     };
     match fork() {
@@ -97,33 +100,49 @@ pub fn help(warm: &Warm, filters: &Filters, inheritance: Inheritance) -> ! {
         }
         Ok(Fork::Child) => {
             drop(pid);
-            become_guest(warm, filters, &confinement, report, streams, artifact)
+            become_guest(warm, filters, &confinement, users, report, streams, artifact)
         }
         Err(error) => fail(report.as_fd(), step("fork the guest")(error)),
     }
 }
 
-fn enter(plan: OwnedFd) -> Result<Confinement, Failure> {
+fn enter(plan: OwnedFd) -> Result<(Confinement, Users), Failure> {
     let bytes = memory::read(plan).map_err(step("read the plan"))?;
     let confinement: Confinement = decode(&bytes).ok_or_else(|| step("read the plan")("it cannot be decoded"))?;
+    let mut users = Users::open(&confinement)?;
     for (kind, path) in &confinement.join {
         namespaces::join(*kind, path).map_err(step(format!("join the {kind:?} namespace {}", path.display())))?;
+    }
+    if users::enters_first(&confinement.role) {
+        limit(&confinement)?;
+        users.enter()?;
     }
     if confinement.make.contains(&namespaces::Kind::Pid) {
         namespaces::make([namespaces::Kind::Pid]).map_err(step("make a pid namespace"))?;
     }
-    Ok(confinement)
+    Ok((confinement, users))
+}
+
+/// Sets what only the host's rights can: a lower OOM score, higher limits.
+fn limit(confinement: &Confinement) -> Result<(), Failure> {
+    credentials::adjust_oom_score(Path::new("/proc/self"), confinement.oom_score_adj.unwrap_or_default())
+        .map_err(step("set the OOM score"))?;
+    for limit in &confinement.limits {
+        credentials::limit(*limit).map_err(step(format!("set the limit {:?}", limit.resource)))?;
+    }
+    Ok(())
 }
 
 fn become_guest(
     warm: &Warm,
     filters: &Filters,
     confinement: &Confinement,
+    users: Users,
     socket: OwnedFd,
     streams: [OwnedFd; 3],
     artifact: Option<OwnedFd>,
 ) -> ! {
-    let role = prepare(warm, filters, confinement, &socket, streams, artifact);
+    let role = prepare(warm, filters, confinement, users, &socket, streams, artifact);
     match role {
         Ok(role) => {
             report(socket.as_fd(), &Report::Ready);
@@ -142,10 +161,44 @@ enum Prepared {
     Run(Box<guest::Ready>),
 }
 
+/// What is left to load once the process is confined, with what there is no path to any more.
+enum Loader<'a> {
+    Nothing,
+    Program {
+        artifact: OwnedFd,
+        /// See `artifact::load`: the root changes, and this is the one way to an open file by path.
+        open_files: OwnedFd,
+        memory: Option<Memory>,
+        world: World,
+        export: Option<&'a str>,
+    },
+}
+
+impl Loader<'_> {
+    fn load(self, warm: &Warm) -> Result<Prepared, Failure> {
+        let Loader::Program {
+            artifact,
+            open_files,
+            memory,
+            world,
+            export,
+        } = self
+        else {
+            return Ok(Prepared::Hold);
+        };
+        rustix::process::fchdir(&open_files).map_err(step("enter the folder of open files"))?;
+        let ready = guest::load(warm, artifact, world, export, Limits::new(memory));
+        Ok(Prepared::Run(Box::new(
+            ready.map_err(|error| step("load the program")(format!("{error:#}")))?,
+        )))
+    }
+}
+
 fn prepare(
     warm: &Warm,
     filters: &Filters,
     confinement: &Confinement,
+    mut users: Users,
     socket: &OwnedFd,
     streams: [OwnedFd; 3],
     artifact: Option<OwnedFd>,
@@ -165,51 +218,49 @@ fn prepare(
     for (number, stream) in streams.into_iter().enumerate() {
         standard::install(stream.as_fd(), number as i32).map_err(step(format!("take standard stream {number}")))?;
     }
-    let open_files = mounts::open_files().map_err(step("open the folder of open files"))?;
-    let others = confinement
-        .make
-        .iter()
-        .copied()
-        .filter(|kind| *kind != namespaces::Kind::Pid);
+    let settings = mounts::open_directory(Path::new("/proc/sys")).map_err(step("open the folder of sysctls"))?;
+    namespaces::make([namespaces::Kind::Mount]).map_err(step("make a mount namespace"))?;
+    let loader = match &confinement.role {
+        Role::Holder => {
+            root::settle_nowhere(&confinement.root)?;
+            Loader::Nothing
+        }
+        Role::Guest { world, export } => {
+            limit(confinement)?;
+            let loader = Loader::Program {
+                artifact: artifact.ok_or_else(|| step("load the program")("its artifact is missing"))?,
+                open_files: mounts::open_files().map_err(step("open the folder of open files"))?,
+                memory: match &confinement.memory {
+                    None => None,
+                    Some(folder) => Some(Memory::open(folder).map_err(step("open the cgroup's memory files"))?),
+                },
+                world: *world,
+                export: export.as_deref(),
+            };
+            let contents = Contents {
+                volumes: &confinement.volumes,
+                masked: &confinement.masked,
+                read_only: &confinement.read_only,
+            };
+            root::settle(&confinement.root, &contents, &users)?;
+            loader
+        }
+    };
+    users.enter()?;
+    drop(users);
+    // Made by the user namespace's own root, so that they belong to it.
+    let others = [namespaces::Kind::Mount, namespaces::Kind::Pid];
+    let others = confinement.make.iter().copied().filter(|kind| !others.contains(kind));
     namespaces::make(others).map_err(step("make namespaces"))?;
-    identify(confinement)?;
-    credentials::adjust_oom_score(Path::new("/proc/self"), confinement.oom_score_adj.unwrap_or_default())
-        .map_err(step("set the OOM score"))?;
-    let memory = match &confinement.memory {
-        None => None,
-        Some(folder) => Some(Memory::open(folder).map_err(step("open the cgroup's memory files"))?),
-    };
-    let contents = Contents {
-        volumes: &confinement.volumes,
-        masked: &confinement.masked,
-        read_only: &confinement.read_only,
-    };
-    match confinement.role {
-        Role::Holder => root::settle_nowhere(&confinement.root)?,
-        Role::Guest { .. } => root::settle(&confinement.root, &contents)?,
-    }
-    for limit in &confinement.limits {
-        credentials::limit(*limit).map_err(step(format!("set the limit {:?}", limit.resource)))?;
-    }
+    identify(confinement, &settings)?;
+    drop(settings);
     credentials::take(&confinement.ids, &confinement.capabilities).map_err(|(name, error)| step(name)(error))?;
     // Filters need it, and nothing is executed that could gain privileges.
     rustix::thread::set_no_new_privs(true).map_err(step("set no_new_privs"))?;
     adopted(socket)?;
     // An artifact is what a compiler made of hostile bytes: loading it happens behind the first filter already.
     seccomp::enter(&filters.loading.unpack()).map_err(step("install the loader's filter"))?;
-    let prepared = match (&confinement.role, artifact) {
-        (Role::Holder, _) => Prepared::Hold,
-        (Role::Guest { world, export }, Some(artifact)) => {
-            // See `artifact::load`: the root has changed, and this is the one way to an open file by path.
-            rustix::process::fchdir(&open_files).map_err(step("enter the folder of open files"))?;
-            let ready = guest::load(warm, artifact, *world, export.as_deref(), Limits::new(memory));
-            Prepared::Run(Box::new(
-                ready.map_err(|error| step("load the program")(format!("{error:#}")))?,
-            ))
-        }
-        (Role::Guest { .. }, None) => return Err(step("load the program")("its artifact is missing")),
-    };
-    drop(open_files);
+    let prepared = loader.load(warm)?;
     std::env::set_current_dir("/").map_err(step("enter the root"))?;
     seccomp::enter(&filters.running.unpack()).map_err(step("install the guest's filter"))?;
     for program in &confinement.seccomp {
@@ -218,7 +269,7 @@ fn prepare(
     Ok(prepared)
 }
 
-fn identify(confinement: &Confinement) -> Result<(), Failure> {
+fn identify(confinement: &Confinement, settings: &OwnedFd) -> Result<(), Failure> {
     if let Some(hostname) = &confinement.hostname {
         // A pod's containers share its uts namespace, where the name is set already.
         if confinement.make.contains(&namespaces::Kind::Uts) {
@@ -231,8 +282,12 @@ fn identify(confinement: &Confinement) -> Result<(), Failure> {
         rustix::system::setdomainname(domainname.as_bytes()).map_err(step("set the domain name"))?;
     }
     for (key, value) in &confinement.sysctls {
-        let path = Path::new("/proc/sys").join(key);
-        fs::write(&path, value).map_err(step(format!("set linux.sysctl {key}={value}")))?;
+        // Which namespace's it is, the kernel decides by who opens it.
+        let flags = OFlags::WRONLY | OFlags::CLOEXEC;
+        rustix::fs::openat(settings, key.as_str(), flags, Mode::empty())
+            .map_err(io::Error::from)
+            .and_then(|setting| File::from(setting).write_all(value.as_bytes()))
+            .map_err(step(format!("set linux.sysctl {key}={value}")))?;
     }
     Ok(())
 }

@@ -25,4 +25,5 @@ pub mod protocol;
 pub mod record;
 pub mod resources;
 pub mod root;
+pub mod users;
 pub mod volumes;

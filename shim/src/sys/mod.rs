@@ -17,3 +17,4 @@ pub mod seqpacket;
 pub mod signals;
 pub mod standard;
 pub mod stat;
+pub mod user_namespace;

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::net::{TcpListener, TcpStream};
+use std::os::unix::fs::PermissionsExt;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
@@ -72,7 +73,7 @@ impl Drop for Registry {
     }
 }
 
-fn crictl(node: &Node, args: &[&str]) -> Finished {
+pub fn crictl(node: &Node, args: &[&str]) -> Finished {
     let socket = format!("unix://{}", node.socket().display());
     run(Command::new(hack("crictl", &[]))
         .args([
@@ -106,35 +107,61 @@ fn with_limited_pod(
     limits: &serde_json::Value,
     check: impl FnOnce(&str, &str),
 ) {
+    let edit = |pod: &mut Pod| pod.container["linux"]["resources"] = limits.clone();
+    with_edited_pod(node, image, command, edit, check);
+}
+
+/// The configurations of a pod and of its container: PodSandboxConfig and ContainerConfig of CRI.
+pub struct Pod {
+    pub handler: &'static str,
+    pub sandbox: serde_json::Value,
+    pub container: serde_json::Value,
+}
+
+impl Pod {
+    /// Both are to be in a network namespace of the pod's own, see [`give_networks`].
+    pub fn with_network(&mut self) {
+        for part in [&mut self.sandbox, &mut self.container] {
+            part["linux"]["security_context"]["namespace_options"]["network"] = json!(0);
+        }
+    }
+}
+
+/// As [`with_pod`], with what `edit` makes of the pod.
+pub fn with_edited_pod(
+    node: &Node,
+    image: &str,
+    command: &[&str],
+    edit: impl FnOnce(&mut Pod),
+    check: impl FnOnce(&str, &str),
+) {
     let logs = node.folder.join("pod-logs");
     fs::create_dir_all(&logs).unwrap();
-    let pod = file(
-        node,
-        "pod.json",
-        &json!({
+    // The node's network: no CNI is needed.
+    let security = json!({"namespace_options": {"network": 2}});
+    let mut pod = Pod {
+        handler: "wasi",
+        sandbox: json!({
             "metadata": {"name": "wasm", "namespace": "default", "uid": node.namespace, "attempt": 0},
             "log_directory": logs,
-            "linux": {"cgroup_parent": format!("/{}", node.namespace),
-                      // The node's network: no CNI is needed.
-                      "security_context": {"namespace_options": {"network": 2}}},
+            "linux": {"cgroup_parent": format!("/{}", node.namespace), "security_context": security},
         }),
-    );
-    let container = file(
-        node,
-        "container.json",
-        &json!({
+        container: json!({
             "metadata": {"name": "main", "attempt": 0},
             "image": {"image": image}, "command": command, "log_path": "main.log",
             "envs": [{"key": "FROM_POD", "value": "yes"}],
-            "linux": {"security_context": {"namespace_options": {"network": 2}}, "resources": limits},
+            "linux": {"security_context": security},
         }),
-    );
-    let sandbox = crictl(node, &["runp", "--runtime", "wasi", &pod])
+    };
+    edit(&mut pod);
+    let sandbox_file = file(node, "pod.json", &pod.sandbox);
+    let container_file = file(node, "container.json", &pod.container);
+    let sandbox = crictl(node, &["runp", "--runtime", pod.handler, &sandbox_file])
         .ok()
         .stdout
         .trim()
         .to_owned();
-    let id = crictl(node, &["create", "--no-pull", &sandbox, &container, &pod])
+    let id = crictl(node, &["create", "--no-pull", &sandbox, &container_file, &sandbox_file])
         .ok()
         .stdout
         .trim()
@@ -149,22 +176,37 @@ fn with_limited_pod(
     crictl(node, &["rmp", &sandbox]).ok();
 }
 
+/// Gives this node's pods networks: by a CNI plugin that makes none, but says that it did.
+pub fn give_networks(node: &Node) {
+    let folder = node.cni();
+    fs::create_dir_all(&folder).unwrap();
+    let list = json!({"cniVersion": "1.0.0", "name": "pods", "plugins": [{"type": "none"}]});
+    fs::write(folder.join("none.conflist"), list.to_string()).unwrap();
+    for plugin in ["none", "loopback"] {
+        let script = "#!/bin/sh\ncase $CNI_COMMAND in\nVERSION) echo '{\"cniVersion\":\"1.0.0\",\"supportedVersions\":[\"1.0.0\",\"0.3.1\"]}' ;;\n\
+            ADD) echo '{\"cniVersion\":\"1.0.0\",\"interfaces\":[{\"name\":\"eth0\",\"sandbox\":\"/none\"}],\
+            \"ips\":[{\"address\":\"10.99.0.2/24\",\"interface\":0}]}' ;;\nesac\n";
+        fs::write(folder.join(plugin), script).unwrap();
+        fs::set_permissions(folder.join(plugin), fs::Permissions::from_mode(0o755)).unwrap();
+    }
+}
+
 /// The pid of a container's task.
 #[track_caller]
-fn pid(node: &Node, id: &str) -> u32 {
+pub fn pid(node: &Node, id: &str) -> u32 {
     let inspected: serde_json::Value = serde_json::from_str(&crictl(node, &["inspect", id]).ok().stdout).unwrap();
     u32::try_from(inspected["info"]["pid"].as_u64().unwrap()).unwrap()
 }
 
 /// Waits for the container's end and returns its exit code.
-fn exit_code(node: &Node, id: &str) -> i64 {
+pub fn exit_code(node: &Node, id: &str) -> i64 {
     eventually("the container has exited", Duration::from_secs(20), || {
         let status: serde_json::Value = serde_json::from_str(&crictl(node, &["inspect", id]).ok().stdout).unwrap();
         (status["status"]["state"] == "CONTAINER_EXITED").then(|| status["status"]["exitCode"].as_i64().unwrap_or(0))
     })
 }
 
-fn prepare(node: &mut Node) {
+pub fn prepare(node: &mut Node) {
     node.turn_on_cri();
     let pause = Image::with_files("pause", &[("/pause", b"never executed")]);
     node.import_into(&pause, "k8s.io").ok();

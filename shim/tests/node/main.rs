@@ -82,4 +82,5 @@ mod run;
 mod sandbox;
 mod stdio;
 mod task_api;
+mod users;
 mod volumes;
