@@ -7,7 +7,7 @@ use std::time::Duration;
 mod platform;
 
 const USAGE: &str = "usage: probe args|env|cwd|isatty|say|cat|exit|exit-with-code|trap|panic|ls|read|write|random|lines|\
-                     sleep|idle|spin|fill [VALUE...]";
+                     sleep|idle|spin|fill|grow|flood [VALUE...]";
 
 /// Runs the command that the arguments name; returns when it is done, or ends the process as it says.
 pub fn run() {
@@ -72,7 +72,15 @@ fn perform(command: &str, values: &[String]) -> io::Result<()> {
         "spin" => loop {
             std::hint::spin_loop();
         },
-        "fill" => fill(number(first)?),
+        // fill MEBIBYTES: says how many it got when memory runs out.
+        "fill" => {
+            let mut kept = Vec::new();
+            fill(&mut kept, number(first)?)?;
+            println!("filled {}", kept.len());
+        }
+        "grow" => grow(first)?,
+        // flood FILE MEBIBYTES
+        "flood" => flood(first, number(values.get(1).map(String::as_str).unwrap_or_default())?)?,
         _ => return Err(io::Error::other(USAGE)),
     }
     Ok(())
@@ -119,13 +127,41 @@ fn idle() -> io::Result<()> {
     }
 }
 
-/// Allocates and touches `mebibytes`.
-fn fill(mebibytes: usize) {
-    let mut kept = Vec::new();
-    for _ in 0..mebibytes {
-        kept.push(vec![1u8; 1 << 20]);
+/// Allocates and touches mebibytes until there are `mebibytes`.
+fn fill(kept: &mut Vec<Vec<u8>>, mebibytes: usize) -> io::Result<()> {
+    while kept.len() < mebibytes {
+        let mut one = Vec::new();
+        one.try_reserve_exact(1 << 20)
+            .map_err(|_| io::Error::other(format!("out of memory after {} MiB", kept.len())))?;
+        one.resize(1 << 20, 1u8);
+        kept.push(std::hint::black_box(one));
     }
-    println!("filled {}", std::hint::black_box(&kept).len());
+    Ok(())
+}
+
+/// Waits for a file `want` in `folder`, fills as many mebibytes as it says, and writes to a file `held` how many there
+/// are; again and again.
+fn grow(folder: &str) -> io::Result<()> {
+    let mut kept = Vec::new();
+    loop {
+        if let Ok(want) = std::fs::read_to_string(format!("{folder}/want")) {
+            std::fs::remove_file(format!("{folder}/want"))?;
+            // Running out of memory is what is asked about.
+            let _ = fill(&mut kept, number(&want)?);
+            std::fs::write(format!("{folder}/held.new"), kept.len().to_string())?;
+            std::fs::rename(format!("{folder}/held.new"), format!("{folder}/held"))?;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// Writes `mebibytes` to a file: on a tmpfs they are memory of the container's, but not the program's.
+fn flood(file: &str, mebibytes: usize) -> io::Result<()> {
+    let mut file = std::fs::File::create(file)?;
+    for _ in 0..mebibytes {
+        file.write_all(&[1; 1 << 20])?;
+    }
+    Ok(())
 }
 
 /// Reads all of standard input; the 0.3 probe echoes it through its own streams.

@@ -80,7 +80,8 @@ pub fn run(flags: &Flags) -> Result<Vec<u8>, StartError> {
 
 /// The address of the server that now waits for the container.
 fn serve(flags: &Flags, input: &Input, bundle: &Path) -> Result<String, StartError> {
-    let options = options(input.options.as_ref())?;
+    let exe = env::current_exe().map_err(io_error("find", Path::new("/proc/self/exe")))?;
+    let options = options(input.options.as_ref(), &exe.with_extension("toml"))?;
     let sandbox = bundle::sandbox_id(bundle)?;
     let reserve = Request::Reserve {
         namespace: flags.namespace.clone(),
@@ -143,10 +144,19 @@ fn serve(flags: &Flags, input: &Input, bundle: &Path) -> Result<String, StartErr
     }
 }
 
-/// The handler's options: containerd's TOML, else the file it names, else the defaults.
-fn options(given: Option<&RuntimeOptions>) -> Result<Options, StartError> {
+/// The handler's options: containerd's TOML, else the file it names, else the file `beside` the binary, else the
+/// defaults. containerd 2.x makes pods with `hostUsers: false` only for handlers that have no options in its
+/// configuration (`getRuncOptions` in its client), so theirs are in the file.
+fn options(given: Option<&RuntimeOptions>, beside: &Path) -> Result<Options, StartError> {
     let Some(given) = given else {
-        return Ok(Options::default());
+        return match fs::read_to_string(beside) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Options::default()),
+            Err(error) => Err(io_error("read the runtime options in", beside)(error)),
+            Ok(toml) => kubewasi_options::parse(&toml).map_err(|cause| StartError::Options {
+                place: beside.display().to_string(),
+                cause,
+            }),
+        };
     };
     if !given.config_body.is_empty() {
         let body = String::from_utf8_lossy(&given.config_body);
@@ -215,8 +225,30 @@ mod tests {
             config_path: "/nowhere".into(),
             ..body("idle_timeout = 0")
         };
-        assert_eq!(options(Some(&given)).unwrap().idle_timeout, std::time::Duration::ZERO);
-        assert_eq!(options(None).unwrap(), Options::default());
+        let nowhere = Path::new("/nowhere/options.toml");
+        assert_eq!(
+            options(Some(&given), nowhere).unwrap().idle_timeout,
+            std::time::Duration::ZERO
+        );
+        assert_eq!(options(None, nowhere).unwrap(), Options::default());
+    }
+
+    #[test]
+    fn without_options_of_the_handlers_those_beside_the_binary_count() {
+        let beside = std::env::temp_dir().join(format!("kubewasi-beside-{}.toml", std::process::id()));
+        fs::write(&beside, "idle_timeout = 7").unwrap();
+        assert_eq!(
+            options(None, &beside).unwrap().idle_timeout,
+            std::time::Duration::from_secs(7)
+        );
+        assert_eq!(
+            options(Some(&RuntimeOptions::default()), &beside).unwrap(),
+            Options::default()
+        );
+        fs::write(&beside, "idle_timeot = 7").unwrap();
+        let error = options(None, &beside).unwrap_err().to_string();
+        assert!(error.contains(&beside.display().to_string()), "{error}");
+        fs::remove_file(beside).unwrap();
     }
 
     #[test]
@@ -226,7 +258,7 @@ mod tests {
             ..RuntimeOptions::default()
         };
         assert_eq!(
-            options(Some(&given)).unwrap_err().to_string(),
+            options(Some(&given), Path::new("/nowhere")).unwrap_err().to_string(),
             "cannot read the runtime options in /nowhere/options.toml: No such file or directory (os error 2)"
         );
     }
@@ -234,7 +266,9 @@ mod tests {
     #[test]
     fn an_unknown_key_is_refused_with_where_it_stands() {
         assert_eq!(
-            options(Some(&body("scop = 'pod'"))).unwrap_err().to_string(),
+            options(Some(&body("scop = 'pod'")), Path::new("/nowhere"))
+                .unwrap_err()
+                .to_string(),
             "the runtime options: unknown option \"scop\"; did you mean scope?"
         );
         let path = std::env::temp_dir().join(format!("kubewasi-options-{}.toml", std::process::id()));
@@ -244,7 +278,7 @@ mod tests {
             ..RuntimeOptions::default()
         };
         assert_eq!(
-            options(Some(&given)).unwrap_err().to_string(),
+            options(Some(&given), Path::new("/nowhere")).unwrap_err().to_string(),
             format!("{}: unknown option \"scop\"; did you mean scope?", path.display())
         );
     }

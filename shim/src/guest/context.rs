@@ -9,17 +9,20 @@ use wasmtime_wasi::p1::WasiP1Ctx;
 use wasmtime_wasi::{ResourceTable, WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView};
 
 use super::Settings;
+use super::limits::Limits;
 use super::output::Output;
 
 /// The state of a core module.
 pub struct Module {
     pub wasi: WasiP1Ctx,
+    pub limits: Limits,
 }
 
 /// The state of a component.
 pub struct Component {
     wasi: WasiCtx,
     table: ResourceTable,
+    pub limits: Limits,
 }
 
 impl WasiView for Component {
@@ -36,13 +39,14 @@ impl WasiView for Component {
 /// # Errors
 ///
 /// When the root cannot be opened, a stream duplicated or the kernel gives no randomness.
-pub fn module(settings: &Settings<'_>) -> wasmtime::Result<Module> {
+pub fn module(settings: &Settings<'_>, limits: Limits) -> wasmtime::Result<Module> {
     let mut builder = builder(settings)?;
     if !settings.environment.iter().any(|(key, _)| key == "PWD") {
         builder.env("PWD", settings.working_directory);
     }
     Ok(Module {
         wasi: builder.build_p1(),
+        limits,
     })
 }
 
@@ -51,12 +55,13 @@ pub fn module(settings: &Settings<'_>) -> wasmtime::Result<Module> {
 /// # Errors
 ///
 /// As [`module`].
-pub fn component(settings: &Settings<'_>) -> wasmtime::Result<Component> {
+pub fn component(settings: &Settings<'_>, limits: Limits) -> wasmtime::Result<Component> {
     let mut builder = builder(settings)?;
     builder.initial_cwd(settings.working_directory);
     Ok(Component {
         wasi: builder.build(),
         table: ResourceTable::new(),
+        limits,
     })
 }
 

@@ -8,7 +8,10 @@ use tokio::runtime::{Builder, Runtime};
 use crate::compile::World;
 use crate::compile::artifact::{self, Loaded};
 
+use limits::Limits;
+
 pub mod context;
+pub mod limits;
 mod output;
 pub mod p1;
 pub mod p2;
@@ -30,6 +33,7 @@ pub struct Ready {
     /// One thread: a guest is one program, and its process ends with it.
     runtime: Runtime,
     program: Program,
+    limits: Limits,
 }
 
 enum Program {
@@ -47,29 +51,44 @@ pub enum Outcome {
     Trap(String),
 }
 
-/// Loads an artifact and links it against its world. The working directory is this process's `/proc/self/fd`.
+/// Loads an artifact and links it against its world; its memory is limited by `limits`. The working directory is this
+/// process's `/proc/self/fd`.
 ///
 /// # Errors
 ///
 /// Names the import that is missing, or the export; or says why there is no event loop.
-pub fn load(warm: &warm::Warm, file: OwnedFd, world: World, export: Option<&str>) -> wasmtime::Result<Ready> {
+pub fn load(
+    warm: &warm::Warm,
+    file: OwnedFd,
+    world: World,
+    export: Option<&str>,
+    limits: Limits,
+) -> wasmtime::Result<Ready> {
     let program = match (artifact::load(&warm.engine, file, Path::new("."), world)?, world) {
         (Loaded::Module(module), _) => Program::Module(p1::link(warm, &module, export)?),
         (Loaded::Component(component), World::Command03) => Program::Command03(p3::link(warm, &component, export)?),
         (Loaded::Component(component), _) => Program::Command02(p2::link(warm, &component, export)?),
     };
     let runtime = Builder::new_current_thread().enable_all().build()?;
-    Ok(Ready { runtime, program })
+    Ok(Ready {
+        runtime,
+        program,
+        limits,
+    })
 }
 
 /// Runs a program to its end.
 pub fn run(ready: Ready, settings: &Settings<'_>) -> Outcome {
-    let Ready { runtime, program } = ready;
+    let Ready {
+        runtime,
+        program,
+        limits,
+    } = ready;
     let result = runtime.block_on(async {
         match program {
-            Program::Module(program) => program.run(settings).await,
-            Program::Command02(program) => program.run(settings).await,
-            Program::Command03(program) => program.run(settings).await,
+            Program::Module(program) => program.run(settings, limits).await,
+            Program::Command02(program) => program.run(settings, limits).await,
+            Program::Command03(program) => program.run(settings, limits).await,
         }
     });
     // Blocking threads, such as one that waits for input, end with the process.

@@ -3,6 +3,7 @@
 use wasmtime::{ExternType, InstancePre, Module, Store, Val};
 
 use super::context;
+use super::limits::Limits;
 use super::warm::Warm;
 use super::{Settings, context::Module as State};
 
@@ -55,9 +56,11 @@ impl Program {
     /// # Errors
     ///
     /// A trap, or an exit as [`wasmtime_wasi::I32Exit`].
-    pub async fn run(self, settings: &Settings<'_>) -> wasmtime::Result<i32> {
-        let mut store = Store::new(self.instance.module().engine(), context::module(settings)?);
+    pub async fn run(self, settings: &Settings<'_>, limits: Limits) -> wasmtime::Result<i32> {
+        let mut store = Store::new(self.instance.module().engine(), context::module(settings, limits)?);
+        store.limiter(|state| &mut state.limits);
         let instance = self.instance.instantiate_async(&mut store).await?;
+        store.data_mut().limits.instantiated();
         if self.export != START
             && let Some(initialize) = instance.get_func(&mut store, INITIALIZE)
         {

@@ -5,6 +5,7 @@ use wasmtime::component::Component;
 use wasmtime_wasi::p3::bindings::CommandPre;
 
 use super::context::{self, Component as State};
+use super::limits::Limits;
 use super::warm::Warm;
 use super::{Settings, no_export};
 
@@ -27,9 +28,11 @@ impl Program {
     /// # Errors
     ///
     /// A trap, or an exit as [`wasmtime_wasi::I32Exit`].
-    pub async fn run(self, settings: &Settings<'_>) -> wasmtime::Result<i32> {
-        let mut store = Store::new(self.0.engine(), context::component(settings)?);
+    pub async fn run(self, settings: &Settings<'_>, limits: Limits) -> wasmtime::Result<i32> {
+        let mut store = Store::new(self.0.engine(), context::component(settings, limits)?);
+        store.limiter(|state| &mut state.limits);
         let command = self.0.instantiate_async(&mut store).await?;
+        store.data_mut().limits.instantiated();
         let result = store
             .run_concurrent(async move |store| command.wasi_cli_run().call_run(store).await)
             .await??;

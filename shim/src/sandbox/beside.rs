@@ -62,7 +62,7 @@ fn attach(procfs: BorrowedFd<'_>) -> Result<(), Failure> {
     namespaces::make([Kind::Mount]).map_err(step("copy the container's mounts"))?;
     mounts::make_private().map_err(step("cut off the copy of the container's mounts"))?;
     let root = mounts::open_directory(Path::new("/")).map_err(step("open the root"))?;
-    let point = match mounts::open_mount_point(root.as_fd(), Path::new(PROC), true) {
+    let point = match mounts::open_mount_point(root.as_fd(), Path::new(PROC), true, None) {
         // A read-only root without a folder for it goes without.
         Err(error) if error.kind() == io::ErrorKind::ReadOnlyFilesystem => return Ok(()),
         point => point.map_err(step("make the mount point /proc"))?,

@@ -3,10 +3,11 @@
 //! Each step either succeeds or ends the process with a report that names it; nothing is retried or left out.
 
 use std::fs::{self, File};
-use std::io::Write;
+use std::io::{self, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
+use rustix::fs::{Mode, OFlags};
 use rustix::process::{Signal, Uid};
 
 use super::attached::{Attached, Inheritance};
@@ -15,11 +16,15 @@ use super::filter::Filters;
 use super::plan::{Confinement, Role};
 use super::protocol::{ADOPTED, Report, START, cut, decode, encode};
 use super::root::{self, Contents};
+use super::users::{self, Users};
 use super::{beside, execute};
+use crate::compile::World;
+use crate::guest::limits::Limits;
 use crate::guest::warm::Warm;
 use crate::guest::{self, Outcome, Settings};
 use crate::image::memory;
 use crate::sys::fork::{Fork, exit, fork};
+use crate::sys::memory::Memory;
 use crate::sys::{credentials, fds, mounts, namespaces, pty, seccomp, signals, standard};
 
 fn report(socket: BorrowedFd<'_>, report: &Report) {
@@ -47,8 +52,8 @@ pub fn help(warm: &Warm, filters: &Filters, inheritance: Inheritance) -> ! {
     if let Err(error) = fds::close_all_but(&keep) {
         fail(attached.report.as_fd(), step("close inherited fds")(error));
     }
-    let confinement = match enter(&attached) {
-        Ok(confinement) => confinement,
+    let (confinement, users) = match enter(&attached) {
+        Ok(entered) => entered,
         Err(failure) => fail(attached.report.as_fd(), failure),
     };
     match fork() {
@@ -58,28 +63,43 @@ pub fn help(warm: &Warm, filters: &Filters, inheritance: Inheritance) -> ! {
         }
         Ok(Fork::Child) => {
             drop(pid);
-            become_guest(warm, filters, &confinement, attached)
+            become_guest(warm, filters, &confinement, users, attached)
         }
         Err(error) => fail(attached.report.as_fd(), step("fork the guest")(error)),
     }
 }
 
-fn enter(attached: &Attached) -> Result<Confinement, Failure> {
+fn enter(attached: &Attached) -> Result<(Confinement, Users), Failure> {
     let bytes = memory::read(attached.plan.as_fd()).map_err(step("read the plan"))?;
     let confinement: Confinement = decode(&bytes).ok_or_else(|| step("read the plan")("it cannot be decoded"))?;
+    let mut users = Users::open(&confinement)?;
     if let Some(process) = &attached.beside {
         beside::enter_before_fork(process.as_fd())?;
     }
     for (kind, path) in &confinement.join {
         namespaces::join(*kind, path).map_err(step(format!("join the {kind:?} namespace {}", path.display())))?;
     }
+    if users::enters_first(&confinement.role) {
+        limit(&confinement)?;
+        users.enter()?;
+    }
     if confinement.make.contains(&namespaces::Kind::Pid) {
         namespaces::make([namespaces::Kind::Pid]).map_err(step("make a pid namespace"))?;
     }
-    Ok(confinement)
+    Ok((confinement, users))
 }
 
-fn become_guest(warm: &Warm, filters: &Filters, confinement: &Confinement, attached: Attached) -> ! {
+/// Sets what only the host's rights can: a lower OOM score, higher limits.
+fn limit(confinement: &Confinement) -> Result<(), Failure> {
+    credentials::adjust_oom_score(Path::new("/proc/self"), confinement.oom_score_adj.unwrap_or_default())
+        .map_err(step("set the OOM score"))?;
+    for limit in &confinement.limits {
+        credentials::limit(*limit).map_err(step(format!("set the limit {:?}", limit.resource)))?;
+    }
+    Ok(())
+}
+
+fn become_guest(warm: &Warm, filters: &Filters, confinement: &Confinement, users: Users, attached: Attached) -> ! {
     let Attached {
         plan,
         report: socket,
@@ -89,7 +109,11 @@ fn become_guest(warm: &Warm, filters: &Filters, confinement: &Confinement, attac
     } = attached;
     drop(plan);
     let own = beside.is_none();
-    match prepare(warm, filters, confinement, &socket, streams, artifact, beside) {
+    let prepared = begin(confinement, streams)
+        .and_then(|()| Loader::open(confinement, artifact))
+        .and_then(|loader| move_in(confinement, users, beside).map(|()| loader))
+        .and_then(|loader| confine(warm, filters, confinement, &socket, loader));
+    match prepared {
         Ok(prepared) => {
             report(socket.as_fd(), &Report::Ready);
             if !started(&socket) {
@@ -108,15 +132,41 @@ enum Prepared {
     Execute(PathBuf),
 }
 
-fn prepare(
-    warm: &Warm,
-    filters: &Filters,
-    confinement: &Confinement,
-    socket: &OwnedFd,
-    streams: [OwnedFd; 3],
-    artifact: Option<OwnedFd>,
-    beside: Option<OwnedFd>,
-) -> Result<Prepared, Failure> {
+/// What is left to load or run once the process is confined, with what there is no path to any more.
+enum Loader<'a> {
+    Nothing,
+    Native(&'a Path),
+    Program {
+        artifact: OwnedFd,
+        /// See `artifact::load`: the root changes, and this is the one way to an open file by path.
+        open_files: OwnedFd,
+        memory: Option<Memory>,
+        world: World,
+        export: Option<&'a str>,
+    },
+}
+
+impl Loader<'_> {
+    fn open(confinement: &Confinement, artifact: Option<OwnedFd>) -> Result<Loader<'_>, Failure> {
+        match &confinement.role {
+            Role::Holder => Ok(Loader::Nothing),
+            Role::Native { path } => Ok(Loader::Native(path)),
+            Role::Guest { world, export } => Ok(Loader::Program {
+                artifact: artifact.ok_or_else(|| step("load the program")("its artifact is missing"))?,
+                open_files: mounts::open_files().map_err(step("open the folder of open files"))?,
+                memory: match &confinement.memory {
+                    None => None,
+                    Some(folder) => Some(Memory::open(folder).map_err(step("open the cgroup's memory files"))?),
+                },
+                world: *world,
+                export: export.as_deref(),
+            }),
+        }
+    }
+}
+
+/// Enters the cgroup and becomes a process of its own.
+fn begin(confinement: &Confinement, streams: [OwnedFd; 3]) -> Result<(), Failure> {
     for entrance in &confinement.entrances {
         fs::write(entrance, "0").map_err(step(format!("enter the cgroup by {}", entrance.display())))?;
     }
@@ -131,22 +181,51 @@ fn prepare(
     }
     let name = std::ffi::CString::new(confinement.name.as_str()).map_err(step("name the process"))?;
     rustix::thread::set_name(&name).map_err(step("name the process"))?;
-    take_streams(confinement, streams)?;
-    let open_files = mounts::open_files().map_err(step("open the folder of open files"))?;
-    credentials::adjust_oom_score(Path::new("/proc/self"), confinement.oom_score_adj.unwrap_or_default())
-        .map_err(step("set the OOM score"))?;
-    match beside {
-        Some(process) => beside::enter(process.as_fd(), confinement)?,
-        None => settle(confinement)?,
+    take_streams(confinement, streams)
+}
+
+/// Moves into the namespaces and the root: those of the process beside which this one lives, or its own.
+fn move_in(confinement: &Confinement, mut users: Users, beside: Option<OwnedFd>) -> Result<(), Failure> {
+    if !users::enters_first(&confinement.role) {
+        limit(confinement)?;
     }
-    for limit in &confinement.limits {
-        credentials::limit(*limit).map_err(step(format!("set the limit {:?}", limit.resource)))?;
+    if let Some(process) = beside {
+        beside::enter(process.as_fd(), confinement)?;
+        return users.enter();
     }
-    if let Role::Native { path } = &confinement.role {
+    let settings = mounts::open_directory(Path::new("/proc/sys")).map_err(step("open the folder of sysctls"))?;
+    namespaces::make([namespaces::Kind::Mount]).map_err(step("make a mount namespace"))?;
+    if confinement.role == Role::Holder {
+        root::settle_nowhere(&confinement.root)?;
+    } else {
+        let contents = Contents {
+            volumes: &confinement.volumes,
+            masked: &confinement.masked,
+            read_only: &confinement.read_only,
+        };
+        root::settle(&confinement.root, &contents, &users)?;
+    }
+    users.enter()?;
+    // Made by the user namespace's own root, so that they belong to it.
+    let others = [namespaces::Kind::Mount, namespaces::Kind::Pid];
+    let others = confinement.make.iter().copied().filter(|kind| !others.contains(kind));
+    namespaces::make(others).map_err(step("make namespaces"))?;
+    identify(confinement, &settings)
+}
+
+/// Takes the credentials, loads the program behind the first filter and installs the last one.
+fn confine(
+    warm: &Warm,
+    filters: &Filters,
+    confinement: &Confinement,
+    socket: &OwnedFd,
+    loader: Loader<'_>,
+) -> Result<Prepared, Failure> {
+    if let Loader::Native(path) = loader {
         execute::confine(confinement)?;
         adopted(socket)?;
         execute::check(path, confinement)?;
-        return Ok(Prepared::Execute(path.clone()));
+        return Ok(Prepared::Execute(path.to_owned()));
     }
     credentials::take(&confinement.ids, &confinement.capabilities).map_err(|(name, error)| step(name)(error))?;
     // Filters need it, and nothing is executed that could gain privileges.
@@ -154,19 +233,22 @@ fn prepare(
     adopted(socket)?;
     // An artifact is what a compiler made of hostile bytes: loading it happens behind the first filter already.
     seccomp::enter(&filters.loading.unpack()).map_err(step("install the loader's filter"))?;
-    let prepared = match (&confinement.role, artifact) {
-        (Role::Guest { world, export }, Some(artifact)) => {
-            // See `artifact::load`: the root has changed, and this is the one way to an open file by path.
+    let prepared = match loader {
+        Loader::Program {
+            artifact,
+            open_files,
+            memory,
+            world,
+            export,
+        } => {
             rustix::process::fchdir(&open_files).map_err(step("enter the folder of open files"))?;
-            let ready = guest::load(warm, artifact, *world, export.as_deref());
+            let ready = guest::load(warm, artifact, world, export, Limits::new(memory));
             Prepared::Run(Box::new(
                 ready.map_err(|error| step("load the program")(format!("{error:#}")))?,
             ))
         }
-        (Role::Guest { .. }, None) => return Err(step("load the program")("its artifact is missing")),
-        _ => Prepared::Hold,
+        Loader::Nothing | Loader::Native(_) => Prepared::Hold,
     };
-    drop(open_files);
     std::env::set_current_dir("/").map_err(step("enter the root"))?;
     seccomp::enter(&filters.running.unpack()).map_err(step("install the guest's filter"))?;
     install_profile(confinement)?;
@@ -195,27 +277,7 @@ fn take_streams(confinement: &Confinement, streams: [OwnedFd; 3]) -> Result<(), 
     Ok(())
 }
 
-/// Makes the namespaces and the root that are the process's own.
-fn settle(confinement: &Confinement) -> Result<(), Failure> {
-    let others = confinement
-        .make
-        .iter()
-        .copied()
-        .filter(|kind| *kind != namespaces::Kind::Pid);
-    namespaces::make(others).map_err(step("make namespaces"))?;
-    identify(confinement)?;
-    let contents = Contents {
-        volumes: &confinement.volumes,
-        masked: &confinement.masked,
-        read_only: &confinement.read_only,
-    };
-    match confinement.role {
-        Role::Holder => root::settle_nowhere(&confinement.root),
-        _ => root::settle(&confinement.root, &contents),
-    }
-}
-
-fn identify(confinement: &Confinement) -> Result<(), Failure> {
+fn identify(confinement: &Confinement, settings: &OwnedFd) -> Result<(), Failure> {
     if let Some(hostname) = &confinement.hostname {
         // A pod's containers share its uts namespace, where the name is set already.
         if confinement.make.contains(&namespaces::Kind::Uts) {
@@ -228,8 +290,12 @@ fn identify(confinement: &Confinement) -> Result<(), Failure> {
         rustix::system::setdomainname(domainname.as_bytes()).map_err(step("set the domain name"))?;
     }
     for (key, value) in &confinement.sysctls {
-        let path = Path::new("/proc/sys").join(key);
-        fs::write(&path, value).map_err(step(format!("set linux.sysctl {key}={value}")))?;
+        // Which namespace's it is, the kernel decides by who opens it.
+        let flags = OFlags::WRONLY | OFlags::CLOEXEC;
+        rustix::fs::openat(settings, key.as_str(), flags, Mode::empty())
+            .map_err(io::Error::from)
+            .and_then(|setting| File::from(setting).write_all(value.as_bytes()))
+            .map_err(step(format!("set linux.sysctl {key}={value}")))?;
     }
     Ok(())
 }

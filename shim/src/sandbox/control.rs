@@ -23,6 +23,7 @@ use crate::compile::Artifact;
 use crate::image::memory;
 use crate::stdio::Stdio;
 use crate::sys::cgroup::{self, Cgroup, Hierarchies};
+use crate::sys::memory::MemoryFolder;
 use crate::sys::{fds, seqpacket};
 
 /// Why a process could not be made.
@@ -190,6 +191,7 @@ impl Launcher {
         let resource = |what| move |error| SandboxError::Resource(what, error);
         let confinement = Confinement {
             entrances: cgroup.entrances(),
+            memory: MemoryFolder::of(&cgroup),
             ..confinement.clone()
         };
         let text = memory::sealed("plan", &encode(&confinement)).map_err(resource("plan"))?;

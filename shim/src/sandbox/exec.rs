@@ -5,6 +5,7 @@ use std::path::Path;
 use oci_spec::runtime::{Process, Spec};
 
 use super::plan::{self, Confinement, PlanError, Role, Root};
+use super::users::{self, User};
 use crate::sys::credentials::{Capabilities, capability};
 
 /// What the plan of an exec'd process is made from.
@@ -14,6 +15,8 @@ pub struct Request<'a> {
     pub spec: &'a Spec,
     pub bundle: &'a Path,
     pub process: &'a Process,
+    /// The container's first process, in the server's pid namespace.
+    pub beside: u32,
     /// What the request for the process says, whatever its spec does.
     pub terminal: bool,
     pub role: Role,
@@ -30,6 +33,7 @@ pub fn plan(request: Request<'_>) -> Result<Confinement, PlanError> {
         spec,
         bundle,
         process,
+        beside,
         terminal,
         role,
     } = request;
@@ -41,6 +45,12 @@ pub fn plan(request: Request<'_>) -> Result<Confinement, PlanError> {
     if native {
         capabilities = without_tracing(capabilities);
     }
+    let ids = plan::ids(process);
+    // Whoever made it, that process lives in it now.
+    let user = users::user(spec, &ids)?.map(|user| User {
+        path: Some(format!("/proc/{beside}/ns/user").into()),
+        ..user
+    });
     Ok(Confinement {
         name: plan::name(id),
         entrances: Vec::new(),
@@ -50,6 +60,8 @@ pub fn plan(request: Request<'_>) -> Result<Confinement, PlanError> {
             mounts: Vec::new(),
             folder: bundle.join("rootfs"),
             read_only: false,
+            map: None,
+            owner: None,
         },
         volumes: Vec::new(),
         masked: plan::paths(linux.masked_paths()),
@@ -57,7 +69,9 @@ pub fn plan(request: Request<'_>) -> Result<Confinement, PlanError> {
         hostname: None,
         domainname: None,
         sysctls: Default::default(),
-        ids: plan::ids(process),
+        ids,
+        user,
+        memory: None,
         capabilities,
         no_new_privileges: process.no_new_privileges().unwrap_or(false),
         limits: plan::limits(process)?,
@@ -102,6 +116,7 @@ mod tests {
             spec: &spec,
             bundle: Path::new("/b"),
             process: &serde_json::from_str(process).unwrap(),
+            beside: 7,
             terminal: true,
             role,
         })

@@ -29,4 +29,5 @@ pub mod protocol;
 pub mod record;
 pub mod resources;
 pub mod root;
+pub mod users;
 pub mod volumes;

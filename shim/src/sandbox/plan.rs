@@ -12,11 +12,14 @@ use oci_spec::runtime::{
 use serde::{Deserialize, Serialize};
 
 use super::profile::{self, Program};
+use super::users::{self, User};
 use super::volumes::{self, Volume};
 use crate::compile::World;
 use crate::image;
 use crate::sys::credentials::{Capabilities, Ids, Limit, Name, capability};
+use crate::sys::memory::MemoryFolder;
 use crate::sys::namespaces::Kind;
+use crate::sys::user_namespace::Mappings;
 
 /// What the process runs once it is confined.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -58,10 +61,13 @@ pub struct Confinement {
     pub name: String,
     /// The cgroup files to write `0` to; the server fills them in when the cgroup exists.
     pub entrances: Vec<PathBuf>,
+    /// The cgroup's memory files, by which a guest knows its limit; the server fills it in as well.
+    pub memory: Option<MemoryFolder>,
     /// Namespaces to join by path, the pid namespace included.
     pub join: Vec<(Kind, PathBuf)>,
     /// Namespaces to make.
     pub make: Vec<Kind>,
+    pub user: Option<User>,
     pub root: Root,
     pub volumes: Vec<Volume>,
     pub masked: Vec<PathBuf>,
@@ -92,6 +98,10 @@ pub struct Root {
     pub mounts: Vec<image::Mount>,
     pub folder: PathBuf,
     pub read_only: bool,
+    /// How its layers show their owners.
+    pub map: Option<Mappings>,
+    /// To whom a mount point that is made there belongs, a uid and a gid of the host; else to the host's root.
+    pub owner: Option<(u32, u32)>,
 }
 
 /// What in the spec is wrong or refused, by its name in the OCI runtime spec.
@@ -113,6 +123,8 @@ pub enum PlanError {
     },
     #[error(transparent)]
     Volume(#[from] volumes::VolumeError),
+    #[error(transparent)]
+    User(#[from] users::UserError),
     #[error(transparent)]
     Profile(#[from] profile::ProfileError),
 }
@@ -152,20 +164,27 @@ pub fn plan(request: Request<'_>) -> Result<Plan, PlanError> {
     let holder = request.role == Role::Holder;
     let root = spec.root().as_ref().ok_or(PlanError::Missing("root"))?;
     let sysctls = sysctls(linux.sysctl().as_ref(), &join, &make)?;
+    let ids = ids(process);
+    let user = users::user(spec, &ids)?;
+    let mappings = user.as_ref().map(|user| &user.mappings);
+    let mut mounts = if holder { Vec::new() } else { request.rootfs.to_vec() };
     let confinement = Confinement {
         name: name(request.id),
         entrances: Vec::new(),
+        memory: None,
         join,
         make,
         root: Root {
-            mounts: if holder { Vec::new() } else { request.rootfs.to_vec() },
+            map: users::snapshot(&mut mounts)?,
+            mounts,
             folder: request.bundle.join(root.path()),
             read_only: root.readonly().unwrap_or(false),
+            owner: mappings.and_then(|mappings| mappings.uid(0).zip(mappings.gid(0))),
         },
         volumes: if holder {
             Vec::new()
         } else {
-            volumes::volumes(spec.mounts().as_deref().unwrap_or_default())?
+            volumes::volumes(spec.mounts().as_deref().unwrap_or_default(), mappings)?
         },
         masked: if holder {
             Vec::new()
@@ -180,7 +199,8 @@ pub fn plan(request: Request<'_>) -> Result<Plan, PlanError> {
         hostname: spec.hostname().clone().filter(|name| !name.is_empty()),
         domainname: spec.domainname().clone().filter(|name| !name.is_empty()),
         sysctls,
-        ids: ids(process),
+        user,
+        ids,
         capabilities: capabilities(process)?,
         no_new_privileges: process.no_new_privileges().unwrap_or(false),
         limits: limits(process)?,
@@ -258,9 +278,6 @@ fn refuse(spec: &Spec) -> Result<(), PlanError> {
         }
     }
     let Some(linux) = spec.linux() else { return Ok(()) };
-    if linux.uid_mappings().as_ref().is_some_and(|list| !list.is_empty()) {
-        return Err(unsupported("linux.uidMappings", "set", "set hostUsers: true"));
-    }
     if let Some(label) = linux.mount_label().as_ref().filter(|label| !label.is_empty()) {
         return Err(unsupported("linux.mountLabel", label, LATER));
     }
@@ -360,9 +377,8 @@ fn namespaces(spec: &Spec) -> Result<Namespaces, PlanError> {
                     ));
                 }
             },
-            LinuxNamespaceType::User => {
-                return Err(unsupported("linux.namespaces", "user", "set hostUsers: true"));
-            }
+            // Entered in an order of its own: see `users`.
+            LinuxNamespaceType::User => continue,
             LinuxNamespaceType::Time => {
                 return Err(unsupported("linux.namespaces", "time", "remove it"));
             }
@@ -574,7 +590,7 @@ mod tests {
         for (process, linux, field) in [
             (r#","apparmorProfile":"x""#, "", "process.apparmorProfile"),
             (r#","selinuxLabel":"x""#, "", "process.selinuxLabel"),
-            ("", r#","namespaces":[{"type":"user"}]"#, "linux.namespaces"),
+            ("", r#","namespaces":[{"type":"time"}]"#, "linux.namespaces"),
             ("", r#","rootfsPropagation":"shared""#, "linux.rootfsPropagation"),
             ("", r#","intelRdt":{"closID":"x"}"#, "linux.intelRdt"),
             ("", r#","personality":{"domain":"LINUX32"}"#, "linux.personality"),

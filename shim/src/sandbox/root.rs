@@ -14,6 +14,7 @@ use rustix::mount::{MountAttrFlags, MountFlags};
 
 use super::failure::{Failure, step};
 use super::plan::Root;
+use super::users::Users;
 use super::volumes::{Kind, Volume};
 use crate::image::Mount;
 use crate::sys::mounts;
@@ -30,11 +31,11 @@ pub struct Contents<'a> {
 }
 
 /// Makes the root file system with everything in it and moves into it.
-pub fn settle(root: &Root, contents: &Contents<'_>) -> Result<(), Failure> {
+pub fn settle(root: &Root, contents: &Contents<'_>, users: &Users) -> Result<(), Failure> {
     mounts::make_private().map_err(step("cut off the mount namespace"))?;
-    let handle = mount_root(root)?;
+    let handle = mount_root(root, users)?;
     for volume in contents.volumes {
-        place(handle.as_fd(), volume)?;
+        place(handle.as_fd(), volume, root.owner, users)?;
     }
     refuse_kernel_mounts(handle.as_fd())?;
     restrict_paths(handle.as_fd(), contents.read_only, contents.masked, &root.folder)?;
@@ -71,10 +72,11 @@ pub fn settle_nowhere(root: &Root) -> Result<(), Failure> {
     mounts::pivot(handle.as_fd()).map_err(step("pivot to an empty root"))
 }
 
-fn mount_root(root: &Root) -> Result<OwnedFd, Failure> {
+fn mount_root(root: &Root, users: &Users) -> Result<OwnedFd, Failure> {
+    let map = root.map.as_ref().map(|mappings| users.map(mappings)).transpose()?;
     match root.mounts.as_slice() {
-        [] => bind_root(&root.folder, &root.folder, NODEV),
-        [mount] => mount_snapshot(root, mount),
+        [] => bind_root(&root.folder, &root.folder, NODEV, map),
+        [mount] => mount_snapshot(root, mount, map),
         mounts => Err(step("mount the root filesystem")(format!(
             "it comes in {} mounts, which is not supported: use overlayfs or native",
             mounts.len()
@@ -82,7 +84,7 @@ fn mount_root(root: &Root) -> Result<OwnedFd, Failure> {
     }
 }
 
-fn mount_snapshot(root: &Root, mount: &Mount) -> Result<OwnedFd, Failure> {
+fn mount_snapshot(root: &Root, mount: &Mount, map: Option<BorrowedFd<'_>>) -> Result<OwnedFd, Failure> {
     let what = || format!("mount the root filesystem ({} {})", mount.kind, mount.source);
     let read_only = mount.options.iter().any(|option| option == "ro");
     match mount.kind.as_str() {
@@ -93,6 +95,9 @@ fn mount_snapshot(root: &Root, mount: &Mount) -> Result<OwnedFd, Failure> {
                 .filter(|option| !["rw", "ro"].contains(&option.as_str()))
                 .cloned()
                 .collect();
+            if let Some(map) = map {
+                map_layers(&options, map)?;
+            }
             mounts::mount_overlay(&root.folder, MountFlags::NODEV, &options).map_err(step(what()))?;
             let handle = mounts::open_directory(&root.folder).map_err(step(what()))?;
             if read_only {
@@ -102,7 +107,7 @@ fn mount_snapshot(root: &Root, mount: &Mount) -> Result<OwnedFd, Failure> {
         }
         "bind" | "" => {
             let attributes = if read_only { NODEV | READ_ONLY } else { NODEV };
-            bind_root(Path::new(&mount.source), &root.folder, attributes)
+            bind_root(Path::new(&mount.source), &root.folder, attributes, map)
         }
         other => Err(step(what())(format!(
             "snapshots of type {other} are not supported: use overlayfs or native"
@@ -110,19 +115,46 @@ fn mount_snapshot(root: &Root, mount: &Mount) -> Result<OwnedFd, Failure> {
     }
 }
 
-fn bind_root(source: &Path, folder: &Path, attributes: MountAttrFlags) -> Result<OwnedFd, Failure> {
+/// Covers the lower layers of an overlay, in this mount namespace, with themselves as the mapped users see them: an
+/// overlay's own mount cannot be id-mapped, its layers can. The upper layer has its owners right.
+fn map_layers(options: &[String], map: BorrowedFd<'_>) -> Result<(), Failure> {
+    let lower = options.iter().find_map(|option| option.strip_prefix("lowerdir="));
+    for layer in lower.unwrap_or_default().split(':').map(Path::new) {
+        let what = || format!("id-map the layer {}", layer.display());
+        let point = mounts::open_directory(layer).map_err(step(what()))?;
+        let tree = mounts::clone_tree(point.as_fd(), Path::new(""), false).map_err(step(what()))?;
+        mounts::map_owners(tree.as_fd(), map, false).map_err(step(what()))?;
+        mounts::attach(tree.as_fd(), point.as_fd()).map_err(step(what()))?;
+    }
+    Ok(())
+}
+
+fn bind_root(
+    source: &Path,
+    folder: &Path,
+    attributes: MountAttrFlags,
+    map: Option<BorrowedFd<'_>>,
+) -> Result<OwnedFd, Failure> {
     let what = || format!("bind the root filesystem {}", source.display());
     let point = mounts::open_directory(folder).map_err(step(what()))?;
     let tree = mounts::clone_tree(CWD, source, true).map_err(step(what()))?;
+    if let Some(map) = map {
+        mounts::map_owners(tree.as_fd(), map, false).map_err(step(what()))?;
+    }
     mounts::restrict(tree.as_fd(), attributes, true).map_err(step(what()))?;
     mounts::attach(tree.as_fd(), point.as_fd()).map_err(step(what()))?;
     Ok(tree)
 }
 
 /// Makes the mount point of a volume, which is never the root itself, whatever an image's symlinks say.
-fn point(root: BorrowedFd<'_>, destination: &Path, directory: bool) -> Result<OwnedFd, Failure> {
+fn point(
+    root: BorrowedFd<'_>,
+    destination: &Path,
+    directory: bool,
+    owner: Option<(u32, u32)>,
+) -> Result<OwnedFd, Failure> {
     let what = || format!("make the mount point {}", destination.display());
-    let point = mounts::open_mount_point(root, destination, directory).map_err(step(what()))?;
+    let point = mounts::open_mount_point(root, destination, directory, owner).map_err(step(what()))?;
     if mounts::same_place(root, point.as_fd()).map_err(step(what()))? {
         return Err(step(what())(
             "it leads to the container's root, where nothing can be mounted: use another path",
@@ -131,12 +163,12 @@ fn point(root: BorrowedFd<'_>, destination: &Path, directory: bool) -> Result<Ow
     Ok(point)
 }
 
-fn place(root: BorrowedFd<'_>, volume: &Volume) -> Result<(), Failure> {
+fn place(root: BorrowedFd<'_>, volume: &Volume, owner: Option<(u32, u32)>, users: &Users) -> Result<(), Failure> {
     let at = volume.destination.display();
     let flags = MountFlags::from_bits_retain(volume.flags);
     let (source, recursive) = match &volume.kind {
         Kind::Tmpfs { data } => {
-            let point = point(root, &volume.destination, true)?;
+            let point = point(root, &volume.destination, true, owner)?;
             return mounts::mount_new("tmpfs", point.as_fd(), flags, data)
                 .map_err(step(format!("mount a tmpfs at {at}")));
         }
@@ -150,6 +182,10 @@ fn place(root: BorrowedFd<'_>, volume: &Volume) -> Result<(), Failure> {
             "it is a device, which a wasm container may not see: remove the mount",
         ));
     }
+    if let Some(map) = &volume.map {
+        let what = || format!("id-map the mount of {} at {at}", source.display());
+        mounts::map_owners(tree.as_fd(), users.map(&map.mappings)?, map.recursive).map_err(step(what()))?;
+    }
     mounts::restrict(tree.as_fd(), mounts::attributes(flags), false).map_err(step(what()))?;
     let below = if volume.read_only_recursive {
         NODEV | READ_ONLY
@@ -157,7 +193,7 @@ fn place(root: BorrowedFd<'_>, volume: &Volume) -> Result<(), Failure> {
         NODEV
     };
     mounts::restrict(tree.as_fd(), below, true).map_err(step(what()))?;
-    let point = point(root, &volume.destination, kind == FileType::Directory)?;
+    let point = point(root, &volume.destination, kind == FileType::Directory, owner)?;
     mounts::attach(tree.as_fd(), point.as_fd()).map_err(step(what()))
 }
 

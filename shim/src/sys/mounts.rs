@@ -6,13 +6,14 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
 
 use rustix::fs::{
-    AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, StatxFlags, fstat, mkdirat, openat, openat2, statx,
+    AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, StatxFlags, chownat, fstat, mkdirat, openat, openat2, statx,
 };
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags,
     UnmountFlags, fsconfig_create, fsconfig_set_string, fsmount, fsopen, mount, mount_change, mount_remount,
     move_mount, open_tree, unmount,
 };
+use rustix::process::{Gid, Uid};
 
 /// File systems that show or change the kernel itself, as `/proc/self/mountinfo` names them: a guest that can open
 /// `/proc/self/mem` writes its own host memory and is out of the wasm sandbox.
@@ -91,12 +92,17 @@ fn relative(path: &Path) -> PathBuf {
 }
 
 /// Opens the mount point `path` inside `root`, making what is missing: folders, and a file at the end unless
-/// `directory`.
+/// `directory`. What is made belongs to `owner`, a uid and a gid, else to the caller.
 ///
 /// # Errors
 ///
-/// What openat2(2), mkdirat(2) and openat(2) say.
-pub fn open_mount_point(root: BorrowedFd<'_>, path: &Path, directory: bool) -> io::Result<OwnedFd> {
+/// What openat2(2), mkdirat(2), openat(2) and fchownat(2) say.
+pub fn open_mount_point(
+    root: BorrowedFd<'_>,
+    path: &Path,
+    directory: bool,
+    owner: Option<(u32, u32)>,
+) -> io::Result<OwnedFd> {
     let parts: Vec<_> = relative(path).iter().map(PathBuf::from).collect();
     let mut done = PathBuf::new();
     for (index, part) in parts.iter().enumerate() {
@@ -112,7 +118,11 @@ pub fn open_mount_point(root: BorrowedFd<'_>, path: &Path, directory: bool) -> i
                     openat(&parent, part, flags, Mode::from_raw_mode(0o644)).map(drop)
                 };
                 match made {
-                    Ok(()) | Err(rustix::io::Errno::EXIST) => {}
+                    Ok(()) => {
+                        let (uid, gid) = owner.map(|(uid, gid)| (Uid::from_raw(uid), Gid::from_raw(gid))).unzip();
+                        chownat(&parent, part, uid, gid, AtFlags::SYMLINK_NOFOLLOW)?;
+                    }
+                    Err(rustix::io::Errno::EXIST) => {}
                     Err(error) => return Err(error.into()),
                 }
             }
@@ -262,6 +272,26 @@ pub fn restrict(mount: BorrowedFd<'_>, attributes: MountAttrFlags, recursive: bo
         propagation: 0,
         userns_fd: 0,
     };
+    set_attributes(mount, &attributes, recursive)
+}
+
+/// Has the mount at an open path, which is attached nowhere yet, show the owners of its files by the mappings of the user
+/// namespace `users`, and with `recursive` all below it (mount_setattr(2), `MOUNT_ATTR_IDMAP`).
+///
+/// # Errors
+///
+/// What mount_setattr(2) says; `EINVAL` when the file system knows no id-mapped mounts.
+pub fn map_owners(mount: BorrowedFd<'_>, users: BorrowedFd<'_>, recursive: bool) -> io::Result<()> {
+    let attributes = libc::mount_attr {
+        attr_set: libc::MOUNT_ATTR_IDMAP,
+        attr_clr: 0,
+        propagation: 0,
+        userns_fd: u64::try_from(users.as_raw_fd()).map_err(io::Error::other)?,
+    };
+    set_attributes(mount, &attributes, recursive)
+}
+
+fn set_attributes(mount: BorrowedFd<'_>, attributes: &libc::mount_attr, recursive: bool) -> io::Result<()> {
     let recursive = if recursive { libc::AT_RECURSIVE } else { 0 };
     #[expect(unsafe_code, reason = "rustix offers no mount_setattr")]
     // SAFETY: the path is an empty C string, the struct lives through the call and its size is passed with it.
@@ -271,7 +301,7 @@ pub fn restrict(mount: BorrowedFd<'_>, attributes: MountAttrFlags, recursive: bo
             mount.as_raw_fd(),
             c"".as_ptr(),
             libc::AT_EMPTY_PATH | recursive,
-            &raw const attributes,
+            attributes,
             size_of::<libc::mount_attr>(),
         )
     };
@@ -441,7 +471,7 @@ mod tests {
         symlink("/elsewhere", root.join("link")).unwrap();
         std::fs::create_dir(root.join("elsewhere")).unwrap();
         let handle = open_directory(&root).unwrap();
-        open_mount_point(handle.as_fd(), Path::new("/link/a/file"), false).unwrap();
+        open_mount_point(handle.as_fd(), Path::new("/link/a/file"), false, None).unwrap();
         assert!(root.join("elsewhere/a/file").is_file());
         std::fs::remove_dir_all(root).unwrap();
     }
@@ -450,7 +480,7 @@ mod tests {
     fn dots_do_not_leave_the_root() {
         let root = folder("dots");
         let handle = open_directory(&root).unwrap();
-        open_mount_point(handle.as_fd(), Path::new("/../../made"), true).unwrap();
+        open_mount_point(handle.as_fd(), Path::new("/../../made"), true, None).unwrap();
         assert!(root.join("made").is_dir());
         std::fs::remove_dir_all(root).unwrap();
     }

@@ -4,6 +4,7 @@ use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair,
@@ -49,14 +50,21 @@ pub fn send(socket: impl AsFd, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> io::Resu
 pub fn receive(socket: impl AsFd, buffer: &mut [u8]) -> io::Result<(usize, Vec<OwnedFd>)> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
-    let message = rustix::io::retry_on_intr(|| {
-        recvmsg(
-            &socket,
-            &mut [IoSliceMut::new(buffer)],
-            &mut control,
-            RecvFlags::CMSG_CLOEXEC,
-        )
-    })?;
+    let mut receive = || {
+        rustix::io::retry_on_intr(|| {
+            recvmsg(
+                &socket,
+                &mut [IoSliceMut::new(buffer)],
+                &mut control,
+                RecvFlags::CMSG_CLOEXEC,
+            )
+        })
+    };
+    let message = match receive() {
+        // A peer that ended with a message of ours unread: told once, before what it had said.
+        Err(Errno::CONNRESET) => receive()?,
+        message => message?,
+    };
     let mut fds = Vec::new();
     for item in control.drain() {
         if let RecvAncillaryMessage::ScmRights(received) = item {
@@ -97,6 +105,17 @@ mod tests {
             receive(&b, &mut [0; 3]).unwrap_err().raw_os_error(),
             Some(libc::EMSGSIZE)
         );
+    }
+
+    #[test]
+    fn the_last_words_of_a_peer_that_did_not_listen_are_heard() {
+        let (a, b) = pair().unwrap();
+        send(&a, b"unheard", &[]).unwrap();
+        send(&b, b"words", &[]).unwrap();
+        drop(b);
+        let mut buffer = [0; 64];
+        let (length, _) = receive(&a, &mut buffer).unwrap();
+        assert_eq!(&buffer[..length], b"words");
     }
 
     #[test]

@@ -30,6 +30,7 @@ pub async fn run(node: &Node, guest: &Guest, process: &Process) -> Result<(), Ta
         spec: &spec,
         bundle: &facts.bundle,
         process: asked,
+        beside: guest.child().pid(),
         terminal: facts.terminal,
         role,
     })?;

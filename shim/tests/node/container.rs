@@ -16,6 +16,7 @@ pub struct Run<'a> {
     node: &'a Node,
     pub id: String,
     runtime: String,
+    with_options: bool,
     flags: Vec<String>,
     /// The image's name, or nothing when the spec comes from a file.
     image: Option<String>,
@@ -44,6 +45,7 @@ impl<'a> Run<'a> {
             node,
             id: format!("c{}", NEXT.fetch_add(1, Ordering::Relaxed)),
             runtime: "io.containerd.wasi.v1".into(),
+            with_options: true,
             flags: Vec::new(),
             image: None,
             args: Vec::new(),
@@ -66,6 +68,12 @@ impl<'a> Run<'a> {
     /// What the container reads, in the foreground; without it, nothing.
     pub fn stdin(mut self, bytes: &[u8]) -> Run<'a> {
         self.stdin = Some(bytes.to_vec());
+        self
+    }
+
+    /// The client names no options, so those beside the binary count.
+    pub fn without_options(mut self) -> Run<'a> {
+        self.with_options = false;
         self
     }
 
@@ -127,7 +135,7 @@ impl<'a> Run<'a> {
         let options = self.node.options();
         let mut command = self.node.ctr_command(&["run"]);
         command.args(mode).args(["--runtime", &self.runtime]);
-        if self.runtime.contains("wasi") {
+        if self.with_options && self.runtime.contains("wasi") {
             command.arg("--runtime-config-path").arg(options);
         }
         command.arg("--fifo-dir").arg(self.node.folder.join("fifo"));

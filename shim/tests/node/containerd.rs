@@ -118,14 +118,14 @@ impl Node {
         panic!("left on the machine after the test:\n{}", left.join("\n"));
     }
 
-    /// Replaces the handler's options, TOML lines beside the cache folder; servers that run keep theirs.
+    /// Replaces the handlers' options, TOML lines beside the cache folder; servers that run keep theirs. They are in two
+    /// files: the one that the configuration names, and the one beside the binary.
     pub fn configure(&self, lines: &str) {
         let cache = self.cache();
-        fs::write(
-            self.options(),
-            format!("cache_dir = {:?}\n{lines}\n", cache.display().to_string()),
-        )
-        .unwrap();
+        let text = format!("cache_dir = {:?}\n{lines}\n", cache.display().to_string());
+        for file in [self.options(), self.shim().with_extension("toml")] {
+            fs::write(file, &text).unwrap();
+        }
     }
 
     /// The options file that containers of this node are run with.
@@ -141,6 +141,11 @@ impl Node {
     /// The artifact cache of this node's servers.
     pub fn cache(&self) -> PathBuf {
         self.folder.join("cache")
+    }
+
+    /// The folder of this node's CNI plugins and their configuration, which a test may fill.
+    pub fn cni(&self) -> PathBuf {
+        self.folder.join("cni")
     }
 
     pub fn socket(&self) -> PathBuf {
@@ -335,19 +340,22 @@ impl Node {
     fn cri_config(&self) -> String {
         let pause = crate::cri::PAUSE;
         let options = self.options().display().to_string();
+        let cni = self.cni().display().to_string();
         let (runtime, tables) = match self.version {
             Version::V1_6 | Version::V1_7 => (
                 "io.containerd.grpc.v1.cri",
                 format!(
                     "[plugins.\"io.containerd.grpc.v1.cri\"]\n\
-                     sandbox_image = {pause:?}\nrestrict_oom_score_adj = true\n"
+                     sandbox_image = {pause:?}\nrestrict_oom_score_adj = true\n\
+                     [plugins.\"io.containerd.grpc.v1.cri\".cni]\nbin_dir = {cni:?}\nconf_dir = {cni:?}\n"
                 ),
             ),
             Version::V2_4 => (
                 "io.containerd.cri.v1.runtime",
                 format!(
                     "[plugins.\"io.containerd.cri.v1.images\".pinned_images]\nsandbox = {pause:?}\n\
-                     [plugins.\"io.containerd.cri.v1.runtime\"]\nrestrict_oom_score_adj = true\n"
+                     [plugins.\"io.containerd.cri.v1.runtime\"]\nrestrict_oom_score_adj = true\n\
+                     [plugins.\"io.containerd.cri.v1.runtime\".cni]\nbin_dirs = [{cni:?}]\nconf_dir = {cni:?}\n"
                 ),
             ),
         };
@@ -355,6 +363,7 @@ impl Node {
         format!(
             "{tables}[{runtimes}.runc]\nruntime_type = \"io.containerd.runc.v2\"\n\
              [{runtimes}.wasi]\nruntime_type = \"io.containerd.wasi.v1\"\n\
+             [{runtimes}.wasi-without-options]\nruntime_type = \"io.containerd.wasi.v1\"\n\
              [{runtimes}.wasi.options]\nTypeUrl = \"runtimeoptions.v1.Options\"\nConfigPath = {options:?}\n"
         )
     }

@@ -125,6 +125,22 @@ fn cgroup_file(pid: u32, controller: &str, v1: &str, v2: &str) -> String {
     }
 }
 
+/// Has the guest `pid`, a probe that runs `grow /`, hold up to `mebibytes`, and says how many it holds.
+#[track_caller]
+pub fn grow(pid: u32, mebibytes: usize) -> usize {
+    let root = PathBuf::from(format!("/proc/{pid}/root"));
+    fs::write(root.join("want.new"), mebibytes.to_string()).unwrap();
+    fs::rename(root.join("want.new"), root.join("want")).unwrap();
+    let held = root.join("held");
+    eventually("the guest has grown", Duration::from_secs(20), || {
+        fs::read_to_string(&held)
+            .ok()?
+            .parse()
+            .ok()
+            .filter(|_| fs::remove_file(&held).is_ok())
+    })
+}
+
 /// Starts a native command in the memory cgroup of `pid`, as an exec would.
 fn beside(pid: u32, command: &str) -> Child {
     let procs = cgroup_file(pid, "memory", "cgroup.procs", "cgroup.procs");
@@ -197,11 +213,43 @@ on_every_containerd! {
         node.ctr(&["container", "delete", &id]).ok();
     }
 
+    fn a_guest_that_grows_to_its_memory_limit_is_told_so_and_lives(node) {
+        for probe in Probe::WASM {
+            let image = Image::with_files(&format!("{probe:?}"), &[("/probe.wasm", &probe.bytes())]);
+            node.import(&image);
+            let limited = |mebibytes: usize, args: &[&str]| {
+                let limit = (mebibytes << 20).to_string();
+                node.run(&image).flag(&["--memory-limit", &limit]).args(&[&["/probe.wasm"], args].concat())
+            };
+            limited(64, &["fill", "512"]).finish().expect_code(1).expect_error(&["probe fill: out of memory after"]);
+            limited(64, &["fill", "40"]).finish().ok();
+            let (id, pid) = limited(64, &["grow", "/"]).detach();
+            let held = grow(pid, 512);
+            assert!((50..63).contains(&held), "{probe:?}: {held} MiB of 64");
+            assert_eq!(grow(pid, 512), held, "{probe:?}: it lives at its limit");
+            node.remove(&id);
+        }
+    }
+
+    fn what_others_of_the_container_hold_is_not_the_guests_to_grow_by(node) {
+        let image = image(node);
+        let bytes = (64 << 20).to_string();
+        let (id, pid) = node.run(&image).flag(&["--memory-limit", &bytes]).args(&["/probe.wasm", "grow", "/"]).detach();
+        let mut other = beside(pid, "sh -c 'head -c 30000000 /dev/zero | tail | sleep 60'");
+        let used = || limit(pid, "memory", "memory.usage_in_bytes", "memory.current").parse::<usize>().unwrap();
+        eventually("the other holds memory", Duration::from_secs(10), || (used() > 30_000_000).then_some(()));
+        let held = grow(pid, 512);
+        assert!((20..35).contains(&held), "{held} MiB beside 30 of 64");
+        other.kill().unwrap();
+        other.wait().unwrap();
+        node.remove(&id);
+    }
+
     fn a_guest_over_its_memory_limit_is_137_and_an_oom_event_before_the_exit(node) {
         let image = image(node);
         let events = Events::listen(node);
-        let limit = (64 << 20).to_string();
-        let (id, _) = node.run(&image).flag(&["--memory-limit", &limit]).args(&["/probe.wasm", "fill", "512"]).detach();
+        let limit = (32 << 20).to_string();
+        let (id, _) = node.run(&image).flag(&["--memory-limit", &limit]).args(&["/probe.wasm", "flood", "/dev/shm/file", "60"]).detach();
         node.wait_until(&id, "STOPPED");
         // What containerd 2.3 and later reads for the reason.
         let figures = node.ctr(&["task", "metrics", "--format", "json", &id]).ok().stdout;

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::net::{TcpListener, TcpStream};
+use std::os::unix::fs::PermissionsExt;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
@@ -108,35 +109,61 @@ fn with_limited_pod(
     limits: &serde_json::Value,
     check: impl FnOnce(&str, &str),
 ) {
+    let edit = |pod: &mut Pod| pod.container["linux"]["resources"] = limits.clone();
+    with_edited_pod(node, image, command, edit, check);
+}
+
+/// The configurations of a pod and of its container: PodSandboxConfig and ContainerConfig of CRI.
+pub struct Pod {
+    pub handler: &'static str,
+    pub sandbox: serde_json::Value,
+    pub container: serde_json::Value,
+}
+
+impl Pod {
+    /// Both are to be in a network namespace of the pod's own, see [`give_networks`].
+    pub fn with_network(&mut self) {
+        for part in [&mut self.sandbox, &mut self.container] {
+            part["linux"]["security_context"]["namespace_options"]["network"] = json!(0);
+        }
+    }
+}
+
+/// As [`with_pod`], with what `edit` makes of the pod.
+pub fn with_edited_pod(
+    node: &Node,
+    image: &str,
+    command: &[&str],
+    edit: impl FnOnce(&mut Pod),
+    check: impl FnOnce(&str, &str),
+) {
     let logs = node.folder.join("pod-logs");
     fs::create_dir_all(&logs).unwrap();
-    let pod = file(
-        node,
-        "pod.json",
-        &json!({
+    // The node's network: no CNI is needed.
+    let security = json!({"namespace_options": {"network": 2}});
+    let mut pod = Pod {
+        handler: "wasi",
+        sandbox: json!({
             "metadata": {"name": "wasm", "namespace": "default", "uid": node.namespace, "attempt": 0},
             "log_directory": logs,
-            "linux": {"cgroup_parent": format!("/{}", node.namespace),
-                      // The node's network: no CNI is needed.
-                      "security_context": {"namespace_options": {"network": 2}}},
+            "linux": {"cgroup_parent": format!("/{}", node.namespace), "security_context": security},
         }),
-    );
-    let container = file(
-        node,
-        "container.json",
-        &json!({
+        container: json!({
             "metadata": {"name": "main", "attempt": 0},
             "image": {"image": image}, "command": command, "log_path": "main.log",
             "envs": [{"key": "FROM_POD", "value": "yes"}],
-            "linux": {"security_context": {"namespace_options": {"network": 2}}, "resources": limits},
+            "linux": {"security_context": security},
         }),
-    );
-    let sandbox = crictl(node, &["runp", "--runtime", "wasi", &pod])
+    };
+    edit(&mut pod);
+    let sandbox_file = file(node, "pod.json", &pod.sandbox);
+    let container_file = file(node, "container.json", &pod.container);
+    let sandbox = crictl(node, &["runp", "--runtime", pod.handler, &sandbox_file])
         .ok()
         .stdout
         .trim()
         .to_owned();
-    let id = crictl(node, &["create", "--no-pull", &sandbox, &container, &pod])
+    let id = crictl(node, &["create", "--no-pull", &sandbox, &container_file, &sandbox_file])
         .ok()
         .stdout
         .trim()
@@ -149,6 +176,28 @@ fn with_limited_pod(
     crictl(node, &["rm", "--force", &id]).ok();
     crictl(node, &["stopp", &sandbox]).ok();
     crictl(node, &["rmp", &sandbox]).ok();
+}
+
+/// Gives this node's pods networks: by a CNI plugin that makes none, but says that it did.
+pub fn give_networks(node: &Node) {
+    let folder = node.cni();
+    fs::create_dir_all(&folder).unwrap();
+    let list = json!({"cniVersion": "1.0.0", "name": "pods", "plugins": [{"type": "none"}]});
+    fs::write(folder.join("none.conflist"), list.to_string()).unwrap();
+    for plugin in ["none", "loopback"] {
+        let script = "#!/bin/sh\ncase $CNI_COMMAND in\nVERSION) echo '{\"cniVersion\":\"1.0.0\",\"supportedVersions\":[\"1.0.0\",\"0.3.1\"]}' ;;\n\
+            ADD) echo '{\"cniVersion\":\"1.0.0\",\"interfaces\":[{\"name\":\"eth0\",\"sandbox\":\"/none\"}],\
+            \"ips\":[{\"address\":\"10.99.0.2/24\",\"interface\":0}]}' ;;\nesac\n";
+        fs::write(folder.join(plugin), script).unwrap();
+        fs::set_permissions(folder.join(plugin), fs::Permissions::from_mode(0o755)).unwrap();
+    }
+}
+
+/// The pid of a container's task.
+#[track_caller]
+pub fn pid(node: &Node, id: &str) -> u32 {
+    let inspected: serde_json::Value = serde_json::from_str(&crictl(node, &["inspect", id]).ok().stdout).unwrap();
+    u32::try_from(inspected["info"]["pid"].as_u64().unwrap()).unwrap()
 }
 
 /// Waits for the container's end and returns its exit code.
@@ -192,23 +241,52 @@ on_every_containerd! {
         let image = Image::with_files("limits", &[("/probe.wasm", &Probe::P1.bytes())]);
         node.import_into(&image, "k8s.io").ok();
         let limits = json!({"memory_limit_in_bytes": 64 << 20});
-        with_limited_pod(node, &image.name, &["/probe.wasm", "idle"], &limits, |id, _| {
-            let inspected: serde_json::Value =
-                serde_json::from_str(&crictl(node, &["inspect", id]).ok().stdout).unwrap();
-            let pid = u32::try_from(inspected["info"]["pid"].as_u64().unwrap()).unwrap();
+        with_limited_pod(node, &image.name, &["/probe.wasm", "grow", "/"], &limits, |id, _| {
+            let pid = pid(node, id);
             let limit = || control::limit(pid, "memory", "memory.limit_in_bytes", "memory.max");
             assert_eq!(limit(), (64 << 20).to_string());
-            for bytes in [(128 << 20).to_string(), (96 << 20).to_string()] {
+            let resize = |mebibytes: usize| {
+                let bytes = (mebibytes << 20).to_string();
                 crictl(node, &["update", "--memory", &bytes, id]).ok();
                 assert_eq!(limit(), bytes);
-            }
+            };
+            // The guest's own limit follows: memory.grow fails before the kernel would kill.
+            resize(128);
+            resize(96);
+            let held = control::grow(pid, 512);
+            assert!((80..95).contains(&held), "{held} MiB of 96");
+            resize(160);
+            let held = control::grow(pid, 512);
+            assert!((140..159).contains(&held), "{held} MiB of 160");
         });
-        with_limited_pod(node, &image.name, &["/probe.wasm", "fill", "512"], &limits, |id, _| {
+        with_limited_pod(node, &image.name, &["/probe.wasm", "flood", "/dev/shm/file", "60"], &json!({"memory_limit_in_bytes": 32 << 20}), |id, _| {
             assert_eq!(exit_code(node, id), 137);
             eventually("the reason is OOMKilled", Duration::from_secs(5), || {
                 crictl(node, &["inspect", id]).ok().stdout.contains("\"OOMKilled\"").then_some(())
             });
         });
+    }
+
+    fn a_pod_of_eight_mebibytes_and_a_fiftieth_of_a_cpu_runs_and_compiling_is_not_charged_to_it(node) {
+        prepare(node);
+        let limits = json!({"memory_limit_in_bytes": 8 << 20, "cpu_period": 100_000, "cpu_quota": 2_000, "cpu_shares": 20});
+        for probe in Probe::WASM {
+            let image = Image::with_files(&format!("small-{probe:?}").to_lowercase(), &[("/probe.wasm", &probe.bytes())]);
+            node.import_into(&image, "k8s.io").ok();
+            with_limited_pod(node, &image.name, &["/probe.wasm", "grow", "/"], &limits, |id, _| {
+                let pid = pid(node, id);
+                assert_eq!(control::grow(pid, 2), 2, "{probe:?}");
+                // The compiler takes a multiple of both.
+                let failures = control::limit(pid, "memory", "memory.failcnt", "memory.events");
+                assert!(failures == "0" || failures.contains("max 0\n"), "{probe:?} reached its limit: {failures}");
+                let ran = control::limit(pid, "cpuacct", "cpuacct.usage", "cpu.stat");
+                let ran = match ran.strip_prefix("usage_usec ") {
+                    Some(lines) => Duration::from_micros(lines.lines().next().unwrap().parse().unwrap()),
+                    None => Duration::from_nanos(ran.parse().unwrap()),
+                };
+                assert!(ran < Duration::from_millis(100), "{probe:?} ran for {ran:?}");
+            });
+        }
     }
 
     fn an_ordinary_image_runs_in_a_pod_and_its_exit_code_is_seen(node) {

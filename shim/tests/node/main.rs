@@ -87,4 +87,5 @@ mod sandbox;
 mod stdio;
 mod task_api;
 mod terminal;
+mod users;
 mod volumes;

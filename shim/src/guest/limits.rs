@@ -1,0 +1,176 @@
+//! The guest's memory limit: what its linear memories and tables may grow to before its cgroup would kill it.
+//!
+//! Growing fails as wasm has it, by -1, so a guest that looks sees an allocation failure; one that was killed sees
+//! nothing. The cgroup's files are read at each growth, so a container that is resized is followed at once, and other
+//! processes of the container count.
+
+use std::io;
+
+use wasmtime::ResourceLimiter;
+
+use crate::sys::memory::Memory;
+
+/// Kept free for what a growth does not say: page tables, buffers and stacks of the host's code, and what the kernel
+/// charges ahead of its use (a batch of pages for each cpu).
+const RESERVE: u64 = 1 << 20;
+/// A small limit is not spent on the reserve.
+const RESERVE_SHARE: u64 = 8;
+/// What a table's element takes (`ResourceLimiter::table_growing`).
+const ELEMENT: usize = size_of::<usize>();
+
+/// Limits the growth of a store's memories and tables.
+pub struct Limits {
+    memory: Option<Memory>,
+    /// What the cgroup used when the program was loaded and nothing of it had grown.
+    base: u64,
+    /// What all memories and tables have been granted, in bytes.
+    granted: u64,
+    /// The program's first memories are there; from now on it can live with a failure.
+    instantiated: bool,
+}
+
+impl Limits {
+    /// Limits by `memory`, the cgroup's files; without them nothing is limited.
+    pub fn new(memory: Option<Memory>) -> Limits {
+        let base = |memory: &Memory| match memory.limit() {
+            Ok(Some(_)) => used(memory, 0).ok(),
+            _ => None,
+        };
+        Limits {
+            base: memory.as_ref().and_then(base).unwrap_or_default(),
+            memory,
+            granted: 0,
+            instantiated: false,
+        }
+    }
+
+    /// From now on growth is judged. What a program declares is given: it runs with it or not at all, and may never touch
+    /// it.
+    pub fn instantiated(&mut self) {
+        self.instantiated = true;
+    }
+
+    fn grow(&mut self, current: usize, desired: usize, unit: usize) -> bool {
+        let more = desired.saturating_sub(current).saturating_mul(unit) as u64;
+        // A pod's seccomp profile may deny the reading; the cgroup's limit is then all there is.
+        let granted = !self.instantiated || self.has_room(more).unwrap_or(true);
+        if granted {
+            self.granted = self.granted.saturating_add(more);
+        }
+        granted
+    }
+
+    fn has_room(&self, more: u64) -> io::Result<bool> {
+        let Some(memory) = &self.memory else { return Ok(true) };
+        let Some(limit) = memory.limit()? else { return Ok(true) };
+        let most = most(limit);
+        // Granted and not touched yet, so not in the usage.
+        let promised = self.base.saturating_add(self.granted).saturating_add(more);
+        Ok(promised <= most && used(memory, most.saturating_sub(more))?.saturating_add(more) <= most)
+    }
+}
+
+/// What may be used under `limit`.
+fn most(limit: u64) -> u64 {
+    limit - RESERVE.min(limit / RESERVE_SHARE)
+}
+
+/// What the cgroup uses without the page cache, which is only asked for when the usage with it exceeds `enough`.
+fn used(memory: &Memory, enough: u64) -> io::Result<u64> {
+    let usage = memory.usage()?;
+    if usage <= enough {
+        return Ok(usage);
+    }
+    Ok(usage.saturating_sub(memory.reclaimable()?))
+}
+
+impl ResourceLimiter for Limits {
+    fn memory_growing(&mut self, current: usize, desired: usize, _maximum: Option<usize>) -> wasmtime::Result<bool> {
+        Ok(self.grow(current, desired, 1))
+    }
+
+    fn table_growing(&mut self, current: usize, desired: usize, _maximum: Option<usize>) -> wasmtime::Result<bool> {
+        Ok(self.grow(current, desired, ELEMENT))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sys::memory::tests::memory;
+    use std::fs;
+    use std::path::{Path, PathBuf};
+
+    const MIB: usize = 1 << 20;
+
+    fn limits(name: &str, limit: &str, usage: usize, cache: usize) -> (PathBuf, Limits) {
+        let (root, memory) = memory(name, limit, usage as u64, cache as u64);
+        let mut limits = Limits::new(Some(memory));
+        limits.instantiated();
+        (root, limits)
+    }
+
+    fn use_up(root: &Path, usage: usize) {
+        fs::write(root.join("a/memory.current"), usage.to_string()).unwrap();
+    }
+
+    #[test]
+    fn growth_is_granted_up_to_the_limit_less_the_reserve_whether_it_is_touched_or_not() {
+        let (root, mut limits) = limits("untouched", &(64 * MIB).to_string(), 2 * MIB, 0);
+        assert!(limits.grow(0, 40 * MIB, 1));
+        assert!(
+            !limits.grow(40 * MIB, 62 * MIB, 1),
+            "the usage does not show what was granted"
+        );
+        assert!(limits.grow(40 * MIB, 61 * MIB, 1));
+        assert!(!limits.grow(61 * MIB, 61 * MIB + 1, 1));
+        fs::remove_dir_all(root).unwrap();
+    }
+
+    #[test]
+    fn what_others_of_the_container_use_counts_and_page_cache_does_not() {
+        let (root, mut limits) = limits("others", &(64 * MIB).to_string(), 2 * MIB, MIB);
+        use_up(&root, 60 * MIB);
+        assert!(limits.grow(0, 4 * MIB, 1), "a mebibyte of the usage is page cache");
+        assert!(!limits.grow(4 * MIB, 9 * MIB, 1));
+        use_up(&root, 10 * MIB);
+        assert!(limits.grow(4 * MIB, 9 * MIB, 1));
+        fs::remove_dir_all(root).unwrap();
+    }
+
+    #[test]
+    fn a_resized_limit_is_followed_up_and_down() {
+        let (root, mut limits) = limits("resized", "max", 0, 0);
+        assert!(limits.grow(0, 100 * MIB, 1));
+        fs::write(root.join("a/memory.max"), (101 * MIB).to_string()).unwrap();
+        assert!(!limits.grow(100 * MIB, 101 * MIB, 1));
+        fs::write(root.join("a/memory.max"), (103 * MIB).to_string()).unwrap();
+        assert!(limits.grow(100 * MIB, 101 * MIB, 1));
+        fs::remove_dir_all(root).unwrap();
+    }
+
+    #[test]
+    fn what_a_program_declares_is_given_and_counts_against_its_growth() {
+        let (root, memory) = memory("declared", &(8 * MIB).to_string(), 0, 0);
+        let mut limits = Limits::new(Some(memory));
+        assert!(limits.grow(0, 16 * MIB, 1));
+        limits.instantiated();
+        assert!(!limits.grow(16 * MIB, 17 * MIB, 1));
+        fs::remove_dir_all(root).unwrap();
+    }
+
+    #[test]
+    fn a_table_counts_by_its_elements() {
+        let (root, mut limits) = limits("table", &(8 * MIB).to_string(), 0, 0);
+        assert!(!limits.grow(0, 7 * MIB / ELEMENT + 1, ELEMENT));
+        assert!(limits.grow(0, 7 * MIB / ELEMENT, ELEMENT));
+        fs::remove_dir_all(root).unwrap();
+    }
+
+    #[test]
+    fn without_a_limit_nothing_is_judged() {
+        let mut limits = Limits::new(None);
+        limits.instantiated();
+        assert!(limits.grow(0, usize::MAX, ELEMENT));
+    }
+}
