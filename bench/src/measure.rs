@@ -4,8 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Result;
-
-use crate::memory::{processes_of, pss_of_all};
+use kubewasi_bench::memory::{processes_of, pss_of_all};
 use crate::node::{Node, Workload};
 
 /// How long an idle container may settle before its memory is looked at.

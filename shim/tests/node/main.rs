@@ -65,7 +65,6 @@ mod container;
 mod containerd;
 mod guests;
 mod image_builder;
-mod machine;
 mod pod;
 mod server;
 
@@ -86,3 +85,5 @@ mod sandbox;
 mod stdio;
 mod task_api;
 mod volumes;
+
+use kubewasi_testbed::machine;
