@@ -101,20 +101,14 @@ impl Client {
         let request = CreateContainerRequest {
             container: Some(container),
         };
-        let made = self
-            .containers()
-            .create(with_namespace!(request, self.namespace))
-            .await;
+        let made = self.containers().create(with_namespace!(request, self.namespace)).await;
         made.map(drop)
     }
 
     /// Removes a container's record.
     pub async fn forget(&self, id: &str) -> Result<(), Status> {
         let request = DeleteContainerRequest { id: id.into() };
-        let removed = self
-            .containers()
-            .delete(with_namespace!(request, self.namespace))
-            .await;
+        let removed = self.containers().delete(with_namespace!(request, self.namespace)).await;
         removed.map(drop)
     }
 
@@ -210,7 +204,10 @@ impl Client {
         };
         let reply = self.tasks().metrics(with_namespace!(request, self.namespace)).await?;
         let metrics = reply.into_inner().metrics;
-        Ok(metrics.into_iter().filter_map(|metric| Some(metric.data?.type_url)).collect())
+        Ok(metrics
+            .into_iter()
+            .filter_map(|metric| Some(metric.data?.type_url))
+            .collect())
     }
 
     /// Deletes the task; returns its exit code.
@@ -225,7 +222,10 @@ impl Client {
     /// Everything that happens from now on; the answer comes with the first event.
     pub async fn subscribe(&self) -> Result<Streaming<Envelope>, Status> {
         let request = SubscribeRequest { filters: Vec::new() };
-        let stream = self.events().subscribe(with_namespace!(request, self.namespace)).await?;
+        let stream = self
+            .events()
+            .subscribe(with_namespace!(request, self.namespace))
+            .await?;
         Ok(stream.into_inner())
     }
 

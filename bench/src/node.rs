@@ -91,7 +91,10 @@ impl Node {
             fs::create_dir_all(own.join(part)).with_context(|| format!("cannot make {}", own.display()))?;
         }
         let spec = spec(id, &workload.entry, args);
-        let declared = self.client.declare(id, workload.runtime, workload.options.as_deref(), &spec).await;
+        let declared = self
+            .client
+            .declare(id, workload.runtime, workload.options.as_deref(), &spec)
+            .await;
         declared.with_context(|| format!("cannot make the container {id}"))?;
         Ok(vec![overlay(&workload.layer, &own)])
     }

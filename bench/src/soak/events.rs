@@ -60,7 +60,11 @@ impl Listener {
 }
 
 fn enter(ledger: &Ledger, envelope: &Envelope) -> Result<(), DecodeError> {
-    let value = envelope.event.as_ref().map(|event| event.value.as_slice()).unwrap_or_default();
+    let value = envelope
+        .event
+        .as_ref()
+        .map(|event| event.value.as_slice())
+        .unwrap_or_default();
     let (id, told) = match envelope.topic.as_str() {
         "/tasks/create" => (TaskCreate::decode(value)?.container_id, Told::Create),
         "/tasks/start" => (TaskStart::decode(value)?.container_id, Told::Start),

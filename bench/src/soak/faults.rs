@@ -73,14 +73,21 @@ impl Faults {
     /// Waits until containerd has cleaned up after dead servers: every bundle that names an address has a server there.
     async fn until_bundles_of_the_dead_are_gone(&self) -> Result<()> {
         const PATIENCE: Duration = Duration::from_secs(60);
-        let folder = self.node.bundles().join("io.containerd.runtime.v2.task").join(&self.node.mark);
+        let folder = self
+            .node
+            .bundles()
+            .join("io.containerd.runtime.v2.task")
+            .join(&self.node.mark);
         let bundles = || -> Vec<PathBuf> {
             let entries = fs::read_dir(&folder).into_iter().flatten();
             entries.flatten().map(|entry| entry.path()).collect()
         };
         let dead = bundles();
         let since = tokio::time::Instant::now();
-        while bundles().iter().any(|bundle| dead.contains(bundle) && bundle.join("kubewasi.json").exists()) {
+        while bundles()
+            .iter()
+            .any(|bundle| dead.contains(bundle) && bundle.join("kubewasi.json").exists())
+        {
             if since.elapsed() > PATIENCE {
                 bail!("bundles of killed servers are still there after {PATIENCE:?}");
             }
@@ -154,7 +161,11 @@ async fn full(folder: &Path, lasts: Duration) -> Result<()> {
 fn empty(folder: &Path) -> Result<()> {
     for entry in fs::read_dir(folder)? {
         let path = entry?.path();
-        let removed = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+        let removed = if path.is_dir() {
+            fs::remove_dir_all(&path)
+        } else {
+            fs::remove_file(&path)
+        };
         match removed {
             Err(error) if error.kind() != ErrorKind::NotFound => {
                 return Err(error).with_context(|| format!("cannot remove {}", path.display()));

@@ -25,7 +25,8 @@ pub struct Lasting<'a> {
 
 impl Drop for Lasting<'_> {
     fn drop(&mut self) {
-        self.history.with(|incidents| incidents[self.index].end = Some(Instant::now()));
+        self.history
+            .with(|incidents| incidents[self.index].end = Some(Instant::now()));
     }
 }
 
@@ -33,10 +34,7 @@ impl History {
     /// `fault` happens from now until what is returned goes.
     pub fn begin(&self, fault: Fault) -> Lasting<'_> {
         let index = self.with(|incidents| {
-            incidents.push(Incident {
-                fault,
-                end: None,
-            });
+            incidents.push(Incident { fault, end: None });
             incidents.len() - 1
         });
         Lasting { history: self, index }
@@ -54,21 +52,28 @@ impl History {
     /// Whether a Create that began at `since` may have failed: of all that a fault breaks, what is just being made.
     pub fn excuses_create(&self, since: Instant) -> bool {
         self.excuses_call(since)
-            || self.count_since(since, |fault| matches!(fault, Fault::BundlesFull(_) | Fault::CacheFull(_))) > 0
+            || self.count_since(since, |fault| {
+                matches!(fault, Fault::BundlesFull(_) | Fault::CacheFull(_))
+            }) > 0
     }
 
     /// Whether any other call that began at `since` may have failed, and is to be made again.
     pub fn excuses_call(&self, since: Instant) -> bool {
         let excuse = |fault: &Fault| {
             use Fault::{ContainerdKilled, ContainerdStopped, PidsSpent, ServerKilled};
-            matches!(fault, ServerKilled | ContainerdKilled(_) | ContainerdStopped(_) | PidsSpent(_))
+            matches!(
+                fault,
+                ServerKilled | ContainerdKilled(_) | ContainerdStopped(_) | PidsSpent(_)
+            )
         };
         self.count_since(since, excuse) > 0
     }
 
     fn count_since(&self, since: Instant, kind: impl Fn(&Fault) -> bool) -> usize {
         self.with(|incidents| {
-            let lately = incidents.iter().filter(|incident| incident.end.is_none_or(|end| end >= since));
+            let lately = incidents
+                .iter()
+                .filter(|incident| incident.end.is_none_or(|end| end >= since));
             lately.filter(|incident| kind(&incident.fault)).count()
         })
     }

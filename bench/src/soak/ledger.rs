@@ -58,17 +58,25 @@ impl Account {
     /// Everything that is wrong; empty when nothing was lost.
     pub fn verdict(&self) -> Vec<String> {
         let mut wrong = Vec::new();
-        let exits: Vec<u32> = self.told.iter().filter_map(|told| match told {
-            Told::Exit(code) => Some(*code),
-            _ => None,
-        }).collect();
+        let exits: Vec<u32> = self
+            .told
+            .iter()
+            .filter_map(|told| match told {
+                Told::Exit(code) => Some(*code),
+                _ => None,
+            })
+            .collect();
         // Of a container whose end was told already, containerd tells again when its server dies before its Delete; of
         // one whose Delete was answered it does not, though the events may have died with the server.
         let answered = self.server_deaths > 0 && self.deleted.is_some();
         let least = usize::from(self.creation == Creation::Done && !answered);
         let most = self.server_deaths + usize::from(self.creation != Creation::Refused);
         if !(least..=most).contains(&exits.len()) {
-            wrong.push(format!("{} exit events, not {least} to {most}: {:?}", exits.len(), self.told));
+            wrong.push(format!(
+                "{} exit events, not {least} to {most}: {:?}",
+                exits.len(),
+                self.told
+            ));
         }
         for code in exits.iter().chain(&self.waited).chain(&self.deleted) {
             let excused = *code == KILLED && (self.server_deaths > 0 || self.creation != Creation::Done);
@@ -87,19 +95,26 @@ impl Account {
     fn undisturbed(&self, exits: &[u32], wrong: &mut Vec<String>) {
         let answers = [self.waited, self.deleted];
         if (self.started && self.waited.is_none()) || answers.iter().flatten().any(|code| Some(code) != exits.first()) {
-            wrong.push(format!("Wait said {:?}, Delete {:?}, events {exits:?}", self.waited, self.deleted));
+            wrong.push(format!(
+                "Wait said {:?}, Delete {:?}, events {exits:?}",
+                self.waited, self.deleted
+            ));
         }
         let mut order = self.told.clone();
         order.retain(|told| !matches!(told, Told::Paused | Told::Resumed | Told::OutOfMemory));
         let kinds: Vec<_> = order.iter().map(std::mem::discriminant).collect();
-        let full = [Told::Create, Told::Start, Told::Exit(0), Told::Delete(0)].map(|told| std::mem::discriminant(&told));
+        let full =
+            [Told::Create, Told::Start, Told::Exit(0), Told::Delete(0)].map(|told| std::mem::discriminant(&told));
         let unstarted = [full[0], full[2], full[3]];
         if kinds != full && (self.started || kinds != unstarted) {
             wrong.push(format!("events out of order: {:?}", self.told));
         }
         let killed_by_limit = self.out_of_memory && exits == [KILLED];
         if killed_by_limit != self.told.contains(&Told::OutOfMemory) {
-            wrong.push(format!("OOM event where none was due, or none where one was: {:?}", self.told));
+            wrong.push(format!(
+                "OOM event where none was due, or none where one was: {:?}",
+                self.told
+            ));
         }
     }
 }
@@ -158,7 +173,9 @@ impl Ledger {
     pub fn balance(&self) {
         let wrong: Vec<(String, String)> = self.with(|books| {
             let open: Vec<_> = books.open.drain().collect();
-            open.iter().flat_map(|(id, account)| account.verdict().into_iter().map(|line| (id.clone(), line))).collect()
+            open.iter()
+                .flat_map(|(id, account)| account.verdict().into_iter().map(|line| (id.clone(), line)))
+                .collect()
         });
         for (id, line) in wrong {
             self.wrong(&id, line);
@@ -207,27 +224,73 @@ mod tests {
         let told = vec![Told::Create, Told::Start, Told::Delete(7)];
         assert!(!Account { told, ..good() }.verdict().is_empty());
         let told = vec![Told::Create, Told::Start, Told::Exit(7), Told::Exit(7), Told::Delete(7)];
-        assert!(!Account { told: told.clone(), ..good() }.verdict().is_empty());
-        let twice = Account { told, server_deaths: 1, ..good() };
-        assert_eq!(twice.verdict(), Vec::<String>::new(), "containerd tells it again when the server dies");
+        assert!(
+            !Account {
+                told: told.clone(),
+                ..good()
+            }
+            .verdict()
+            .is_empty()
+        );
+        let twice = Account {
+            told,
+            server_deaths: 1,
+            ..good()
+        };
+        assert_eq!(
+            twice.verdict(),
+            Vec::<String>::new(),
+            "containerd tells it again when the server dies"
+        );
         assert!(!Account { waited: None, ..good() }.verdict().is_empty());
-        assert!(!Account { deleted: Some(0), ..good() }.verdict().is_empty());
+        assert!(
+            !Account {
+                deleted: Some(0),
+                ..good()
+            }
+            .verdict()
+            .is_empty()
+        );
     }
 
     #[test]
     fn a_wrong_code_is_found_unless_the_server_was_killed() {
-        let killed = Account { waited: Some(137), deleted: Some(137),
-            told: vec![Told::Create, Told::Start, Told::Exit(137), Told::Delete(137)], ..good() };
+        let killed = Account {
+            waited: Some(137),
+            deleted: Some(137),
+            told: vec![Told::Create, Told::Start, Told::Exit(137), Told::Delete(137)],
+            ..good()
+        };
         assert!(!killed.verdict().is_empty());
-        assert_eq!(Account { server_deaths: 1, waited: None, ..killed }.verdict(), Vec::<String>::new());
+        assert_eq!(
+            Account {
+                server_deaths: 1,
+                waited: None,
+                ..killed
+            }
+            .verdict(),
+            Vec::<String>::new()
+        );
     }
 
     #[test]
     fn events_out_of_order_and_missing_oom_events_are_found() {
         let told = vec![Told::Create, Told::Exit(7), Told::Start, Told::Delete(7)];
         assert!(!Account { told, ..good() }.verdict().is_empty());
-        let oom = Account { out_of_memory: true, codes: vec![137], waited: Some(137), deleted: Some(137),
-            told: vec![Told::Create, Told::Start, Told::OutOfMemory, Told::Exit(137), Told::Delete(137)], ..good() };
+        let oom = Account {
+            out_of_memory: true,
+            codes: vec![137],
+            waited: Some(137),
+            deleted: Some(137),
+            told: vec![
+                Told::Create,
+                Told::Start,
+                Told::OutOfMemory,
+                Told::Exit(137),
+                Told::Delete(137),
+            ],
+            ..good()
+        };
         assert_eq!(oom.verdict(), Vec::<String>::new());
         let told = vec![Told::Create, Told::Start, Told::Exit(137), Told::Delete(137)];
         assert!(!Account { told, ..oom }.verdict().is_empty());

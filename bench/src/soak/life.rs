@@ -25,7 +25,11 @@ pub enum Life {
     /// Writes lines until it is killed.
     Flood(Duration, Reader),
     /// Gets a signal after a while, idle or busy.
-    Signal { signal: u32, busy: bool, after: Duration },
+    Signal {
+        signal: u32,
+        busy: bool,
+        after: Duration,
+    },
     /// Repeats so many lines of its input.
     Echo(u64),
     /// Never reads its input.
@@ -109,7 +113,9 @@ impl Life {
             // Of a sandbox nothing is run.
             Life::Pod(_) => "pause".into(),
         };
-        let args = [format!("/{world}")].into_iter().chain(command.split(' ').map(str::to_owned));
+        let args = [format!("/{world}")]
+            .into_iter()
+            .chain(command.split(' ').map(str::to_owned));
         Wants {
             args: args.collect(),
             memory: (*self == Life::OutOfMemory).then_some(64 << 20),

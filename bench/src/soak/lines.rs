@@ -17,7 +17,9 @@ const END: Duration = Duration::from_secs(20);
 
 /// The bytes of `count` lines, from line `first` on.
 pub fn text(first: u64, count: u64) -> Vec<u8> {
-    (first..first + count).flat_map(|number| format!("{number:015}\n").into_bytes()).collect()
+    (first..first + count)
+        .flat_map(|number| format!("{number:015}\n").into_bytes())
+        .collect()
 }
 
 /// What has come of a stream.
@@ -47,7 +49,11 @@ impl Seen {
             return Some(format!("the log is wrong from byte {place} on"));
         }
         let wanted = count * LENGTH;
-        let fits = if whole { self.length == wanted } else { self.length <= wanted };
+        let fits = if whole {
+            self.length == wanted
+        } else {
+            self.length <= wanted
+        };
         (!fits).then(|| format!("{} bytes of log, not {wanted}", self.length))
     }
 }
@@ -99,7 +105,9 @@ pub async fn read(path: &Path, reader: Reader, mut deleted: watch::Receiver<bool
 }
 
 fn open(path: &Path) -> Result<Receiver> {
-    pipe::OpenOptions::new().open_receiver(path).with_context(|| format!("cannot read {}", path.display()))
+    pipe::OpenOptions::new()
+        .open_receiver(path)
+        .with_context(|| format!("cannot read {}", path.display()))
 }
 
 #[cfg(test)]

@@ -143,7 +143,11 @@ impl Soak {
                 for grown in steady.look(&self.tenant.node.servers()) {
                     self.tenant.ledger.wrong("steady", grown);
                 }
-                println!("soak: {:4} s: {} lifecycles so far", since.elapsed().as_secs(), self.tenant.ledger.lives());
+                println!(
+                    "soak: {:4} s: {} lifecycles so far",
+                    since.elapsed().as_secs(),
+                    self.tenant.ledger.lives()
+                );
             }
         }
         while clients.join_next().await.transpose()?.is_some() {}
@@ -157,7 +161,10 @@ impl Soak {
         let mut first = None;
         for part in [count / 10, count - count / 10] {
             let left = AtomicU64::new(part);
-            let more = move |_: u64| left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_ok();
+            let more = move |_: u64| {
+                left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1))
+                    .is_ok()
+            };
             let mut clients = self.clients(seed, more, Life::brief);
             while clients.join_next().await.transpose()?.is_some() {}
             self.balance().await;
@@ -177,7 +184,9 @@ impl Soak {
                 bail!("the server {before} has ended, {server} is another");
             }
             if let Some(grown) = size.growth(&was) {
-                self.tenant.ledger.wrong("steady", format!("server {server} has grown: {grown}"));
+                self.tenant
+                    .ledger
+                    .wrong("steady", format!("server {server} has grown: {grown}"));
             }
         }
         Ok(())
@@ -201,7 +210,9 @@ impl Soak {
                 while more(number) {
                     let _living = quiet.read().await;
                     let world = WORLDS[rng.usize(0..WORLDS.len())];
-                    tenant.live(&format!("c{part}-{number}-{life}"), &draw(&mut rng), world, None).await;
+                    tenant
+                        .live(&format!("c{part}-{number}-{life}"), &draw(&mut rng), world, None)
+                        .await;
                     life += 1;
                 }
             });
@@ -237,7 +248,10 @@ impl Soak {
             // The cgroups' common parent.
             machine::sweep(mark, before);
         } else {
-            eprintln!("soak: containerd's log and all else is kept in {}", self.tenant.node.folder.display());
+            eprintln!(
+                "soak: containerd's log and all else is kept in {}",
+                self.tenant.node.folder.display()
+            );
         }
         Ok(left)
     }

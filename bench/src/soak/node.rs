@@ -48,8 +48,14 @@ impl Node {
             fs::create_dir_all(node.folder.join(name))?;
         }
         for disk in [node.bundles(), node.cache()] {
-            mount("tmpfs", &disk, "tmpfs", MountFlags::empty(), Some(c"size=64m,mode=0700"))
-                .with_context(|| format!("cannot mount a tmpfs at {}", disk.display()))?;
+            mount(
+                "tmpfs",
+                &disk,
+                "tmpfs",
+                MountFlags::empty(),
+                Some(c"size=64m,mode=0700"),
+            )
+            .with_context(|| format!("cannot mount a tmpfs at {}", disk.display()))?;
         }
         node.install_shim()?;
         for world in WORLDS {
@@ -57,7 +63,10 @@ impl Node {
         }
         fs::write(
             node.options(),
-            format!("cache_dir = {:?}\nidle_timeout = 2\n", node.cache().display().to_string()),
+            format!(
+                "cache_dir = {:?}\nidle_timeout = 2\n",
+                node.cache().display().to_string()
+            ),
         )?;
         Ok(node)
     }
@@ -131,7 +140,8 @@ impl Node {
     /// Starts containerd behind `gate`.
     pub async fn start(&self, gate: &Gate) -> Result<()> {
         let mut config =
-            "version = 2\ndisabled_plugins = [\"io.containerd.grpc.v1.cri\", \"io.containerd.nri.v1.nri\"]\n".to_owned();
+            "version = 2\ndisabled_plugins = [\"io.containerd.grpc.v1.cri\", \"io.containerd.nri.v1.nri\"]\n"
+                .to_owned();
         config += &self.daemon().private();
         self.daemon().start(&config)?;
         tokio::task::block_in_place(|| gate.stand(START))?;
@@ -158,7 +168,9 @@ impl Node {
         let mut kin: Vec<(Kin, i32)> = forked.iter().filter_map(|pid| Some((kin(*pid)?, *pid))).collect();
         kin.sort_by_key(|(kin, _)| kin.started);
         let eldest = |server: &i32| {
-            let mut children = kin.iter().filter(|(kin, _)| kin.parent == *server && kin.session == *server);
+            let mut children = kin
+                .iter()
+                .filter(|(kin, _)| kin.parent == *server && kin.session == *server);
             children.next().map(|(_, pid)| *pid)
         };
         servers.iter().filter_map(eldest).collect()

@@ -107,7 +107,9 @@ mod tests {
     fn every_kind_comes_once_before_any_comes_again() {
         let kinds = |from: usize| {
             let faults = Plan::new(3).skip(from).take(ROUND);
-            faults.map(|(_, fault)| std::mem::discriminant(&fault)).collect::<std::collections::HashSet<_>>()
+            faults
+                .map(|(_, fault)| std::mem::discriminant(&fault))
+                .collect::<std::collections::HashSet<_>>()
         };
         assert_eq!((kinds(0).len(), kinds(ROUND).len()), (ROUND, ROUND));
     }

@@ -73,7 +73,10 @@ mod tests {
     #[test]
     fn a_member_joins_its_pods_namespaces_and_the_sandbox_has_its_own() {
         let pod = |pid| Wants {
-            pod: Some(Pod { sandbox: "s".into(), pid }),
+            pod: Some(Pod {
+                sandbox: "s".into(),
+                pid,
+            }),
             ..Wants::default()
         };
         let sandbox = spec("n", "s", &pod(None));
@@ -86,7 +89,11 @@ mod tests {
 
     #[test]
     fn limits_are_in_the_spec_only_when_they_are_wanted() {
-        let limited = Wants { memory: Some(5), pids: Some(6), ..Wants::default() };
+        let limited = Wants {
+            memory: Some(5),
+            pids: Some(6),
+            ..Wants::default()
+        };
         assert_eq!(spec("n", "c", &limited)["linux"]["resources"]["memory"]["limit"], 5);
         assert_eq!(spec("n", "c", &limited)["linux"]["resources"]["pids"]["limit"], 6);
         assert_eq!(spec("n", "c", &Wants::default())["linux"]["resources"], json!({}));

@@ -62,9 +62,30 @@ mod tests {
 
     #[test]
     fn a_tenth_more_memory_is_growth_and_so_is_one_descriptor() {
-        let first = Size { memory: 1000, files: 20 };
-        assert_eq!(Size { memory: 1100, files: 20 }.growth(&first), None);
-        assert_eq!(Size { memory: 1101, files: 20 }.growth(&first).unwrap(), "1101 KiB, 1000 KiB before");
-        assert_eq!(Size { memory: 900, files: 21 }.growth(&first).unwrap(), "21 descriptors, 20 before");
+        let first = Size {
+            memory: 1000,
+            files: 20,
+        };
+        assert_eq!(
+            Size {
+                memory: 1100,
+                files: 20
+            }
+            .growth(&first),
+            None
+        );
+        assert_eq!(
+            Size {
+                memory: 1101,
+                files: 20
+            }
+            .growth(&first)
+            .unwrap(),
+            "1101 KiB, 1000 KiB before"
+        );
+        assert_eq!(
+            Size { memory: 900, files: 21 }.growth(&first).unwrap(),
+            "21 descriptors, 20 before"
+        );
     }
 }

@@ -102,7 +102,8 @@ impl Tenant {
         let spec = spec(&self.node.mark, id, &wants);
         let options = self.node.options();
         let declare = || self.client.declare(id, "io.containerd.wasi.v1", Some(&options), &spec);
-        self.call("make the container", begun, &[Code::AlreadyExists], declare).await?;
+        self.call("make the container", begun, &[Code::AlreadyExists], declare)
+            .await?;
 
         let mut container = Container {
             id,
@@ -129,7 +130,9 @@ impl Tenant {
             }
         }
         let forget = || self.client.forget(id);
-        self.call("remove the container", begun, &[Code::NotFound], forget).await.map(drop)
+        self.call("remove the container", begun, &[Code::NotFound], forget)
+            .await
+            .map(drop)
     }
 
     fn fifo(&self, id: &str, name: &str) -> PathBuf {
@@ -212,7 +215,9 @@ impl Tenant {
             self.act(container).await?;
         }
         account.waited = match waiter {
-            Some(waiter) => timeout(LIMIT, waiter).await.map_err(|_| anyhow!("no end in {LIMIT:?}"))???,
+            Some(waiter) => timeout(LIMIT, waiter)
+                .await
+                .map_err(|_| anyhow!("no end in {LIMIT:?}"))???,
             None => None,
         };
         let delete = || self.client.delete(id);
@@ -284,12 +289,16 @@ impl Tenant {
             let mut input = pipe::OpenOptions::new().open_sender(&container.streams.stdin)?;
             input.write_all(&lines::text(0, count)).await
         };
-        let spoken = timeout(LIMIT, spoken).await.map_err(|_| anyhow!("its stdin was not read in {LIMIT:?}"))?;
+        let spoken = timeout(LIMIT, spoken)
+            .await
+            .map_err(|_| anyhow!("its stdin was not read in {LIMIT:?}"))?;
         if spoken.is_err() && self.history.server_deaths(container.begun) == 0 {
             spoken.context("cannot write its stdin")?;
         }
         let close = || self.client.close_stdin(container.id);
-        self.call("end stdin", container.begun, &[Code::NotFound], close).await.map(drop)
+        self.call("end stdin", container.begun, &[Code::NotFound], close)
+            .await
+            .map(drop)
     }
 
     fn check_log(&self, container: &Container<'_>, seen: Seen) -> Result<()> {
@@ -325,7 +334,9 @@ impl Tenant {
     ) -> Result<Option<T>> {
         let since = Instant::now();
         loop {
-            let answer = timeout(LIMIT, make()).await.map_err(|_| anyhow!("{what}: no answer in {LIMIT:?}"))?;
+            let answer = timeout(LIMIT, make())
+                .await
+                .map_err(|_| anyhow!("{what}: no answer in {LIMIT:?}"))?;
             let status = match answer {
                 Ok(answer) => return Ok(Some(answer)),
                 Err(status) => status,

@@ -19,6 +19,7 @@ use super::containers::{Containers, Need, RESERVATION};
 use super::forward::Publisher;
 use super::service::{self, Node};
 use super::sockets::{self, SocketError, Sockets};
+use crate::bootstrap::burial;
 use crate::bootstrap::folder::{self, Lock, Settings};
 use crate::bootstrap::logging::{self, LoggingError};
 use crate::bootstrap::sinks::Sinks;
@@ -164,6 +165,8 @@ async fn serve(folder: &Path, settings: &Settings, sinks: Arc<Sinks>, stdout: &m
         "server started"
     );
     writeln!(stdout, "{READY}").map_err(io_error("tell", Path::new("stdout")))?;
+    let mine = folder.to_owned();
+    tokio::task::spawn_blocking(move || burial::sweep(&mine));
 
     tokio::select! {
         () = idle_end(folder, settings.options.idle_timeout, &node) => tracing::info!("server ends, it was idle"),
