@@ -109,7 +109,7 @@ impl Account {
         if kinds != full && (self.started || kinds != unstarted) {
             wrong.push(format!("events out of order: {:?}", self.told));
         }
-        let killed_by_limit = self.out_of_memory && exits == [KILLED];
+        let killed_by_limit = self.out_of_memory && self.started && exits == [KILLED];
         if killed_by_limit != self.told.contains(&Told::OutOfMemory) {
             wrong.push(format!(
                 "OOM event where none was due, or none where one was: {:?}",

@@ -151,7 +151,7 @@ async fn serve(folder: &Path, settings: &Settings, sinks: Arc<Sinks>, stdout: &m
         sinks,
         images,
         artifacts,
-        launcher: Launcher::start(options.launcher_max_forks).await?,
+        launcher: Launcher::start(options.launcher_max_forks, options.launcher_max_age).await?,
         natives: native::Runtime::new(options).map_err(io_error("find cgroups at", Path::new(cgroup::ROOT)))?,
         sockets: Sockets::new(settings.socket.clone()),
         requests: AtomicUsize::new(0),
