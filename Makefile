@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint unit node bench release tools packages
+.PHONY: help demo test lint unit node bench soak release tools packages
 
 CACHE := $(shell hack/cache-dir)
 export CARGO_TARGET_DIR ?= $(CACHE)/target
@@ -57,6 +57,11 @@ bench: ## Memory and lifecycle time beside runc; writes bench/report.md
 	@hack/packages $(BUILD) $(NODE)
 	@hack/rust x86_64-unknown-linux-musl wasm32-wasip1 wasm32-wasip2
 	@hack/bench
+
+soak: ## Clients and faults for SOAK_MINUTES=10 (SOAK_SEED); SOAK=lifecycles: 10,000 in one server
+	@hack/packages $(BUILD) $(NODE)
+	@hack/rust x86_64-unknown-linux-musl wasm32-wasip1 wasm32-wasip2
+	@hack/soak
 
 release: ## The static release binary, x86_64 and aarch64
 	@hack/packages $(BUILD) $(CROSS)

@@ -1,7 +1,6 @@
 //! Measures wasm containers beside runc's on a private containerd, for `make demo` and `make bench`.
 
 mod measure;
-mod memory;
 mod node;
 
 use std::fmt::Write;

@@ -3,10 +3,9 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::Result;
-
-use crate::memory::{processes_of, pss_of_all};
 use crate::node::{Node, Workload};
+use anyhow::Result;
+use kubewasi_bench::memory::{processes_of, pss_of_all};
 
 /// How long an idle container may settle before its memory is looked at.
 const SETTLE: Duration = Duration::from_millis(500);

@@ -5,29 +5,12 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use containerd_client::services::v1::container::Runtime;
-use containerd_client::services::v1::containers_client::ContainersClient;
-use containerd_client::services::v1::tasks_client::TasksClient;
-use containerd_client::services::v1::{
-    Container, CreateContainerRequest, CreateTaskRequest, DeleteContainerRequest, DeleteTaskRequest, KillRequest,
-    StartRequest, WaitRequest,
-};
-use containerd_client::tonic::Request;
-use containerd_client::tonic::transport::Channel;
 use containerd_client::types::Mount;
-use containerd_client::with_namespace;
-use prost::Message;
-use prost_types::Any;
+use kubewasi_bench::client::{Client, Streams, overlay};
 use serde_json::json;
 
-/// `runtimeoptions.v1.Options` of containerd's api/types/runtimeoptions/v1.
-#[derive(Clone, PartialEq, Message)]
-struct RuntimeOptions {
-    #[prost(string, tag = "1")]
-    type_url: String,
-    #[prost(string, tag = "2")]
-    config_path: String,
-}
+/// The containerd namespace of all that is measured.
+const NAMESPACE: &str = "bench";
 
 /// A program in a folder that a runtime can run.
 #[derive(Clone, Debug)]
@@ -46,8 +29,7 @@ pub struct Workload {
 
 /// A private containerd.
 pub struct Node {
-    channel: Channel,
-    namespace: String,
+    client: Client,
     /// Where the writable layers of containers are made.
     folder: PathBuf,
 }
@@ -63,12 +45,9 @@ pub struct Lifecycle {
 
 impl Node {
     pub async fn connect(socket: &Path, folder: &Path) -> Result<Node> {
-        let channel = containerd_client::connect(socket)
-            .await
-            .with_context(|| format!("cannot connect to containerd at {}", socket.display()))?;
+        let client = Client::connect(socket, NAMESPACE).await;
         Ok(Node {
-            channel,
-            namespace: "bench".into(),
+            client: client.with_context(|| format!("cannot connect to containerd at {}", socket.display()))?,
             folder: folder.to_owned(),
         })
     }
@@ -98,17 +77,8 @@ impl Node {
 
     /// Kills a container and removes all of it.
     pub async fn remove(&self, id: &str) -> Result<()> {
-        let request = KillRequest {
-            container_id: id.into(),
-            signal: 9,
-            all: true,
-            ..Default::default()
-        };
-        let mut tasks = TasksClient::new(self.channel.clone());
-        tasks
-            .kill(with_namespace!(request, self.namespace))
-            .await
-            .with_context(|| format!("cannot kill {id}"))?;
+        let killed = self.client.kill(id, 9, true).await;
+        killed.with_context(|| format!("cannot kill {id}"))?;
         self.wait(id).await?;
         self.delete(id).await?;
         self.forget(id).await
@@ -120,107 +90,43 @@ impl Node {
         for part in ["upper", "work"] {
             fs::create_dir_all(own.join(part)).with_context(|| format!("cannot make {}", own.display()))?;
         }
-        let spec = serde_json::to_vec(&spec(&self.namespace, id, &workload.entry, args))?;
-        let options = workload.options.as_ref().map(|path| Any {
-            type_url: "runtimeoptions.v1.Options".into(),
-            value: RuntimeOptions {
-                type_url: String::new(),
-                config_path: path.display().to_string(),
-            }
-            .encode_to_vec(),
-        });
-        let container = Container {
-            id: id.into(),
-            runtime: Some(Runtime {
-                name: workload.runtime.into(),
-                options,
-            }),
-            spec: Some(Any {
-                type_url: "types.containerd.io/opencontainers/runtime-spec/1/Spec".into(),
-                value: spec,
-            }),
-            ..Default::default()
-        };
-        let request = CreateContainerRequest {
-            container: Some(container),
-        };
-        ContainersClient::new(self.channel.clone())
-            .create(with_namespace!(request, self.namespace))
-            .await
-            .with_context(|| format!("cannot make the container {id}"))?;
-        Ok(vec![Mount {
-            r#type: "overlay".into(),
-            source: "overlay".into(),
-            options: vec![
-                "index=off".into(),
-                format!("workdir={}", own.join("work").display()),
-                format!("upperdir={}", own.join("upper").display()),
-                format!("lowerdir={}", workload.layer.display()),
-            ],
-            ..Default::default()
-        }])
+        let spec = spec(id, &workload.entry, args);
+        let declared = self
+            .client
+            .declare(id, workload.runtime, workload.options.as_deref(), &spec)
+            .await;
+        declared.with_context(|| format!("cannot make the container {id}"))?;
+        Ok(vec![overlay(&workload.layer, &own)])
     }
 
     async fn create(&self, id: &str, rootfs: Vec<Mount>) -> Result<u32> {
-        let request = CreateTaskRequest {
-            container_id: id.into(),
-            rootfs,
-            ..Default::default()
-        };
-        let mut tasks = TasksClient::new(self.channel.clone());
-        let created = tasks.create(with_namespace!(request, self.namespace)).await;
-        Ok(created
-            .with_context(|| format!("cannot create the task of {id}"))?
-            .into_inner()
-            .pid)
+        let created = self.client.create(id, rootfs, &Streams::default()).await;
+        created.with_context(|| format!("cannot create the task of {id}"))
     }
 
     async fn start(&self, id: &str) -> Result<()> {
-        let request = StartRequest {
-            container_id: id.into(),
-            ..Default::default()
-        };
-        let mut tasks = TasksClient::new(self.channel.clone());
-        let started = tasks.start(with_namespace!(request, self.namespace)).await;
-        started.map(drop).with_context(|| format!("cannot start {id}"))
+        let started = self.client.start(id).await;
+        started.with_context(|| format!("cannot start {id}"))
     }
 
     async fn wait(&self, id: &str) -> Result<u32> {
-        let request = WaitRequest {
-            container_id: id.into(),
-            ..Default::default()
-        };
-        let mut tasks = TasksClient::new(self.channel.clone());
-        let ended = tasks.wait(with_namespace!(request, self.namespace)).await;
-        Ok(ended
-            .with_context(|| format!("cannot wait for {id}"))?
-            .into_inner()
-            .exit_status)
+        let ended = self.client.wait(id).await;
+        ended.with_context(|| format!("cannot wait for {id}"))
     }
 
-    async fn delete(&self, id: &str) -> Result<()> {
-        let request = DeleteTaskRequest {
-            container_id: id.into(),
-        };
-        let mut tasks = TasksClient::new(self.channel.clone());
-        let deleted = tasks.delete(with_namespace!(request, self.namespace)).await;
-        deleted
-            .map(drop)
-            .with_context(|| format!("cannot delete the task of {id}"))
+    async fn delete(&self, id: &str) -> Result<u32> {
+        let deleted = self.client.delete(id).await;
+        deleted.with_context(|| format!("cannot delete the task of {id}"))
     }
 
     async fn forget(&self, id: &str) -> Result<()> {
-        let request = DeleteContainerRequest { id: id.into() };
-        let mut containers = ContainersClient::new(self.channel.clone());
-        let deleted = containers.delete(with_namespace!(request, self.namespace)).await;
-        deleted
-            .map(drop)
-            .with_context(|| format!("cannot delete the container {id}"))
+        let deleted = self.client.forget(id).await;
+        deleted.with_context(|| format!("cannot delete the container {id}"))
     }
 }
 
 /// A spec as containerd's default one is, without what differs between the runtimes under comparison.
-fn spec(namespace: &str, id: &str, entry: &str, args: &[&str]) -> serde_json::Value {
+fn spec(id: &str, entry: &str, args: &[&str]) -> serde_json::Value {
     let args: Vec<&str> = [&[entry], args].concat();
     json!({
         "ociVersion": "1.0.2",
@@ -236,7 +142,7 @@ fn spec(namespace: &str, id: &str, entry: &str, args: &[&str]) -> serde_json::Va
              "options": ["nosuid", "strictatime", "mode=755", "size=65536k"]},
         ],
         "linux": {
-            "cgroupsPath": format!("/{namespace}/{id}"),
+            "cgroupsPath": format!("/{NAMESPACE}/{id}"),
             "namespaces": [{"type": "pid"}, {"type": "ipc"}, {"type": "uts"}, {"type": "mount"}, {"type": "network"}],
         },
     })

@@ -188,7 +188,8 @@ mod tests {
         let options = parse(
             "scope = 'pod'\nlog = 'debug,ttrpc=info'\ncache_dir = '/c'\ncache_size = '100Mi'\ncompile_timeout = 5\n\
              compile_memory = 134217728\nidle_timeout = 0\nlauncher_max_forks = '7'\n\
-             runc_binary = 'crun'\nrunc_no_pivot_root = true\nrunc_no_new_keyring = 'true'\n",
+             launcher_max_age = 9\nrunc_binary = 'crun'\nrunc_no_pivot_root = true\n\
+             runc_no_new_keyring = 'true'\n",
         )
         .unwrap();
         assert_eq!(
@@ -202,6 +203,7 @@ mod tests {
                 compile_memory: 128 << 20,
                 idle_timeout: Duration::ZERO,
                 launcher_max_forks: 7,
+                launcher_max_age: Duration::from_secs(9),
                 runc_binary: "crun".to_owned(),
                 runc_no_pivot_root: true,
                 runc_no_new_keyring: true,

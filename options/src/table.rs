@@ -38,6 +38,8 @@ pub struct Options {
     pub idle_timeout: Duration,
     /// After how many forks the launcher is renewed.
     pub launcher_max_forks: u64,
+    /// After which time the launcher is renewed.
+    pub launcher_max_age: Duration,
     /// The OCI runtime of native containers: a name on the PATH, or a path.
     pub runc_binary: String,
     /// The runtime moves its root by MS_MOVE, for a node whose root is a ramdisk.
@@ -185,6 +187,17 @@ pub const TABLE: &[Entry] = &[
         set: |options, value| set_number(&mut options.launcher_max_forks, value),
     },
     Entry {
+        key: "launcher_max_age",
+        kind: Kind::Seconds {
+            min: 1,
+            max: 30 * 86400,
+        },
+        default: "21600",
+        place: Place::Handler,
+        doc: "After which time the launcher is renewed, by the first start that comes then.",
+        set: |options, value| set_seconds(&mut options.launcher_max_age, value),
+    },
+    Entry {
         key: "runc_binary",
         kind: Kind::Text,
         default: "runc",
@@ -246,6 +259,7 @@ impl Default for Options {
             compile_memory: 0,
             idle_timeout: Duration::ZERO,
             launcher_max_forks: 0,
+            launcher_max_age: Duration::ZERO,
             runc_binary: String::new(),
             runc_no_pivot_root: false,
             runc_no_new_keyring: false,
@@ -307,6 +321,7 @@ mod tests {
         assert_eq!(options.compile_memory, 1 << 30);
         assert_eq!(options.idle_timeout, Duration::from_secs(60));
         assert_eq!(options.launcher_max_forks, 10_000);
+        assert_eq!(options.launcher_max_age, Duration::from_secs(6 * 3600));
         assert_eq!(options.runc_binary, "runc");
         assert!(!options.runc_no_pivot_root && !options.runc_no_new_keyring);
     }

@@ -17,10 +17,10 @@ use containerd_shim_protos::protobuf::{Message, MessageField};
 
 use super::args::Flags;
 use super::bundle;
+use super::burial;
 use super::control::{self, ControlError, Exit, Reply, Request};
-use super::folder::{self, Lock};
+use super::folder;
 use super::remains;
-use crate::compile::confine;
 use crate::sandbox::record;
 
 /// 128 + SIGKILL: what containerd is told of a container whose end nobody saw.
@@ -63,8 +63,8 @@ pub fn run(flags: &Flags) -> Result<Vec<u8>, DeleteError> {
             for sibling in bundle::of_sandbox(&bundle, &flags.id) {
                 clean(&sibling)?;
             }
-            if let Some(address) = &address {
-                bury(address)?;
+            if let Some(folder) = address.as_deref().and_then(folder::of_address) {
+                burial::bury(&folder).map_err(|cause| DeleteError::Bury { folder, cause })?;
             }
             None
         }
@@ -92,32 +92,6 @@ fn ask_server(flags: &Flags, bundle: &Path, address: Option<&str>) -> Result<Opt
         Err(ControlError::Refused(_)) => Ok(None),
         Err(error) => Err(error.into()),
     }
-}
-
-/// Removes the folder, the sockets and the workers' cgroups of a server that was killed, unless a new one lives there by now.
-fn bury(address: &str) -> Result<(), DeleteError> {
-    let Some(folder) = folder::of_address(address).filter(|folder| folder.exists()) else {
-        return Ok(());
-    };
-    let failed = |cause| DeleteError::Bury {
-        folder: folder.clone(),
-        cause,
-    };
-    let lock = Lock::take(&folder).map_err(failed)?;
-    if !matches!(
-        control::ask(&folder::control(&folder), &Request::Status),
-        Err(ControlError::Refused(_))
-    ) {
-        return Ok(());
-    }
-    for socket in folder::sockets_beside(address) {
-        match fs::remove_file(socket) {
-            Err(cause) if cause.kind() != io::ErrorKind::NotFound => return Err(failed(cause)),
-            _ => {}
-        }
-    }
-    confine::sweep();
-    lock.remove().map_err(failed)
 }
 
 fn clean(bundle: &Path) -> Result<(), DeleteError> {

@@ -7,7 +7,7 @@
 //! /run/containerd/s/<key>.<tag>      the task API, one socket a containerd namespace (or in socket_dir)
 //! ```
 
-use std::fs::{self, DirBuilder, File};
+use std::fs::{self, DirBuilder, File, TryLockError};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
@@ -118,17 +118,14 @@ pub fn of_address(address: &str) -> Option<PathBuf> {
     }
 }
 
-/// All sockets, one a namespace, of the server that serves the task API at `address`.
-pub fn sockets_beside(address: &str) -> Vec<PathBuf> {
-    let Some(socket) = address.strip_prefix("unix://").map(Path::new) else {
-        return Vec::new();
-    };
-    let Some(entries) = socket.parent().and_then(|dir| fs::read_dir(dir).ok()) else {
+/// All sockets, one a namespace, of the server whose sockets are `sockets` without the tag.
+pub fn sockets_of(sockets: &Path) -> Vec<PathBuf> {
+    let Some(entries) = sockets.parent().and_then(|dir| fs::read_dir(dir).ok()) else {
         return Vec::new();
     };
     let paths = entries.filter_map(|entry| entry.ok().map(|entry| entry.path()));
     paths
-        .filter(|path| path.file_stem() == socket.file_stem() && path.extension().is_some())
+        .filter(|path| path.file_stem() == sockets.file_name() && path.extension().is_some())
         .collect()
 }
 
@@ -165,20 +162,32 @@ impl Lock {
                 Err(error) => return Err(error),
             };
             file.lock()?;
-            // A server that ended meanwhile removed the folder: a lock on a removed file keeps nobody out.
-            let held = file.metadata()?;
-            match fs::metadata(&path) {
-                Ok(now) if (now.dev(), now.ino()) == (held.dev(), held.ino()) => {
-                    return Ok(Lock {
-                        folder: folder.to_owned(),
-                        _file: file,
-                    });
-                }
-                Ok(_) => {}
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                Err(error) => return Err(error),
+            if is_at(&file, &path)? {
+                return Ok(Lock {
+                    folder: folder.to_owned(),
+                    _file: file,
+                });
             }
         }
+    }
+
+    /// Takes the lock of a folder that is there; `None` when somebody holds it, or it is gone.
+    pub fn try_take(folder: &Path) -> io::Result<Option<Lock>> {
+        let path = folder.join("lock");
+        let file = match File::options().write(true).open(&path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Ok(None),
+            Err(TryLockError::Error(error)) => return Err(error),
+        }
+        Ok(is_at(&file, &path)?.then(|| Lock {
+            folder: folder.to_owned(),
+            _file: file,
+        }))
     }
 
     /// Writes what the server is to be.
@@ -202,6 +211,17 @@ impl Lock {
                 result => return result,
             }
         }
+    }
+}
+
+/// Whether `path` is still the file that is open: a server that ended meanwhile removed the folder, and a lock on a removed
+/// file keeps nobody out.
+fn is_at(file: &File, path: &Path) -> io::Result<bool> {
+    let held = file.metadata()?;
+    match fs::metadata(path) {
+        Ok(now) => Ok((now.dev(), now.ino()) == (held.dev(), held.ino())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
     }
 }
 
@@ -300,18 +320,30 @@ mod tests {
     }
 
     #[test]
-    fn a_servers_sockets_are_found_from_any_of_them() {
+    fn a_servers_sockets_are_found_and_no_others() {
         let dir = scratch("beside");
         make(&dir).unwrap();
         let sockets = |key: &str| ["default", "k8s.io"].map(|namespace| socket(&dir.join(key), namespace));
         for path in [sockets("key"), sockets("other")].as_flattened() {
             fs::write(path, "").unwrap();
         }
-        let mut found = sockets_beside(&format!("unix://{}", sockets("key")[0].display()));
+        let mut found = sockets_of(&dir.join("key"));
         found.sort();
         let mut wanted = sockets("key");
         wanted.sort();
         assert_eq!(found, wanted);
+    }
+
+    #[test]
+    fn a_lock_that_is_held_or_not_there_is_not_taken() {
+        let folder = scratch("try");
+        assert!(Lock::try_take(&folder).unwrap().is_none());
+        let lock = Lock::take(&folder).unwrap();
+        assert!(Lock::try_take(&folder).unwrap().is_none());
+        drop(lock);
+        let lock = Lock::try_take(&folder).unwrap().unwrap();
+        lock.remove().unwrap();
+        assert!(!folder.exists());
     }
 
     #[test]

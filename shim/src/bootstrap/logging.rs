@@ -38,10 +38,13 @@ pub fn filter(environment: Option<&str>, option: &str, debug: bool) -> String {
 
 /// Sends the events that `filter` lets through to `sinks`, and panics with them.
 pub fn set_up(sinks: Arc<Sinks>, filter: &str) -> Result<(), LoggingError> {
-    let filter = EnvFilter::try_new(filter).map_err(|cause| LoggingError::Filter {
+    let malformed = |cause| LoggingError::Filter {
         filter: filter.to_owned(),
         cause,
-    })?;
+    };
+    // libcgroups warns at every container of each controller that the kernel does not have.
+    let quiet = "libcgroups=error".parse().map_err(malformed)?;
+    let filter = EnvFilter::try_new(filter).map_err(malformed)?.add_directive(quiet);
     tracing_subscriber::registry()
         .with(filter)
         .with(ToSinks { sinks })

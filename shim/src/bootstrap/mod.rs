@@ -8,6 +8,7 @@
 
 pub mod args;
 pub mod bundle;
+pub mod burial;
 pub mod control;
 pub mod delete;
 pub mod dialect;

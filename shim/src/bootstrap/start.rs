@@ -10,6 +10,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use kubewasi_options::{Options, OptionsError};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 
 use super::args::Flags;
 use super::bundle::{self, BundleError};
@@ -50,6 +52,9 @@ pub enum StartError {
     ServerGone,
     #[error("the server answered {0:?} to a reservation")]
     Unexpected(Reply),
+    /// It may have died before it had told all it had to.
+    #[error("containerd has gone away, nobody reads the address")]
+    NobodyWaits,
     #[error("the server's key cannot be made: {0}")]
     Key(#[from] serde_json::Error),
 }
@@ -66,6 +71,9 @@ pub fn run(flags: &Flags) -> Result<Vec<u8>, StartError> {
         let read = io::stdin().take(INPUT_MAX).read_to_end(&mut stdin);
         read.map_err(io_error("read", Path::new("stdin")))?;
     }
+    if !awaited()? {
+        return Err(StartError::NobodyWaits);
+    }
     let input = dialect::input(&stdin, &flags.namespace, &flags.id)?;
     let bundle = match &flags.bundle {
         Some(bundle) => bundle.clone(),
@@ -76,6 +84,16 @@ pub fn run(flags: &Flags) -> Result<Vec<u8>, StartError> {
     let file = bundle.join("address");
     fs::write(&file, &address).map_err(io_error("write", &file))?;
     Ok(dialect::reply(input.dialect, &address))
+}
+
+/// Whether somebody holds the other end of our stdout. A containerd that was killed has closed our stdin too, perhaps
+/// without having written our options: without this a server with other options would be started, for nobody.
+fn awaited() -> Result<bool, StartError> {
+    let stdout = io::stdout();
+    let mut ends = [PollFd::new(&stdout, PollFlags::empty())];
+    let failed = |errno: Errno| io_error("look at", Path::new("stdout"))(errno.into());
+    poll(&mut ends, Some(&Timespec::default())).map_err(failed)?;
+    Ok(!ends[0].revents().contains(PollFlags::ERR))
 }
 
 /// The address of the server that now waits for the container.

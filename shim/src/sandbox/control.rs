@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::process::{Child, Command as Process, Stdio as Streams};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::process::Pid;
 use tokio::io::Interest;
@@ -52,10 +52,11 @@ pub enum SandboxError {
     Died(u32),
 }
 
-/// The launcher of this server; started again when it dies or has forked often enough.
+/// The launcher of this server; started again when it dies, has forked often enough or is old.
 pub struct Launcher {
     hierarchies: Hierarchies,
     max_forks: u64,
+    max_age: Duration,
     running: Mutex<Running>,
     children: Arc<Children>,
     starts: std::sync::atomic::AtomicU64,
@@ -64,6 +65,7 @@ pub struct Launcher {
 struct Running {
     socket: AsyncFd<OwnedFd>,
     process: Option<Child>,
+    since: Instant,
     forks: u64,
 }
 
@@ -71,24 +73,27 @@ impl Drop for Running {
     /// The launcher ends when its socket does; a thread waits for that, so that no zombie stays.
     fn drop(&mut self) {
         if let Some(mut process) = self.process.take() {
-            std::thread::spawn(move || process.wait());
+            // Without a thread for it, it is reaped with the orphans.
+            let _ = std::thread::Builder::new().spawn(move || process.wait());
         }
     }
 }
 
 impl Launcher {
-    /// Starts a launcher process, to be renewed after `max_forks` forks: a new one has another address layout.
+    /// Starts a launcher process, to be renewed after `max_forks` forks and after `max_age`: a new one has another
+    /// address layout.
     ///
     /// # Errors
     ///
     /// When there is no cgroup file system or the process cannot be started.
-    pub async fn start(max_forks: u64) -> Result<Launcher, SandboxError> {
+    pub async fn start(max_forks: u64, max_age: Duration) -> Result<Launcher, SandboxError> {
         let hierarchies = Hierarchies::find(Path::new(cgroup::ROOT))
             .map_err(|error| SandboxError::Cgroup(cgroup::ROOT.into(), error))?;
         let running = Mutex::new(Running::start().map_err(SandboxError::StartLauncher)?);
         Ok(Launcher {
             hierarchies,
             max_forks,
+            max_age,
             running,
             children: Arc::default(),
             starts: 1.into(),
@@ -286,7 +291,7 @@ impl Launcher {
     /// When the launcher is gone or silent: a new one is there for the next command.
     async fn ask(&self, command: Command, fds: &[BorrowedFd<'_>]) -> Result<(Answer, Option<OwnedFd>), SandboxError> {
         let mut running = self.running.lock().await;
-        if running.forks >= self.max_forks {
+        if running.forks >= self.max_forks || running.since.elapsed() >= self.max_age {
             self.renew(&mut running)?;
         }
         running.forks += 1;
@@ -355,6 +360,7 @@ impl Running {
         Ok(Running {
             socket: fds::polled(ours, Interest::READABLE | Interest::WRITABLE)?,
             process: Some(process),
+            since: Instant::now(),
             forks: 0,
         })
     }

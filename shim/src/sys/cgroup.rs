@@ -246,7 +246,7 @@ impl Cgroup {
         ))
     }
 
-    /// Removes the folders. Missing ones are fine.
+    /// Removes the folders, and whatever cgroups somebody made in them, with their processes. Missing ones are fine.
     ///
     /// # Errors
     ///
@@ -259,9 +259,10 @@ impl Cgroup {
                 match fs::remove_dir(folder) {
                     Ok(()) => break,
                     Err(error) if error.kind() == io::ErrorKind::NotFound => break,
-                    // The last process is still on its way out.
-                    Err(error) if error.kind() == io::ErrorKind::ResourceBusy && tries < TRIES => {
+                    // The last process is still on its way out, or there are cgroups in it.
+                    Err(error) if is_busy(&error) && tries < TRIES => {
                         tries += 1;
+                        clear(folder);
                         std::thread::sleep(Duration::from_millis(10));
                     }
                     Err(error) => return Err(error),
@@ -288,6 +289,32 @@ fn path_in(version: Version, text: &str) -> Option<&str> {
 fn figure(text: &str, key: &str) -> Option<u64> {
     text.lines()
         .find_map(|line| line.strip_prefix(key)?.strip_prefix(' ')?.parse().ok())
+}
+
+/// The kernel says `EBUSY` of a cgroup with processes or cgroups in it, other file systems `ENOTEMPTY`.
+fn is_busy(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::ResourceBusy | io::ErrorKind::DirectoryNotEmpty
+    )
+}
+
+/// Kills what runs in the cgroups below `folder` and removes those that are empty.
+fn clear(folder: &Path) {
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        if !entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            continue;
+        }
+        let child = entry.path();
+        let members = fs::read_to_string(child.join("cgroup.procs")).unwrap_or_default();
+        for pid in members.lines().filter_map(|line| Pid::from_raw(line.parse().ok()?)) {
+            // One that ended in between is what we want.
+            let _ = kill_process(pid, Signal::KILL);
+        }
+        clear(&child);
+        // One that is busy still is tried again with its parent.
+        let _ = fs::remove_dir(child);
+    }
 }
 
 /// A zombie still stands in `cgroup.procs` until its parent reaps it, but holds nothing.
@@ -374,6 +401,17 @@ pub mod tests {
         assert_eq!(path_in(Version::V1, text), Some("/pods/a:b"));
         assert_eq!(path_in(Version::V2, text), Some("/init.scope"));
         assert_eq!(path_in(Version::V1, "0::/x\n"), None);
+    }
+
+    #[test]
+    fn a_cgroup_goes_with_whatever_was_made_in_it() {
+        let (root, hierarchies) = hierarchy("nested", Version::V2);
+        let cgroup = hierarchies.cgroup(Path::new("/a/b"));
+        cgroup.create().unwrap();
+        fs::create_dir_all(root.join("a/b/foreign/deep")).unwrap();
+        cgroup.remove().unwrap();
+        assert!(root.join("a").is_dir() && !root.join("a/b").exists());
+        fs::remove_dir_all(root).unwrap();
     }
 
     #[test]

@@ -19,6 +19,7 @@ use super::containers::{Containers, Need, RESERVATION};
 use super::forward::Publisher;
 use super::service::{self, Node};
 use super::sockets::{self, SocketError, Sockets};
+use crate::bootstrap::burial;
 use crate::bootstrap::folder::{self, Lock, Settings};
 use crate::bootstrap::logging::{self, LoggingError};
 use crate::bootstrap::sinks::Sinks;
@@ -150,7 +151,7 @@ async fn serve(folder: &Path, settings: &Settings, sinks: Arc<Sinks>, stdout: &m
         sinks,
         images,
         artifacts,
-        launcher: Launcher::start(options.launcher_max_forks).await?,
+        launcher: Launcher::start(options.launcher_max_forks, options.launcher_max_age).await?,
         natives: native::Runtime::new(options).map_err(io_error("find cgroups at", Path::new(cgroup::ROOT)))?,
         sockets: Sockets::new(settings.socket.clone()),
         requests: AtomicUsize::new(0),
@@ -164,6 +165,8 @@ async fn serve(folder: &Path, settings: &Settings, sinks: Arc<Sinks>, stdout: &m
         "server started"
     );
     writeln!(stdout, "{READY}").map_err(io_error("tell", Path::new("stdout")))?;
+    let mine = folder.to_owned();
+    tokio::task::spawn_blocking(move || burial::sweep(&mine));
 
     tokio::select! {
         () = idle_end(folder, settings.options.idle_timeout, &node) => tracing::info!("server ends, it was idle"),

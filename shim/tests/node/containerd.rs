@@ -3,12 +3,13 @@
 use std::fs;
 use std::panic::{self, AssertUnwindSafe};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{PoisonError, RwLock};
 use std::time::Duration;
 
-use rustix::process::{Pid, Signal, kill_process};
+use kubewasi_testbed::daemon::Daemon;
+use rustix::process::Signal;
 
 use crate::command::{Finished, eventually, run};
 use crate::container::Run;
@@ -46,9 +47,8 @@ pub struct Node {
     pub namespace: String,
     /// The test's temporary folder.
     pub folder: PathBuf,
-    binaries: PathBuf,
     with_cri: bool,
-    daemon: Option<Child>,
+    daemon: Daemon,
 }
 
 /// Tests share the machine, each with a shim binary of its own, by which its processes are known; those that load the
@@ -71,13 +71,13 @@ impl Node {
     fn play(version: Version, scenario: impl FnOnce(&mut Node)) {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let mark = format!("kwn{}-{:03}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        let folder = Path::new("/tmp").join(&mark);
         let mut node = Node {
             version,
-            folder: Path::new("/tmp").join(&mark),
+            daemon: Daemon::new(version.folder(), folder.clone()),
+            folder,
             namespace: mark,
-            binaries: version.folder(),
             with_cri: false,
-            daemon: None,
         };
         fs::create_dir_all(node.shim().parent().unwrap()).unwrap();
         if fs::hard_link(SHIM, node.shim()).is_err() {
@@ -93,7 +93,7 @@ impl Node {
             node.expect_nothing_left(&before);
         }));
         node.stop();
-        let log = fs::read_to_string(node.folder.join("containerd.log")).unwrap_or_default();
+        let log = fs::read_to_string(node.daemon.log()).unwrap_or_default();
         machine::sweep(&node.namespace, &before);
         fs::remove_dir_all(&node.folder).unwrap();
         if let Err(failure) = result {
@@ -135,7 +135,7 @@ impl Node {
 
     /// The shim binary that this node's containerd finds.
     pub fn shim(&self) -> PathBuf {
-        self.folder.join("bin/containerd-shim-wasi-v1")
+        self.daemon.shims().join("containerd-shim-wasi-v1")
     }
 
     /// The artifact cache of this node's servers.
@@ -149,12 +149,12 @@ impl Node {
     }
 
     pub fn socket(&self) -> PathBuf {
-        self.folder.join("containerd.sock")
+        self.daemon.socket()
     }
 
     /// Everything the daemon and its shims have logged.
     pub fn log(&self) -> String {
-        fs::read_to_string(self.folder.join("containerd.log")).unwrap()
+        fs::read_to_string(self.daemon.log()).unwrap()
     }
 
     /// Waits until the log has a line with all of `words`, and returns it.
@@ -177,30 +177,8 @@ impl Node {
 
     /// Starts the daemon and waits until it answers.
     pub fn start(&mut self) {
-        let config = self.folder.join("config.toml");
-        fs::write(&config, self.config()).unwrap();
-        let log = fs::File::options()
-            .create(true)
-            .append(true)
-            .open(self.folder.join("containerd.log"))
-            .unwrap();
-        let shim = self.shim();
-        let shim_folder = shim.parent().unwrap();
-        let path = format!(
-            "{}:{}:/usr/sbin:/usr/bin:/sbin:/bin",
-            shim_folder.display(),
-            self.binaries.display()
-        );
-        let child = Command::new(self.binaries.join("containerd"))
-            .arg("--config")
-            .arg(&config)
-            .env("PATH", path)
-            .stdin(Stdio::null())
-            .stdout(log.try_clone().unwrap())
-            .stderr(log)
-            .spawn()
-            .unwrap();
-        self.daemon = Some(child);
+        let config = self.config();
+        self.daemon.start(&config).unwrap();
         eventually("containerd answers", Duration::from_secs(30), || {
             (self.ctr(&["version"]).code == Some(0)).then_some(())
         });
@@ -208,20 +186,18 @@ impl Node {
 
     /// Stops the daemon; containers run on.
     pub fn stop(&mut self) {
-        if let Some(mut daemon) = self.daemon.take() {
-            kill_process(Pid::from_child(&daemon), Signal::TERM).unwrap();
-            daemon.wait().unwrap();
-        }
+        self.daemon.end(Signal::TERM).unwrap();
+    }
+
+    /// Kills the daemon, whatever it is doing; containers run on.
+    pub fn kill(&mut self) {
+        self.daemon.end(Signal::KILL).unwrap();
     }
 
     /// `ctr` on this node.
     pub fn ctr_command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(self.binaries.join("ctr"));
-        command
-            .arg("--address")
-            .arg(self.socket())
-            .args(["--namespace", &self.namespace])
-            .args(args);
+        let mut command = self.daemon.ctr();
+        command.args(["--namespace", &self.namespace]).args(args);
         command
     }
 
@@ -307,11 +283,7 @@ impl Node {
     }
 
     fn config(&self) -> String {
-        let folder = self.folder.display();
-        let common = format!(
-            "root = \"{folder}/root\"\nstate = \"{folder}/state\"\n[grpc]\naddress = \"{folder}/containerd.sock\"\n\
-             [debug]\nlevel = \"info\"\n[plugins.\"io.containerd.internal.v1.opt\"]\npath = \"{folder}/opt\"\n"
-        );
+        let common = self.daemon.private();
         let (version, cri_plugins) = match self.version {
             Version::V1_6 | Version::V1_7 => (2, &["io.containerd.grpc.v1.cri"][..]),
             Version::V2_4 => (

@@ -199,6 +199,18 @@ on_newest_containerd! {
         }
     }
 
+    fn a_launcher_is_renewed_after_its_time(node) {
+        node.configure("idle_timeout = 0\nlauncher_max_age = 1");
+        let image = probe(node);
+        let (idle, pid) = node.run(&image).args(&["/probe.wasm", "idle"]).detach();
+        std::thread::sleep(Duration::from_millis(1100));
+        let before = launchers(node);
+        node.run(&image).args(&["/probe.wasm", "exit", "7"]).finish().expect_code(7);
+        assert!(launchers(node) > before, "{before} launchers were started, and no more");
+        assert_eq!(node.task(&idle), Some((pid, "RUNNING".into())));
+        node.remove(&idle);
+    }
+
     fn a_server_that_is_told_to_end_ends_all_it_has_without_containerds_help(node) {
         let image = probe(node);
         let guests: Vec<_> = ["idle", "spin", "spin"].map(|command| {

@@ -65,7 +65,6 @@ mod container;
 mod containerd;
 mod guests;
 mod image_builder;
-mod machine;
 mod pod;
 mod server;
 
@@ -89,3 +88,5 @@ mod task_api;
 mod terminal;
 mod users;
 mod volumes;
+
+use kubewasi_testbed::machine;

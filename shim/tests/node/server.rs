@@ -7,19 +7,11 @@ use serde_json::Value;
 
 use crate::command::run;
 use crate::containerd::{Node, SHIM};
-use crate::machine::shim_processes;
+use crate::machine;
 
 /// The pids of processes that run `command` of the shim for this node: `serve`, `launch`.
 pub fn pids_of(node: &Node, command: &str) -> Vec<i32> {
-    shim_processes(&node.namespace)
-        .into_iter()
-        .filter(|pid| {
-            let arguments = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-            arguments
-                .split(|byte| *byte == 0)
-                .any(|argument| argument == command.as_bytes())
-        })
-        .collect()
+    machine::running(&node.namespace, command)
 }
 
 /// The one server of this node.

@@ -5,11 +5,10 @@ use std::fs;
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
-
-use crate::command::eventually;
 
 /// Where shims put their sockets, ours and containerd's.
 const RUN_FOLDERS: [&str; 2] = ["/run/kubewasi", "/run/containerd/s"];
@@ -59,7 +58,7 @@ impl Machine {
 /// `mark` in their arguments.
 pub fn shim_processes(mark: &str) -> Vec<i32> {
     let mut found: Vec<i32> = fs::read_dir("/proc")
-        .unwrap()
+        .expect("/proc is there")
         .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
         .filter(|pid| {
             let Ok(exe) = fs::read_link(format!("/proc/{pid}/exe")) else {
@@ -77,6 +76,19 @@ pub fn shim_processes(mark: &str) -> Vec<i32> {
     found
 }
 
+/// The processes of [`shim_processes`] that run the shim's `command`: `serve`, `launch`. Guests look like the launcher that
+/// they are forked from.
+pub fn running(mark: &str, command: &str) -> Vec<i32> {
+    let mut found = shim_processes(mark);
+    found.retain(|pid| {
+        let arguments = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        arguments
+            .split(|byte| *byte == 0)
+            .any(|argument| argument == command.as_bytes())
+    });
+    found
+}
+
 /// The command line and state of a process, for messages.
 pub fn describe(pid: i32) -> String {
     let arguments = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
@@ -86,7 +98,7 @@ pub fn describe(pid: i32) -> String {
 }
 
 fn mounts(mark: &str) -> Vec<PathBuf> {
-    let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let table = fs::read_to_string("/proc/self/mountinfo").expect("/proc is there");
     table
         .lines()
         .filter_map(|line| line.split(' ').nth(4))
@@ -153,13 +165,11 @@ pub fn sweep(mark: &str, before: &Machine) {
             }
         }
     }
-    eventually("killed processes are gone", Duration::from_secs(10), || {
-        let left: Vec<i32> = shim_processes(mark)
-            .into_iter()
-            .filter(|pid| victims.contains(pid))
-            .collect();
-        left.is_empty().then_some(())
-    });
+    // What is still there afterwards hangs in the kernel, and nobody can help it.
+    let patience = Instant::now() + Duration::from_secs(10);
+    while Instant::now() < patience && shim_processes(mark).iter().any(|pid| victims.contains(pid)) {
+        thread::sleep(Duration::from_millis(10));
+    }
     for path in mounts(mark).iter().rev() {
         let _ = rustix::mount::unmount(path, rustix::mount::UnmountFlags::DETACH);
     }
@@ -184,7 +194,7 @@ pub fn sweep(mark: &str, before: &Machine) {
 /// The cgroup folders named `mark`, in every hierarchy.
 fn parents(mark: &str) -> Vec<PathBuf> {
     let hierarchies = fs::read_dir("/sys/fs/cgroup")
-        .unwrap()
+        .expect("cgroups are mounted")
         .flatten()
         .map(|entry| entry.path());
     hierarchies

@@ -1,0 +1,309 @@
+//! What each container was to do, what was reported of it, and what does not fit (the verdict is pure).
+
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
+
+/// 128 + SIGKILL: how containerd reports a container whose server was killed.
+const KILLED: u32 = 137;
+
+/// What containerd told of a container, in the order in which it came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Told {
+    Create,
+    Start,
+    Paused,
+    Resumed,
+    OutOfMemory,
+    Exit(u32),
+    Delete(u32),
+}
+
+/// What became of a Create.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Creation {
+    /// There was a task.
+    Done,
+    /// Nobody knows: containerd went away meanwhile, and afterwards there was no task.
+    Unsure,
+    /// There was no task.
+    #[default]
+    Refused,
+}
+
+/// One container's account.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Account {
+    pub creation: Creation,
+    /// It was started, as far as its client knows.
+    pub started: bool,
+    /// The codes that it may end with.
+    pub codes: Vec<u32>,
+    /// It ends by its memory limit.
+    pub out_of_memory: bool,
+    /// What Wait answered.
+    pub waited: Option<u32>,
+    /// What Delete answered.
+    pub deleted: Option<u32>,
+    /// How often servers were killed in its life.
+    pub server_deaths: usize,
+    pub told: Vec<Told>,
+}
+
+impl Account {
+    /// Whether all that is to be told was told.
+    fn complete(&self) -> bool {
+        self.creation != Creation::Done || self.told.iter().any(|told| matches!(told, Told::Delete(_)))
+    }
+
+    /// Everything that is wrong; empty when nothing was lost.
+    pub fn verdict(&self) -> Vec<String> {
+        let mut wrong = Vec::new();
+        let exits: Vec<u32> = self
+            .told
+            .iter()
+            .filter_map(|told| match told {
+                Told::Exit(code) => Some(*code),
+                _ => None,
+            })
+            .collect();
+        // Of a container whose end was told already, containerd tells again when its server dies before its Delete; of
+        // one whose Delete was answered it does not, though the events may have died with the server.
+        let answered = self.server_deaths > 0 && self.deleted.is_some();
+        let least = usize::from(self.creation == Creation::Done && !answered);
+        let most = self.server_deaths + usize::from(self.creation != Creation::Refused);
+        if !(least..=most).contains(&exits.len()) {
+            wrong.push(format!(
+                "{} exit events, not {least} to {most}: {:?}",
+                exits.len(),
+                self.told
+            ));
+        }
+        for code in exits.iter().chain(&self.waited).chain(&self.deleted) {
+            let excused = *code == KILLED && (self.server_deaths > 0 || self.creation != Creation::Done);
+            if !self.codes.contains(code) && !excused {
+                wrong.push(format!("ended with {code}, not {:?}", self.codes));
+            }
+        }
+        if self.server_deaths == 0 && self.creation == Creation::Done {
+            self.undisturbed(&exits, &mut wrong);
+        }
+        wrong.dedup();
+        wrong
+    }
+
+    /// What must hold of a container whose server lived.
+    fn undisturbed(&self, exits: &[u32], wrong: &mut Vec<String>) {
+        let answers = [self.waited, self.deleted];
+        if (self.started && self.waited.is_none()) || answers.iter().flatten().any(|code| Some(code) != exits.first()) {
+            wrong.push(format!(
+                "Wait said {:?}, Delete {:?}, events {exits:?}",
+                self.waited, self.deleted
+            ));
+        }
+        let mut order = self.told.clone();
+        order.retain(|told| !matches!(told, Told::Paused | Told::Resumed | Told::OutOfMemory));
+        let kinds: Vec<_> = order.iter().map(std::mem::discriminant).collect();
+        let full =
+            [Told::Create, Told::Start, Told::Exit(0), Told::Delete(0)].map(|told| std::mem::discriminant(&told));
+        let unstarted = [full[0], full[2], full[3]];
+        if kinds != full && (self.started || kinds != unstarted) {
+            wrong.push(format!("events out of order: {:?}", self.told));
+        }
+        let killed_by_limit = self.out_of_memory && self.started && exits == [KILLED];
+        if killed_by_limit != self.told.contains(&Told::OutOfMemory) {
+            wrong.push(format!(
+                "OOM event where none was due, or none where one was: {:?}",
+                self.told
+            ));
+        }
+    }
+}
+
+/// The accounts of all containers, and what was wrong so far.
+#[derive(Default)]
+pub struct Ledger {
+    books: Mutex<Books>,
+}
+
+#[derive(Default)]
+struct Books {
+    open: HashMap<String, Account>,
+    lives: usize,
+    lost: Vec<String>,
+}
+
+impl Ledger {
+    /// Opens the account of `id`, before anything is asked of containerd.
+    pub fn open(&self, id: &str) {
+        self.with(|books| books.open.insert(id.to_owned(), Account::default()));
+    }
+
+    /// Enters what the client of `id` knows at its end.
+    pub fn enter(&self, id: &str, account: Account) {
+        self.with(|books| {
+            books.lives += 1;
+            if let Some(open) = books.open.get_mut(id) {
+                let told = std::mem::take(&mut open.told);
+                *open = Account { told, ..account };
+            }
+        });
+    }
+
+    /// Enters what containerd told of `id`.
+    pub fn tell(&self, id: &str, told: Told) {
+        self.with(|books| match books.open.get_mut(id) {
+            Some(account) => account.told.push(told),
+            None => books.lost.push(format!("{id}: {told:?} was told after all had been")),
+        });
+    }
+
+    /// Notes something that went wrong.
+    pub fn wrong(&self, id: &str, what: impl std::fmt::Display) {
+        let line = format!("{id}: {what}");
+        eprintln!("soak: LOST {line}");
+        self.with(|books| books.lost.push(line));
+    }
+
+    /// Whether nothing is outstanding.
+    pub fn complete(&self) -> bool {
+        self.with(|books| books.open.values().all(Account::complete))
+    }
+
+    /// Balances and closes all accounts; their clients are done.
+    pub fn balance(&self) {
+        let wrong: Vec<(String, String)> = self.with(|books| {
+            let open: Vec<_> = books.open.drain().collect();
+            open.iter()
+                .flat_map(|(id, account)| account.verdict().into_iter().map(|line| (id.clone(), line)))
+                .collect()
+        });
+        for (id, line) in wrong {
+            self.wrong(&id, line);
+        }
+    }
+
+    /// How many containers lived.
+    pub fn lives(&self) -> usize {
+        self.with(|books| books.lives)
+    }
+
+    /// How much was lost.
+    pub fn lost(&self) -> usize {
+        self.with(|books| books.lost.len())
+    }
+
+    fn with<T>(&self, look: impl FnOnce(&mut Books) -> T) -> T {
+        look(&mut self.books.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn good() -> Account {
+        Account {
+            creation: Creation::Done,
+            started: true,
+            codes: vec![7],
+            waited: Some(7),
+            deleted: Some(7),
+            told: vec![Told::Create, Told::Start, Told::Exit(7), Told::Delete(7)],
+            ..Account::default()
+        }
+    }
+
+    #[test]
+    fn an_ordinary_life_balances() {
+        assert_eq!(good().verdict(), Vec::<String>::new());
+        assert_eq!(Account::default().verdict(), Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_lost_or_doubled_exit_is_found() {
+        let told = vec![Told::Create, Told::Start, Told::Delete(7)];
+        assert!(!Account { told, ..good() }.verdict().is_empty());
+        let told = vec![Told::Create, Told::Start, Told::Exit(7), Told::Exit(7), Told::Delete(7)];
+        assert!(
+            !Account {
+                told: told.clone(),
+                ..good()
+            }
+            .verdict()
+            .is_empty()
+        );
+        let twice = Account {
+            told,
+            server_deaths: 1,
+            ..good()
+        };
+        assert_eq!(
+            twice.verdict(),
+            Vec::<String>::new(),
+            "containerd tells it again when the server dies"
+        );
+        assert!(!Account { waited: None, ..good() }.verdict().is_empty());
+        assert!(
+            !Account {
+                deleted: Some(0),
+                ..good()
+            }
+            .verdict()
+            .is_empty()
+        );
+    }
+
+    #[test]
+    fn a_wrong_code_is_found_unless_the_server_was_killed() {
+        let killed = Account {
+            waited: Some(137),
+            deleted: Some(137),
+            told: vec![Told::Create, Told::Start, Told::Exit(137), Told::Delete(137)],
+            ..good()
+        };
+        assert!(!killed.verdict().is_empty());
+        assert_eq!(
+            Account {
+                server_deaths: 1,
+                waited: None,
+                ..killed
+            }
+            .verdict(),
+            Vec::<String>::new()
+        );
+    }
+
+    #[test]
+    fn events_out_of_order_and_missing_oom_events_are_found() {
+        let told = vec![Told::Create, Told::Exit(7), Told::Start, Told::Delete(7)];
+        assert!(!Account { told, ..good() }.verdict().is_empty());
+        let oom = Account {
+            out_of_memory: true,
+            codes: vec![137],
+            waited: Some(137),
+            deleted: Some(137),
+            told: vec![
+                Told::Create,
+                Told::Start,
+                Told::OutOfMemory,
+                Told::Exit(137),
+                Told::Delete(137),
+            ],
+            ..good()
+        };
+        assert_eq!(oom.verdict(), Vec::<String>::new());
+        let told = vec![Told::Create, Told::Start, Told::Exit(137), Told::Delete(137)];
+        assert!(!Account { told, ..oom }.verdict().is_empty());
+    }
+
+    #[test]
+    fn an_exit_after_the_balance_is_lost() {
+        let ledger = Ledger::default();
+        ledger.open("a");
+        ledger.enter("a", Account::default());
+        ledger.balance();
+        assert_eq!((ledger.lives(), ledger.lost()), (1, 0));
+        ledger.tell("a", Told::Exit(7));
+        assert_eq!(ledger.lost(), 1);
+    }
+}
