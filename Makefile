@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint unit node bench soak release tools packages
+.PHONY: help demo test lint unit node critest bench soak release tools packages
 
 CACHE := $(shell hack/cache-dir)
 export CARGO_TARGET_DIR ?= $(CACHE)/target
@@ -14,6 +14,7 @@ BUILD := gcc libc6-dev musl-tools protobuf-compiler
 CROSS := gcc-aarch64-linux-gnu libc6-dev-arm64-cross
 NODE := containerd runc buildah
 TEST := busybox-static docker-registry skopeo shellcheck
+CRI := containernetworking-plugins iptables jq libseccomp-dev pkg-config
 
 help: ## Say what the targets do
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 18
@@ -52,6 +53,11 @@ node: ## Tests under private containerds 1.6, 1.7 and 2.4, as root; NODE_TESTS=f
 	@hack/tools-for-node
 	@cargo test --quiet --locked --package containerd-shim-wasi-v1 --test node $(NODE_TESTS) -- --test-threads=3
 	@echo "node: ok"
+
+critest: ## CRI's conformance tests by runc and by us, on containerd 1.7 and 2.4, native images and wasm; as root
+	@hack/packages $(BUILD) $(NODE) $(TEST) $(CRI)
+	@hack/rust x86_64-unknown-linux-musl wasm32-wasip1 wasm32-wasip2
+	@hack/critest
 
 bench: ## Memory and lifecycle time beside runc; writes bench/report.md
 	@hack/packages $(BUILD) $(NODE)

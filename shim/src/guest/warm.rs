@@ -3,6 +3,7 @@
 //! No context, no random state and no hash map of consequence is in here: they would be equal in every guest.
 
 use wasmtime::{Engine, Linker, component};
+use wasmtime_wasi::I32Exit;
 
 use super::context::{Component, Module};
 use crate::compile::Profile;
@@ -27,6 +28,12 @@ impl Warm {
         let engine = engine(Profile::Command)?;
         let mut modules = Linker::new(&engine);
         wasmtime_wasi::p1::add_to_linker_async(&mut modules, |module: &mut Module| &mut module.wasi)?;
+        // wasmtime's own refuses codes from 126 on, by which shells tell that a command was not found or was killed.
+        modules.allow_shadowing(true).func_wrap(
+            "wasi_snapshot_preview1",
+            "proc_exit",
+            |code: i32| -> wasmtime::Result<()> { Err(I32Exit(code).into()) },
+        )?;
         let mut components = component::Linker::new(&engine);
         wasmtime_wasi::p2::add_to_linker_async(&mut components)?;
         wasmtime_wasi::p3::add_to_linker(&mut components)?;

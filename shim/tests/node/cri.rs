@@ -77,7 +77,7 @@ impl Drop for Registry {
 #[track_caller]
 pub fn crictl(node: &Node, args: &[&str]) -> Finished {
     let socket = format!("unix://{}", node.socket().display());
-    run(Command::new(hack("crictl", &[]))
+    run(Command::new(hack("cri-tools", &[]).join("crictl"))
         .args([
             "--runtime-endpoint",
             &socket,

@@ -44,7 +44,10 @@ on_every_containerd! {
     fn an_exit_code_is_the_containers_exit_code(node) {
         let first = image(Probe::P1);
         node.import(&first);
-        node.run(&first).args(&["/probe.wasm", "exit", "7"]).finish().expect_code(7);
+        // A shell's 127 and 128 + n are codes as good as any.
+        for code in [7, 127, 255] {
+            node.run(&first).args(&["/probe.wasm", "exit", &code.to_string()]).finish().expect_code(code);
+        }
         for probe in [Probe::P2, Probe::P3] {
             let image = image(probe);
             node.import(&image);
