@@ -3,21 +3,22 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint unit node critest bench soak release tools packages
+.PHONY: help demo test lint unit node test-cgroup2 critest bench soak release tools packages
 
 CACHE := $(shell hack/cache-dir)
 export CARGO_TARGET_DIR ?= $(CACHE)/target
 export PATH := $(CACHE)/bin:$(PATH)
 
-# What Debian 12 has of what is needed: to build, to run a node, to test one.
+# What Debian 12 has of what is needed: to build, to run a node, to test one, here and in a virtual machine.
 BUILD := gcc libc6-dev musl-tools protobuf-compiler
 CROSS := gcc-aarch64-linux-gnu libc6-dev-arm64-cross
 NODE := containerd runc buildah
 TEST := busybox-static docker-registry skopeo shellcheck
 CRI := containernetworking-plugins iptables jq libseccomp-dev pkg-config
+VM := binutils debootstrap e2fsprogs qemu-system-x86
 
 help: ## Say what the targets do
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 18
+	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 22
 
 demo: ## Run a Rust guest under a private containerd, and measure it beside runc
 	@hack/packages $(BUILD) $(NODE)
@@ -58,6 +59,11 @@ critest: ## CRI's conformance tests by runc and by us, on containerd 1.7 and 2.4
 	@hack/packages $(BUILD) $(NODE) $(TEST) $(CRI)
 	@hack/rust x86_64-unknown-linux-musl wasm32-wasip1 wasm32-wasip2
 	@hack/critest
+
+test-cgroup2: ## Node tests under cgroup v2, systemd and AppArmor, in a virtual machine; NODE_TESTS=filters picks some
+	@hack/packages $(BUILD) $(VM)
+	@hack/rust x86_64-unknown-linux-musl wasm32-wasip1 wasm32-wasip2
+	@hack/test-cgroup2 $(NODE_TESTS)
 
 bench: ## Memory and lifecycle time beside runc; writes bench/report.md
 	@hack/packages $(BUILD) $(NODE)

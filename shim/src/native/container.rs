@@ -4,7 +4,6 @@ use std::future::Future;
 use std::io;
 use std::path::{Component, Path};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use kubewasi_options::Options;
 use oci_spec::runtime::{LinuxNamespaceType, LinuxResources, Process, Spec};
@@ -46,8 +45,6 @@ pub struct Container {
     cgroup: Cgroup,
     /// Its processes may outlive the first one: that is not pid 1 of a namespace of theirs.
     shares_pids: bool,
-    /// SIGKILL was sent: nothing may stay frozen that would keep it from working.
-    killed: AtomicBool,
 }
 
 impl Runtime {
@@ -110,7 +107,6 @@ impl Runtime {
                 child,
                 cgroup,
                 shares_pids,
-                killed: AtomicBool::new(false),
             }),
             Err(error) => {
                 if let Err(cause) = blocking(move || record::clean(&bundle)).await {
@@ -215,9 +211,6 @@ impl Container {
     pub async fn kill(&self, signal: i32, all: bool) -> io::Result<()> {
         self.child.kill(signal)?;
         let (cgroup, first) = (self.cgroup.clone(), self.child.pid());
-        if signal == libc::SIGKILL {
-            self.killed.store(true, Ordering::SeqCst);
-        }
         blocking(move || {
             if all {
                 cgroup.signal_others(first, signal);
@@ -233,7 +226,7 @@ impl Container {
     /// Freezes all processes.
     pub async fn pause(&self) -> Result<(), NativeError> {
         let paused = self.calls.pause().await;
-        if self.killed.load(Ordering::SeqCst) {
+        if self.child.was_killed() {
             // The SIGKILL came first, and its thawing may have been for nothing.
             self.calls.resume().await?;
         }

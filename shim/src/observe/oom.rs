@@ -1,13 +1,15 @@
 //! Which OOM kills of a container are still to be told.
 //!
-//! The counter of its cgroup goes up before the process is killed, so a look at it after the process's end misses none.
+//! The counter of its cgroup goes up before the process is killed, so a look at it after the process's end misses none,
+//! unless the cgroup is gone by then: systemd removes that of an empty scope at once. Then the rest is evidence: on v2
+//! the counter of the cgroup above has counted the kill too, on v1 the notice came while there still was a cgroup.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::time::sleep;
 
-use crate::sys::cgroup::Cgroup;
+use crate::sys::cgroup::{Cgroup, Version};
 use crate::sys::oom::{self, Notice};
 
 /// How often the counter is looked at after a notice: v1 gives it when the killer sets out, before it has killed.
@@ -20,6 +22,10 @@ pub struct Kills {
     /// Nothing when the kernel gives no notice: then they are told at the process's end alone.
     notice: Option<Notice>,
     told: AtomicU64,
+    /// The cgroup above with its kills so far; nothing where it does not count what happens below it.
+    above: Option<(Cgroup, u64)>,
+    /// The notice of v1 came, and the cgroup was there: its own end is the other reason for one.
+    noticed: AtomicBool,
 }
 
 impl Kills {
@@ -32,7 +38,15 @@ impl Kills {
             cgroup: cgroup.clone(),
             notice,
             told: AtomicU64::new(0),
+            above: Kills::above(cgroup),
+            noticed: AtomicBool::new(false),
         }
+    }
+
+    fn above(cgroup: &Cgroup) -> Option<(Cgroup, u64)> {
+        let parent = cgroup.parent().filter(|_| cgroup.version == Version::V2)?;
+        let kills = oom::kills(&parent).ok()?;
+        Some((parent, kills))
     }
 
     /// Resolves when there is a kill to tell.
@@ -43,7 +57,9 @@ impl Kills {
         loop {
             notice.heard().await;
             for _ in 0..LOOKS {
-                if oom::kills(&self.cgroup).unwrap_or_default() > self.told.load(Ordering::Relaxed) {
+                let kills = oom::kills(&self.cgroup);
+                self.noticed.fetch_or(kills.is_ok(), Ordering::Relaxed);
+                if kills.unwrap_or_default() > self.told.load(Ordering::Relaxed) {
                     return;
                 }
                 sleep(LOOK).await;
@@ -54,8 +70,26 @@ impl Kills {
     /// How many kills nobody was told of yet; from now on they are told.
     pub fn untold(&self) -> u64 {
         // A cgroup that is gone, or without a memory controller, kills nobody.
-        let kills = oom::kills(&self.cgroup).unwrap_or_default();
+        self.beyond_told(oom::kills(&self.cgroup).unwrap_or_default())
+    }
+
+    fn beyond_told(&self, kills: u64) -> u64 {
         kills.saturating_sub(self.told.fetch_max(kills, Ordering::Relaxed))
+    }
+
+    /// As [`Kills::untold`], when the container's process has ended; `unasked` when that was by a SIGKILL that nobody
+    /// sent through us.
+    pub fn untold_at_end(&self, unasked: bool) -> u64 {
+        if let Ok(kills) = oom::kills(&self.cgroup) {
+            return self.beyond_told(kills);
+        }
+        let told = self.told.load(Ordering::Relaxed);
+        let killed = match &self.above {
+            Some((parent, before)) => oom::kills(parent).unwrap_or_default() > before + told,
+            None => self.cgroup.version == Version::V1 && self.noticed.load(Ordering::Relaxed) && told == 0,
+        };
+        // One: the others that the cgroup above counts may be those of the pod's other containers.
+        u64::from(unasked && killed)
     }
 }
 
@@ -65,7 +99,6 @@ mod tests {
     use std::path::Path;
 
     use super::*;
-    use crate::sys::cgroup::Version;
     use crate::sys::cgroup::tests::hierarchy;
 
     #[test]
@@ -77,12 +110,45 @@ mod tests {
             cgroup,
             notice: None,
             told: AtomicU64::new(0),
+            above: None,
+            noticed: AtomicBool::new(false),
         };
         assert_eq!(kills.untold(), 0);
         for (count, untold) in [(0, 0), (1, 1), (1, 0), (3, 2), (3, 0)] {
             fs::write(root.join("a/memory.events"), format!("oom 5\noom_kill {count}\n")).unwrap();
             assert_eq!(kills.untold(), untold);
         }
+        fs::remove_dir_all(root).unwrap();
+    }
+
+    #[test]
+    fn a_kill_in_a_cgroup_that_is_gone_is_told_by_the_one_above() {
+        let (root, hierarchies) = hierarchy("above", Version::V2);
+        let cgroup = hierarchies.cgroup(Path::new("/a/b"));
+        cgroup.create().unwrap();
+        let count = |folder: &str, kills: u64| {
+            fs::write(root.join(folder).join("memory.events"), format!("oom_kill {kills}\n")).unwrap();
+        };
+        count("a", 3);
+        count("a/b", 0);
+        let kills = Kills {
+            cgroup: cgroup.clone(),
+            notice: None,
+            told: AtomicU64::new(0),
+            above: Kills::above(&cgroup),
+            noticed: AtomicBool::new(false),
+        };
+        count("a", 4);
+        assert_eq!(
+            kills.untold_at_end(true),
+            0,
+            "its own counter says that the kill was another's"
+        );
+        fs::remove_dir_all(root.join("a/b")).unwrap();
+        assert_eq!(kills.untold_at_end(false), 0, "it was killed by its client");
+        assert_eq!(kills.untold_at_end(true), 1);
+        count("a", 3);
+        assert_eq!(kills.untold_at_end(true), 0);
         fs::remove_dir_all(root).unwrap();
     }
 }

@@ -14,7 +14,7 @@ use super::attached::{Attached, Inheritance};
 use super::failure::{Failure, step};
 use super::filter::Filters;
 use super::plan::{Confinement, Role};
-use super::protocol::{ADOPTED, Report, START, cut, decode, encode};
+use super::protocol::{ADOPTED, MADE, Report, START, cut, decode, encode};
 use super::root::{self, Contents};
 use super::users::{self, Users};
 use super::{beside, execute};
@@ -109,7 +109,7 @@ fn become_guest(warm: &Warm, filters: &Filters, confinement: &Confinement, users
     } = attached;
     drop(plan);
     let own = beside.is_none();
-    let prepared = begin(confinement, streams)
+    let prepared = begin(confinement, &socket, streams)
         .and_then(|()| Loader::open(confinement, artifact))
         .and_then(|loader| move_in(confinement, users, beside).map(|()| loader))
         .and_then(|loader| confine(warm, filters, confinement, &socket, loader));
@@ -156,7 +156,7 @@ impl Loader<'_> {
                 open_files: mounts::open_files().map_err(step("open the folder of open files"))?,
                 memory: match &confinement.memory {
                     None => None,
-                    Some(folder) => Some(Memory::open(folder).map_err(step("open the cgroup's memory files"))?),
+                    Some(folder) => Memory::open(folder).map_err(step("open the cgroup's memory files"))?,
                 },
                 world: *world,
                 export: export.as_deref(),
@@ -166,7 +166,10 @@ impl Loader<'_> {
 }
 
 /// Enters the cgroup and becomes a process of its own.
-fn begin(confinement: &Confinement, streams: [OwnedFd; 3]) -> Result<(), Failure> {
+fn begin(confinement: &Confinement, socket: &OwnedFd, streams: [OwnedFd; 3]) -> Result<(), Failure> {
+    if confinement.awaits_scope {
+        told(socket, MADE)?;
+    }
     for entrance in &confinement.entrances {
         fs::write(entrance, "0").map_err(step(format!("enter the cgroup by {}", entrance.display())))?;
     }
@@ -302,10 +305,15 @@ fn identify(confinement: &Confinement, settings: &OwnedFd) -> Result<(), Failure
 
 /// Waits until the server is this process's parent, then binds its life to the server's.
 fn adopted(socket: &OwnedFd) -> Result<(), Failure> {
+    told(socket, ADOPTED)?;
+    rustix::process::set_parent_process_death_signal(Some(Signal::KILL)).map_err(step("follow the server's end"))
+}
+
+/// Waits for a word of the server's.
+fn told(socket: &OwnedFd, word: &[u8]) -> Result<(), Failure> {
     let mut byte = [0];
     match rustix::io::retry_on_intr(|| rustix::io::read(socket, &mut byte)) {
-        Ok(1) if byte == ADOPTED => rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
-            .map_err(step("follow the server's end")),
+        Ok(1) if byte == word => Ok(()),
         Ok(_) => Err(step("wait for the server")("it is gone")),
         Err(error) => Err(step("wait for the server")(error)),
     }

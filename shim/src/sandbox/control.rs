@@ -7,6 +7,7 @@ use std::process::{Child, Command as Process, Stdio as Streams};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use oci_spec::runtime::LinuxResources;
 use rustix::process::Pid;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -14,15 +15,15 @@ use tokio::sync::Mutex;
 use tokio::time::timeout;
 
 use super::children::Children;
+use super::group::{Group, GroupError};
 use super::plan::{Confinement, Plan};
 use super::process::{Guest, receive};
 use super::protocol::{Answer, Command, MESSAGE, Report, decode, encode};
 use super::record::{self, Record};
-use super::resources;
 use crate::compile::Artifact;
 use crate::image::memory;
 use crate::stdio::Stdio;
-use crate::sys::cgroup::{self, Cgroup, Hierarchies};
+use crate::sys::cgroup::{self, Hierarchies};
 use crate::sys::memory::MemoryFolder;
 use crate::sys::{fds, seqpacket};
 
@@ -35,12 +36,12 @@ pub enum SandboxError {
     LauncherGone(#[source] io::Error),
     #[error("the bundle {0} could not take its record")]
     Record(String, #[source] io::Error),
-    #[error("the cgroup {0} could not be made")]
-    Cgroup(String, #[source] io::Error),
+    #[error("the cgroups of this machine could not be read")]
+    Cgroups(#[source] io::Error),
+    #[error(transparent)]
+    Group(#[from] GroupError),
     #[error("the cgroup {0} (linux.cgroupsPath) already holds processes: use another path")]
     CgroupInUse(String),
-    #[error("the limits could not be applied to the cgroup {0}: {1}")]
-    Limits(String, String),
     #[error("no {0} for the process")]
     Resource(&'static str, #[source] io::Error),
     /// What the spec asks for could not be done; the process's own words.
@@ -87,8 +88,7 @@ impl Launcher {
     ///
     /// When there is no cgroup file system or the process cannot be started.
     pub async fn start(max_forks: u64, max_age: Duration) -> Result<Launcher, SandboxError> {
-        let hierarchies = Hierarchies::find(Path::new(cgroup::ROOT))
-            .map_err(|error| SandboxError::Cgroup(cgroup::ROOT.into(), error))?;
+        let hierarchies = Hierarchies::find(Path::new(cgroup::ROOT)).map_err(SandboxError::Cgroups)?;
         let running = Mutex::new(Running::start().map_err(SandboxError::StartLauncher)?);
         Ok(Launcher {
             hierarchies,
@@ -127,16 +127,16 @@ impl Launcher {
         stdio: Stdio,
         artifact: Option<&Artifact>,
     ) -> Result<Guest, SandboxError> {
-        let cgroup = self.hierarchies.cgroup(&plan.cgroup);
+        let group = Group::at(&plan.cgroup, &self.hierarchies).map_err(SandboxError::Cgroups)?;
         // What is in it is somebody else's, and cleaning up would end it.
-        if !cgroup.pids().is_empty() {
-            return Err(SandboxError::CgroupInUse(cgroup.path.display().to_string()));
+        if !group.cgroup.pids().is_empty() {
+            return Err(SandboxError::CgroupInUse(group.cgroup.path.display().to_string()));
         }
-        let record = Record::new(cgroup.clone());
+        let record = Record::new(group.clone());
         record
             .write(bundle)
             .map_err(|error| SandboxError::Record(bundle.display().to_string(), error))?;
-        let result = self.try_spawn(bundle, plan, stdio, artifact, cgroup, record).await;
+        let result = self.try_spawn(bundle, plan, stdio, artifact, group, record).await;
         if result.is_err() {
             let bundle = bundle.to_owned();
             let cleaned = tokio::task::spawn_blocking(move || record::clean(&bundle)).await;
@@ -153,13 +153,27 @@ impl Launcher {
         plan: &Plan,
         stdio: Stdio,
         artifact: Option<&Artifact>,
-        cgroup: Cgroup,
+        group: Group,
         record: Record,
     ) -> Result<Guest, SandboxError> {
-        prepare_cgroup(cgroup.clone(), plan).await?;
-        let record = |pid| record.with_process(pid).write(bundle);
-        let record = |pid| record(pid).map_err(|error| SandboxError::Record(bundle.display().to_string(), error));
-        self.fork(&plan.confinement, stdio, artifact, None, cgroup, record)
+        if group.scope.is_none() {
+            on_group(&group, plan, |group, limits| group.make(limits)).await?;
+        }
+        let confinement = Confinement {
+            awaits_scope: group.scope.is_some(),
+            ..plan.confinement.clone()
+        };
+        let settle = async |pid: Pid| {
+            record
+                .with_process(pid)
+                .write(bundle)
+                .map_err(|error| SandboxError::Record(bundle.display().to_string(), error))?;
+            match group.scope.clone() {
+                Some(scope) => on_group(&group, plan, move |group, limits| group.make_scope(&scope, pid, limits)).await,
+                None => Ok(()),
+            }
+        };
+        self.fork(confinement, stdio, artifact, None, group.clone(), settle)
             .await
     }
 
@@ -176,28 +190,28 @@ impl Launcher {
         stdio: Stdio,
         artifact: Option<&Artifact>,
     ) -> Result<Guest, SandboxError> {
-        let cgroup = container.cgroup().clone();
+        let group = container.group().clone();
         let beside = Some(container.child().pidfd());
         // The container's record names the cgroup, by which this process is found too.
-        self.fork(confinement, stdio, artifact, beside, cgroup, |_| Ok(()))
+        self.fork(confinement.clone(), stdio, artifact, beside, group, async |_| Ok(()))
             .await
     }
 
-    /// Forks a process and waits until it is ready; `record` is called while its pid cannot be another's.
+    /// Forks a process and waits until it is ready; `settle` is run while its pid cannot be another's.
     async fn fork(
         &self,
-        confinement: &Confinement,
+        confinement: Confinement,
         stdio: Stdio,
         artifact: Option<&Artifact>,
         beside: Option<BorrowedFd<'_>>,
-        cgroup: Cgroup,
-        record: impl FnOnce(Pid) -> Result<(), SandboxError>,
+        group: Group,
+        settle: impl AsyncFnOnce(Pid) -> Result<(), SandboxError>,
     ) -> Result<Guest, SandboxError> {
         let resource = |what| move |error| SandboxError::Resource(what, error);
         let confinement = Confinement {
-            entrances: cgroup.entrances(),
-            memory: MemoryFolder::of(&cgroup),
-            ..confinement.clone()
+            entrances: group.cgroup.entrances(),
+            memory: MemoryFolder::of(&group.cgroup),
+            ..confinement
         };
         let text = memory::sealed("plan", &encode(&confinement)).map_err(resource("plan"))?;
         let null = || {
@@ -239,9 +253,13 @@ impl Launcher {
         };
         // Before anybody can reap it: until then the pid is its own, and so is the start time.
         if let Some(pid) = Pid::from_raw(pid) {
-            record(pid)?;
+            settle(pid).await?;
         }
-        let guest = Guest::new(pid, handle, socket, cgroup, self.children.clone())?;
+        let guest = Guest::new(pid, handle, socket, group, self.children.clone())?;
+        if confinement.awaits_scope {
+            // One that has ended meanwhile is heard of below.
+            let _ = guest.enter();
+        }
         // The guest's parent is this server now. One that has failed meanwhile does not read it, and says why.
         let _ = guest.adopt();
         match timeout(READY, guest.report()).await {
@@ -321,22 +339,17 @@ const ANSWER: Duration = Duration::from_secs(10);
 /// The longest a guest may take to confine itself: a mount of a dead server hangs for ever.
 const READY: Duration = Duration::from_secs(60);
 
-async fn prepare_cgroup(cgroup: Cgroup, plan: &Plan) -> Result<(), SandboxError> {
-    let resources = plan.resources.clone();
-    let name = cgroup.path.display().to_string();
-    let work = move || {
-        cgroup
-            .create()
-            .map_err(|error| SandboxError::Cgroup(cgroup.path.display().to_string(), error))?;
-        match resources {
-            None => Ok(()),
-            Some(resources) => resources::apply(&cgroup, &resources)
-                .map_err(|error| SandboxError::Limits(cgroup.path.display().to_string(), error)),
-        }
-    };
-    tokio::task::spawn_blocking(work)
-        .await
-        .unwrap_or_else(|error| Err(SandboxError::Cgroup(name, io::Error::other(error))))
+/// Does what blocks to the cgroup, with the plan's limits.
+async fn on_group(
+    group: &Group,
+    plan: &Plan,
+    work: impl FnOnce(&Group, Option<&LinuxResources>) -> Result<(), GroupError> + Send + 'static,
+) -> Result<(), SandboxError> {
+    let (group, limits) = (group.clone(), plan.resources.clone());
+    match tokio::task::spawn_blocking(move || work(&group, limits.as_ref())).await {
+        Ok(result) => Ok(result?),
+        Err(error) => Err(SandboxError::Cgroups(io::Error::other(error))),
+    }
 }
 
 impl Running {

@@ -53,6 +53,7 @@ pub fn plan(request: Request<'_>) -> Result<Confinement, PlanError> {
     });
     Ok(Confinement {
         name: plan::name(id),
+        awaits_scope: false,
         entrances: Vec::new(),
         join: Vec::new(),
         make: Vec::new(),

@@ -3,9 +3,8 @@
 //! ```text
 //! server                    launcher (one thread)      helper              guest
 //! plan ──> control ──────> receives header and fds
-//!            │               └─ fork ────────────> enters the cgroup
-//!            │                                     and namespaces
-//!            │                                       └─ fork ────────> mounts, pivot, ids,
+//!            │               └─ fork ────────────> enters namespaces
+//!            │                                       └─ fork ────────> cgroup, mounts, pivot, ids,
 //!            │  <─ pid, pidfd ─ reaps the helper     exits             capabilities, artifact,
 //!            │  <────────────────── report: ready ───────────────────── filters
 //!            └─ start byte ──────────────────────────────────────────> wasm
@@ -20,6 +19,7 @@ pub mod exec;
 mod execute;
 pub mod failure;
 pub mod filter;
+pub mod group;
 pub mod launcher;
 pub mod limits;
 pub mod plan;
@@ -29,5 +29,7 @@ pub mod protocol;
 pub mod record;
 pub mod resources;
 pub mod root;
+pub mod scope;
+mod systemd;
 pub mod users;
 pub mod volumes;

@@ -11,6 +11,7 @@ use oci_spec::runtime::{
 };
 use serde::{Deserialize, Serialize};
 
+use super::group::{self, Place};
 use super::profile::{self, Program};
 use super::users::{self, User};
 use super::volumes::{self, Volume};
@@ -47,8 +48,8 @@ pub struct Request<'a> {
 /// What the server does for the container and what its process does for itself.
 #[derive(Clone, Debug)]
 pub struct Plan {
-    /// The cgroup's path below each hierarchy's root.
-    pub cgroup: PathBuf,
+    /// Where the container's cgroup is.
+    pub cgroup: Place,
     /// The limits to apply to the cgroup, without device rules: a guest has no device to open.
     pub resources: Option<LinuxResources>,
     pub confinement: Confinement,
@@ -59,6 +60,9 @@ pub struct Plan {
 pub struct Confinement {
     /// The process's name in ps(1), at most 15 bytes.
     pub name: String,
+    /// Whether to wait until the server says that systemd has made the scope, which needs this process for it; filled in
+    /// by the server.
+    pub awaits_scope: bool,
     /// The cgroup files to write `0` to; the server fills them in when the cgroup exists.
     pub entrances: Vec<PathBuf>,
     /// The cgroup's memory files, by which a guest knows its limit; the server fills it in as well.
@@ -170,6 +174,7 @@ pub fn plan(request: Request<'_>) -> Result<Plan, PlanError> {
     let mut mounts = if holder { Vec::new() } else { request.rootfs.to_vec() };
     let confinement = Confinement {
         name: name(request.id),
+        awaits_scope: false,
         entrances: Vec::new(),
         memory: None,
         join,
@@ -478,38 +483,14 @@ pub(super) fn environment(process: &Process) -> Vec<(String, String)> {
         .collect()
 }
 
-/// The cgroup's path: the spec's, which the systemd driver writes as `slice:prefix:name`.
-fn cgroup(request: &Request<'_>) -> Result<PathBuf, PlanError> {
-    let path = request
-        .spec
-        .linux()
-        .as_ref()
-        .and_then(|linux| linux.cgroups_path().clone())
-        .unwrap_or_default();
-    if path.as_os_str().is_empty() {
-        return Ok(Path::new("/kubewasi").join(request.namespace).join(request.id));
-    }
-    if path.to_string_lossy().contains(':') {
-        return Err(unsupported(
-            "linux.cgroupsPath",
-            path.display(),
-            "use the cgroupfs driver; the systemd driver is not supported yet",
-        ));
-    }
-    if path.components().any(|part| part == std::path::Component::ParentDir) {
-        return Err(invalid("linux.cgroupsPath", path.display(), "it must not contain .."));
-    }
-    if path
-        .components()
-        .all(|part| !matches!(part, std::path::Component::Normal(_)))
-    {
-        return Err(invalid(
-            "linux.cgroupsPath",
-            path.display(),
-            "the root cgroup is the node's",
-        ));
-    }
-    Ok(Path::new("/").join(path))
+/// Where the cgroup is: where the spec says, as a path or as a scope of systemd's.
+fn cgroup(request: &Request<'_>) -> Result<Place, PlanError> {
+    let linux = request.spec.linux().as_ref();
+    let path = linux.and_then(|linux| linux.cgroups_path().clone()).unwrap_or_default();
+    group::place(&path, || {
+        Path::new("/kubewasi").join(request.namespace).join(request.id)
+    })
+    .map_err(|rule| invalid("linux.cgroupsPath", path.display(), rule))
 }
 
 /// The limits, without devices; nothing when nothing is limited.
@@ -570,7 +551,7 @@ mod tests {
             [("A".to_owned(), "1=2".to_owned()), ("B".to_owned(), String::new())]
         );
         assert_eq!(guest.working_directory, "/w");
-        assert_eq!(plan.cgroup, Path::new("/pods/x"));
+        assert_eq!(plan.cgroup, Place::Path("/pods/x".into()));
         assert_eq!(guest.root.folder, Path::new("/b/rootfs"));
     }
 
@@ -650,15 +631,17 @@ mod tests {
     }
 
     #[test]
-    fn a_systemd_cgroup_path_is_refused_by_name() {
+    fn a_systemd_cgroup_path_is_a_scope_and_a_wrong_one_is_refused_by_name() {
         let mut spec = minimal("", "");
-        spec.linux_mut()
-            .as_mut()
-            .unwrap()
-            .set_cgroups_path(Some(PathBuf::from("a.slice:cri:x")));
-        let error = plan(request(&spec)).unwrap_err().to_string();
+        let mut place = |path: &str| {
+            let linux = spec.linux_mut().as_mut().unwrap();
+            linux.set_cgroups_path(Some(PathBuf::from(path)));
+            plan(request(&spec)).map(|plan| plan.cgroup)
+        };
+        assert!(matches!(place("a.slice:cri:x"), Ok(Place::Scope(scope)) if scope.unit == "cri-x.scope"));
+        let error = place("a:cri:x").unwrap_err().to_string();
         assert!(
-            error.contains("linux.cgroupsPath") && error.contains("a.slice:cri:x"),
+            error.contains("linux.cgroupsPath") && error.contains("a:cri:x"),
             "{error}"
         );
     }

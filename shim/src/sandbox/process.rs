@@ -3,7 +3,6 @@
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use oci_spec::runtime::LinuxResources;
 use tokio::io::Interest;
@@ -11,8 +10,8 @@ use tokio::io::unix::AsyncFd;
 
 use super::children::Children;
 use super::control::SandboxError;
-use super::protocol::{ADOPTED, MESSAGE, Report, START, decode};
-use super::resources;
+use super::group::{Group, GroupError};
+use super::protocol::{ADOPTED, MADE, MESSAGE, Report, START, decode};
 use crate::sys::cgroup::Cgroup;
 use crate::sys::child::Child;
 use crate::sys::{freezer, seqpacket};
@@ -31,9 +30,7 @@ pub async fn receive(socket: &AsyncFd<OwnedFd>) -> Option<Report> {
 pub struct Guest {
     child: Arc<Child>,
     socket: Arc<AsyncFd<OwnedFd>>,
-    cgroup: Cgroup,
-    /// SIGKILL was sent: nothing may stay frozen that would keep it from working.
-    killed: AtomicBool,
+    group: Group,
 }
 
 impl Guest {
@@ -46,7 +43,7 @@ impl Guest {
         raw: i32,
         handle: OwnedFd,
         socket: AsyncFd<OwnedFd>,
-        cgroup: Cgroup,
+        group: Group,
         children: Arc<Children>,
     ) -> Result<Guest, SandboxError> {
         let socket = Arc::new(socket);
@@ -60,14 +57,22 @@ impl Guest {
         Ok(Guest {
             child: Arc::new(child),
             socket,
-            cgroup,
-            killed: AtomicBool::new(false),
+            group,
         })
     }
 
     /// The process itself.
     pub fn child(&self) -> &Arc<Child> {
         &self.child
+    }
+
+    /// Tells the process that the scope it waits for is there.
+    ///
+    /// # Errors
+    ///
+    /// `EPIPE` when it is already dead.
+    pub fn enter(&self) -> io::Result<()> {
+        seqpacket::send(self.socket.get_ref(), MADE, &[])
     }
 
     /// Tells the process that its parent is this server now.
@@ -93,9 +98,14 @@ impl Guest {
         seqpacket::send(self.socket.get_ref(), START, &[])
     }
 
+    /// The cgroup that it lives in, and its scope.
+    pub fn group(&self) -> &Group {
+        &self.group
+    }
+
     /// The cgroup that it lives in.
     pub fn cgroup(&self) -> &Cgroup {
-        &self.cgroup
+        &self.group.cgroup
     }
 
     /// Sends `signal` through the pidfd. SIGKILL also thaws the cgroup, where a frozen process of v1 would not take it;
@@ -107,8 +117,7 @@ impl Guest {
     pub fn kill(&self, signal: i32) -> io::Result<()> {
         self.child.kill(signal)?;
         if signal == libc::SIGKILL {
-            self.killed.store(true, Ordering::SeqCst);
-            freezer::thaw(&self.cgroup)?;
+            freezer::thaw(&self.group.cgroup)?;
         }
         Ok(())
     }
@@ -120,7 +129,7 @@ impl Guest {
     /// As [`Guest::kill`].
     pub fn kill_all(&self, signal: i32) -> io::Result<()> {
         self.kill(signal)?;
-        self.cgroup.signal_others(self.child.pid(), signal);
+        self.group.cgroup.signal_others(self.child.pid(), signal);
         Ok(())
     }
 
@@ -130,10 +139,10 @@ impl Guest {
     ///
     /// What the cgroup's files say, `TimedOut` when a process does not freeze; then all run on.
     pub fn freeze(&self) -> io::Result<()> {
-        let frozen = freezer::freeze(&self.cgroup);
-        if self.killed.load(Ordering::SeqCst) {
+        let frozen = freezer::freeze(&self.group.cgroup);
+        if self.child.was_killed() {
             // The SIGKILL came first, and its thawing may have been for nothing.
-            freezer::thaw(&self.cgroup)?;
+            freezer::thaw(&self.group.cgroup)?;
         }
         frozen
     }
@@ -144,16 +153,16 @@ impl Guest {
     ///
     /// What the cgroup's files say.
     pub fn thaw(&self) -> io::Result<()> {
-        freezer::thaw(&self.cgroup)
+        freezer::thaw(&self.group.cgroup)
     }
 
     /// Changes the cgroup's limits; what `limits` leaves out stays. Blocks.
     ///
     /// # Errors
     ///
-    /// What the controller says of a limit that it does not take, with the file and the value.
-    pub fn update(&self, limits: &LinuxResources) -> Result<(), String> {
-        resources::apply(&self.cgroup, limits)
+    /// What systemd or the controller says of a limit that it does not take, with the file and the value.
+    pub fn update(&self, limits: &LinuxResources) -> Result<(), GroupError> {
+        self.group.update(limits)
     }
 }
 

@@ -33,6 +33,9 @@ pub enum Report {
 /// The most bytes of one message; longer texts are cut.
 pub const MESSAGE: usize = 16 * 1024;
 
+/// Tells a guest that the scope it waits for is there.
+pub const MADE: &[u8] = b"m";
+
 /// Tells a guest that its parent is the server from now on.
 pub const ADOPTED: &[u8] = b"a";
 

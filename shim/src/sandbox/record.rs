@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use rustix::process::Pid;
 use serde::{Deserialize, Serialize};
 
-use crate::sys::cgroup::Cgroup;
+use super::group::Group;
 use crate::sys::{mounts, pidfd};
 
 /// The file in the bundle.
@@ -21,18 +21,19 @@ const VERSION: u32 = 1;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Record {
     version: u32,
-    /// The cgroup made for the container.
-    cgroup: Cgroup,
+    /// The cgroup made for the container, and its scope.
+    #[serde(flatten)]
+    group: Group,
     /// The process, once it is forked: its pid and start time, which together are never reused.
     process: Option<(i32, u64)>,
 }
 
 impl Record {
     /// A record of a container whose process is still to come.
-    pub fn new(cgroup: Cgroup) -> Record {
+    pub fn new(group: Group) -> Record {
         Record {
             version: VERSION,
-            cgroup,
+            group,
             process: None,
         }
     }
@@ -99,7 +100,7 @@ pub fn clean(bundle: &Path) -> io::Result<()> {
         if let Some((pid, start)) = record.process {
             kill(pid, start);
         }
-        result = result.and(record.cgroup.kill()).and(record.cgroup.remove());
+        result = result.and(record.group.remove());
     }
     result?;
     match fs::remove_file(path(bundle)) {
@@ -131,7 +132,7 @@ pub fn sweep(record: &str) -> io::Result<()> {
     let record: Record = serde_json::from_str(record)?;
     let end = Instant::now() + PATIENCE;
     loop {
-        match record.cgroup.kill().and_then(|()| record.cgroup.remove()) {
+        match record.group.remove() {
             Err(_) if Instant::now() < end => {}
             result => return result,
         }
@@ -151,6 +152,7 @@ fn kill(pid: i32, start: u64) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sandbox::group::Place;
     use crate::sys::cgroup::Hierarchies;
 
     fn bundle(name: &str) -> PathBuf {
@@ -159,17 +161,27 @@ mod tests {
         bundle
     }
 
-    fn cgroup() -> Cgroup {
-        Hierarchies::find(Path::new(crate::sys::cgroup::ROOT))
-            .unwrap()
-            .cgroup(Path::new("/kubewasi-test/none"))
+    fn group() -> Group {
+        let hierarchies = Hierarchies::find(Path::new(crate::sys::cgroup::ROOT)).unwrap();
+        Group::at(&Place::Path("/kubewasi-test/none".into()), &hierarchies).unwrap()
     }
 
     #[test]
     fn a_record_is_read_as_it_was_written() {
         let bundle = bundle("round");
-        let record = Record::new(cgroup()).with_process(rustix::process::getpid());
+        let record = Record::new(group()).with_process(rustix::process::getpid());
         record.write(&bundle).unwrap();
+        assert_eq!(Record::read(&bundle).unwrap(), Some(record));
+        fs::remove_dir_all(bundle).unwrap();
+    }
+
+    #[test]
+    fn a_record_of_a_build_without_scopes_is_read() {
+        let bundle = bundle("older");
+        let record = Record::new(group());
+        let mut json = serde_json::to_value(&record).unwrap();
+        json.as_object_mut().unwrap().remove("scope").unwrap();
+        fs::write(path(&bundle), json.to_string()).unwrap();
         assert_eq!(Record::read(&bundle).unwrap(), Some(record));
         fs::remove_dir_all(bundle).unwrap();
     }
@@ -182,7 +194,7 @@ mod tests {
     #[test]
     fn cleaning_twice_is_fine_and_the_record_is_gone() {
         let bundle = bundle("twice");
-        Record::new(cgroup()).write(&bundle).unwrap();
+        Record::new(group()).write(&bundle).unwrap();
         clean(&bundle).unwrap();
         clean(&bundle).unwrap();
         assert_eq!(Record::read(&bundle).unwrap(), None);
@@ -197,10 +209,7 @@ mod tests {
     #[test]
     fn what_delete_had_no_time_for_is_swept_without_the_bundle() {
         let bundle = bundle("rest");
-        let cgroup = Hierarchies::find(Path::new(crate::sys::cgroup::ROOT))
-            .unwrap()
-            .cgroup(Path::new("/kubewasi-test/never-made"));
-        Record::new(cgroup).write(&bundle).unwrap();
+        Record::new(group()).write(&bundle).unwrap();
         let rest = rest(&bundle).unwrap().unwrap();
         fs::remove_dir_all(bundle).unwrap();
         sweep(&rest).unwrap();

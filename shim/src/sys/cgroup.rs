@@ -79,10 +79,7 @@ impl Hierarchies {
     /// Those of the hierarchies that have one of `controllers`; the unified one has all.
     pub fn with(mut self, controllers: &[&str]) -> Hierarchies {
         if self.version == Version::V1 {
-            self.mounts.retain(|mount| {
-                let name = mount.file_name().unwrap_or_default().to_string_lossy();
-                name.split(',').any(|controller| controllers.contains(&controller))
-            });
+            self.mounts.retain(|mount| has(mount, controllers));
         }
         self
     }
@@ -117,6 +114,12 @@ impl Hierarchies {
             folders: self.mounts.iter().map(|mount| mount.join(below)).collect(),
         }
     }
+}
+
+/// Whether the v1 hierarchy at `mount` is that of one of `controllers`: it is called after them.
+fn has(mount: &Path, controllers: &[&str]) -> bool {
+    let name = mount.file_name().unwrap_or_default().to_string_lossy();
+    name.split(',').any(|controller| controllers.contains(&controller))
 }
 
 fn magic(path: &Path) -> io::Result<u64> {
@@ -156,6 +159,28 @@ impl Cgroup {
     fn mount_of(&self, folder: &Path) -> PathBuf {
         let depth = self.path.strip_prefix("/").unwrap_or(&self.path).components().count();
         folder.ancestors().nth(depth).unwrap_or(folder).to_path_buf()
+    }
+
+    /// Whether it is there, in any hierarchy.
+    pub fn exists(&self) -> bool {
+        self.folders.iter().any(|folder| folder.is_dir())
+    }
+
+    /// The cgroup that it lies in; nothing for one at the root.
+    pub fn parent(&self) -> Option<Cgroup> {
+        let path = self.path.parent().filter(|path| path.parent().is_some())?;
+        let folders = self.folders.iter().filter_map(|folder| folder.parent());
+        Some(Cgroup {
+            version: self.version,
+            path: path.to_path_buf(),
+            folders: folders.map(Path::to_path_buf).collect(),
+        })
+    }
+
+    /// Its folder in the hierarchy of `controller`, whether it is there or not; the unified one has all.
+    pub fn folder(&self, controller: &str) -> Option<&Path> {
+        let mut folders = self.folders.iter().map(PathBuf::as_path);
+        folders.find(|folder| self.version == Version::V2 || has(&self.mount_of(folder), &[controller]))
     }
 
     /// The files to which a process writes `0` to enter.
@@ -411,6 +436,25 @@ pub mod tests {
         fs::create_dir_all(root.join("a/b/foreign/deep")).unwrap();
         cgroup.remove().unwrap();
         assert!(root.join("a").is_dir() && !root.join("a/b").exists());
+        fs::remove_dir_all(root).unwrap();
+    }
+
+    #[test]
+    fn the_folder_of_a_controller_is_in_its_hierarchy() {
+        let mounts = ["/c/cpu,cpuacct", "/c/memory"].map(PathBuf::from).to_vec();
+        let version = Version::V1;
+        let cgroup = Hierarchies { version, mounts }.cgroup(Path::new("/a/b"));
+        assert_eq!(cgroup.folder("memory"), Some(Path::new("/c/memory/a/b")));
+        assert_eq!(cgroup.folder("cpuacct"), Some(Path::new("/c/cpu,cpuacct/a/b")));
+        assert_eq!(cgroup.folder("pids"), None);
+    }
+
+    #[test]
+    fn the_parent_of_a_cgroup_is_one_unless_it_is_the_root() {
+        let (root, hierarchies) = hierarchy("parent", Version::V2);
+        let parent = hierarchies.cgroup(Path::new("/a/b")).parent().unwrap();
+        assert_eq!(parent, hierarchies.cgroup(Path::new("/a")));
+        assert_eq!(parent.parent(), None);
         fs::remove_dir_all(root).unwrap();
     }
 

@@ -3,6 +3,7 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::SystemTime;
 
 use tokio::io::Interest;
@@ -26,6 +27,7 @@ pub struct Child {
     pid: u32,
     handle: Arc<AsyncFd<OwnedFd>>,
     exit: watch::Receiver<Option<Exit>>,
+    killed: AtomicBool,
 }
 
 impl Child {
@@ -52,7 +54,12 @@ impl Child {
                 message: last_words(),
             }));
         });
-        Ok(Child { pid, handle, exit })
+        Ok(Child {
+            pid,
+            handle,
+            exit,
+            killed: AtomicBool::new(false),
+        })
     }
 
     /// The pid in the server's pid namespace.
@@ -74,7 +81,15 @@ impl Child {
         if self.exit.borrow().is_some() {
             return Err(io::Error::from_raw_os_error(libc::ESRCH));
         }
+        if signal == libc::SIGKILL {
+            self.killed.store(true, Ordering::SeqCst);
+        }
         pidfd::kill(self.handle.get_ref(), signal)
+    }
+
+    /// Whether SIGKILL was sent.
+    pub fn was_killed(&self) -> bool {
+        self.killed.load(Ordering::SeqCst)
     }
 
     /// Resolves when the process has exited; may be awaited by any number of callers, before and after.

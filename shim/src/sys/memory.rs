@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::str;
 
 use super::cgroup::{Cgroup, Version};
@@ -45,12 +45,11 @@ pub struct MemoryFolder {
 }
 
 impl MemoryFolder {
-    /// The folder of `cgroup` in the hierarchy that limits memory; `None` when none does.
+    /// The folder of `cgroup`, which need not exist yet, in the hierarchy of memory; `None` when there is none.
     pub fn of(cgroup: &Cgroup) -> Option<MemoryFolder> {
-        let limit = cgroup.file(names(cgroup.version).limit).ok()?;
         Some(MemoryFolder {
             version: cgroup.version,
-            path: limit.parent()?.to_path_buf(),
+            path: cgroup.folder("memory")?.to_path_buf(),
         })
     }
 }
@@ -65,20 +64,24 @@ pub struct Memory {
 }
 
 impl Memory {
-    /// Opens the files.
+    /// Opens the files; `None` when the cgroup has none, since nobody limits its memory.
     ///
     /// # Errors
     ///
     /// What open(2) says.
-    pub fn open(folder: &MemoryFolder) -> io::Result<Memory> {
+    pub fn open(folder: &MemoryFolder) -> io::Result<Option<Memory>> {
         let names = names(folder.version);
-        let open = |name: &str| File::open(Path::new(&folder.path).join(name));
-        Ok(Memory {
+        let open = |name: &str| File::open(folder.path.join(name));
+        let limit = match open(names.limit) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            limit => limit?,
+        };
+        Ok(Some(Memory {
             version: folder.version,
-            limit: open(names.limit)?,
+            limit,
             usage: open(names.usage)?,
             figures: open(names.figures)?,
-        })
+        }))
     }
 
     /// The limit in bytes; `None` when there is none.
@@ -137,6 +140,7 @@ pub mod tests {
     use super::*;
     use crate::sys::cgroup::tests::hierarchy;
     use std::fs;
+    use std::path::Path;
 
     /// Memory files of v2 in a folder of the test's own, which it removes.
     pub fn memory(name: &str, limit: &str, usage: u64, cache: u64) -> (PathBuf, Memory) {
@@ -148,7 +152,7 @@ pub mod tests {
         fs::write(folder.join("memory.current"), format!("{usage}\n")).unwrap();
         let figures = format!("anon 7\ninactive_file {cache}\nactive_file 0\nshmem 9\n");
         fs::write(folder.join("memory.stat"), figures).unwrap();
-        let memory = Memory::open(&MemoryFolder::of(&cgroup).unwrap()).unwrap();
+        let memory = Memory::open(&MemoryFolder::of(&cgroup).unwrap()).unwrap().unwrap();
         (root, memory)
     }
 
@@ -172,8 +176,9 @@ pub mod tests {
 
     #[test]
     fn a_cgroup_without_memory_files_limits_none() {
-        let (root, hierarchies) = hierarchy("none", Version::V1);
-        assert_eq!(MemoryFolder::of(&hierarchies.cgroup(Path::new("/a"))), None);
+        let (root, hierarchies) = hierarchy("none", Version::V2);
+        let folder = MemoryFolder::of(&hierarchies.cgroup(Path::new("/a"))).unwrap();
+        assert!(Memory::open(&folder).unwrap().is_none());
         fs::remove_dir_all(root).unwrap();
     }
 }

@@ -27,6 +27,9 @@ use crate::stdio::{self, Console, Kept, Streams, terminal};
 /// What kind of CRI container it is, `sandbox` or `container` (containerd, internal/cri/annotations).
 const CONTAINER_TYPE: &str = "io.kubernetes.cri.container-type";
 
+/// 128 + SIGKILL.
+const KILLED: u32 = 137;
+
 /// The pod's sandbox container.
 const SANDBOX_ID: &str = "io.kubernetes.cri.sandbox-id";
 
@@ -282,11 +285,12 @@ async fn watch(node: Arc<Node>, container: Arc<Container>) {
     let exit = loop {
         tokio::select! {
             exit = body.child().exited() => break exit,
-            () = kills.heard() => tell(&kills, &container, &node).await,
+            () = kills.heard() => tell(kills.untold(), &container, &node).await,
         }
     };
     // The kernel counts a kill before it kills: containerd hears of it before the exit.
-    tell(&kills, &container, &node).await;
+    let unasked = exit.code == KILLED && !body.child().was_killed();
+    tell(kills.untold_at_end(unasked), &container, &node).await;
     match &exit.message {
         Some(message) => tracing::info!(code = exit.code, message, "container exited"),
         None => tracing::info!(code = exit.code, "container exited"),
@@ -302,9 +306,8 @@ async fn watch(node: Arc<Node>, container: Arc<Container>) {
     }
 }
 
-/// Tells of the OOM kills that nobody was told of.
-async fn tell(kills: &Kills, container: &Container, node: &Node) {
-    let untold = kills.untold();
+/// Tells of OOM kills that nobody was told of.
+async fn tell(untold: u64, container: &Container, node: &Node) {
     if untold == 0 {
         return;
     }

@@ -8,6 +8,12 @@ use std::time::{Duration, Instant};
 /// The longest any command of a test may take.
 pub const LIMIT: Duration = Duration::from_secs(60);
 
+/// How many times longer than elsewhere a wait may last: `KUBEWASI_PATIENCE`, for a machine that is emulated.
+pub fn patience() -> u32 {
+    let text = std::env::var("KUBEWASI_PATIENCE").unwrap_or_else(|_| "1".to_owned());
+    text.parse().expect("KUBEWASI_PATIENCE is a number")
+}
+
 /// A command that ended.
 #[derive(Clone, Debug)]
 pub struct Finished {
@@ -104,15 +110,16 @@ impl Running {
         self.child.kill().unwrap();
     }
 
-    /// Closes its standard input and waits for the end; fails the test after [`LIMIT`].
+    /// Closes its standard input and waits for the end; fails the test after [`LIMIT`], times [`patience`].
     #[track_caller]
     pub fn wait(mut self) -> Finished {
+        let limit = LIMIT * patience();
         drop(self.stdin.take());
         let status = loop {
             if let Some(status) = self.child.try_wait().unwrap() {
                 break Some(status);
             }
-            if self.since.elapsed() > LIMIT {
+            if self.since.elapsed() > limit {
                 self.child.kill().unwrap();
                 self.child.wait().unwrap();
                 break None;
@@ -126,7 +133,7 @@ impl Running {
             stderr: own_words(&self.stderr.join().unwrap()),
             took: self.since.elapsed(),
         };
-        assert!(status.is_some(), "over its limit of {LIMIT:?} and killed: {finished}");
+        assert!(status.is_some(), "over its limit of {limit:?} and killed: {finished}");
         finished
     }
 }
@@ -147,10 +154,10 @@ fn collect(mut stream: impl Read + Send + 'static) -> JoinHandle<Vec<u8>> {
     })
 }
 
-/// Asks `done` again and again until it answers, at most for `limit`; `what` names the wait in the failure.
+/// Asks `done` again and again until it answers, at most for `limit`, times [`patience`]; `what` names the wait in the failure.
 #[track_caller]
 pub fn eventually<T>(what: &str, limit: Duration, mut done: impl FnMut() -> Option<T>) -> T {
-    let since = Instant::now();
+    let (since, limit) = (Instant::now(), limit * patience());
     loop {
         if let Some(found) = done() {
             return found;

@@ -11,7 +11,7 @@ use std::time::Duration;
 use kubewasi_testbed::daemon::Daemon;
 use rustix::process::Signal;
 
-use crate::command::{Finished, eventually, run};
+use crate::command::{Finished, eventually, patience, run};
 use crate::container::Run;
 use crate::guests::hack;
 use crate::image_builder::Image;
@@ -108,7 +108,7 @@ impl Node {
     #[track_caller]
     pub fn expect_nothing_left(&self, before: &Machine) {
         let mut left = Vec::new();
-        for _ in 0..200 {
+        for _ in 0..200 * patience() {
             left = Machine::look(&self.namespace).since(before);
             if left.is_empty() {
                 return;
@@ -138,9 +138,10 @@ impl Node {
         self.daemon.shims().join("containerd-shim-wasi-v1")
     }
 
-    /// The artifact cache of this node's servers.
+    /// The artifact cache of this node's servers: their own, or that of all nodes (`KUBEWASI_TEST_CACHE`) on a machine
+    /// where compiling takes longer than a test.
     pub fn cache(&self) -> PathBuf {
-        self.folder.join("cache")
+        std::env::var_os("KUBEWASI_TEST_CACHE").map_or_else(|| self.folder.join("cache"), PathBuf::from)
     }
 
     /// The folder of this node's CNI plugins and their configuration, which a test may fill.
@@ -308,7 +309,7 @@ impl Node {
     }
 
     /// Tables of the CRI plugin, which 2.x cut in two. A machine without CAP_SYS_RESOURCE cannot lower the OOM score that
-    /// CRI asks for sandboxes, so it is restricted.
+    /// CRI asks for sandboxes, so it is restricted. AppArmor, where the machine has it, is refused to guests.
     fn cri_config(&self) -> String {
         let pause = crate::cri::PAUSE;
         let options = self.options().display().to_string();
@@ -318,7 +319,7 @@ impl Node {
                 "io.containerd.grpc.v1.cri",
                 format!(
                     "[plugins.\"io.containerd.grpc.v1.cri\"]\n\
-                     sandbox_image = {pause:?}\nrestrict_oom_score_adj = true\n\
+                     sandbox_image = {pause:?}\nrestrict_oom_score_adj = true\ndisable_apparmor = true\n\
                      [plugins.\"io.containerd.grpc.v1.cri\".cni]\nbin_dir = {cni:?}\nconf_dir = {cni:?}\n"
                 ),
             ),
@@ -327,6 +328,7 @@ impl Node {
                 format!(
                     "[plugins.\"io.containerd.cri.v1.images\".pinned_images]\nsandbox = {pause:?}\n\
                      [plugins.\"io.containerd.cri.v1.runtime\"]\nrestrict_oom_score_adj = true\n\
+                     disable_apparmor = true\n\
                      [plugins.\"io.containerd.cri.v1.runtime\".cni]\nbin_dirs = [{cni:?}]\nconf_dir = {cni:?}\n"
                 ),
             ),

@@ -24,7 +24,7 @@ use crate::server;
 use crate::task_api::{connect, context, create, end_server, probe_bundle, refusal};
 
 /// The type that containerd gives new limits.
-const RESOURCES: &str = "types.containerd.io/opencontainers/runtime-spec/1/LinuxResources";
+pub const RESOURCES: &str = "types.containerd.io/opencontainers/runtime-spec/1/LinuxResources";
 
 /// `ctr events`, written to a file.
 pub struct Events {
@@ -142,7 +142,7 @@ pub fn grow(pid: u32, mebibytes: usize) -> usize {
 }
 
 /// Starts a native command in the memory cgroup of `pid`, as an exec would.
-fn beside(pid: u32, command: &str) -> Child {
+pub fn beside(pid: u32, command: &str) -> Child {
     let procs = cgroup_file(pid, "memory", "cgroup.procs", "cgroup.procs");
     Command::new("sh")
         .args(["-c", &format!("echo $$ > {procs} && exec {command}")])
@@ -152,7 +152,7 @@ fn beside(pid: u32, command: &str) -> Child {
         .unwrap()
 }
 
-fn update(id: &str, kind: &str, json: &str) -> UpdateTaskRequest {
+pub fn update(id: &str, kind: &str, json: &str) -> UpdateTaskRequest {
     UpdateTaskRequest {
         id: id.into(),
         resources: MessageField::some(Any {

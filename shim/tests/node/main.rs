@@ -2,6 +2,7 @@
 //!
 //! A test in which containerd has a part runs for each version of [`containerd::Version`]; `cargo test --test node on_1_6`
 //! picks one.
+//! Those that need systemd or cgroup v2 are ignored here and run in a virtual machine that has it, by `make test-cgroup2`.
 //! Tests need root and take turns, since each compares the machine before and after (see [`machine`]).
 
 #![allow(clippy::unwrap_used, reason = "in a test a failed unwrap is the report")]
@@ -48,9 +49,10 @@ macro_rules! on_every_containerd {
 /// Makes a test of a function that is given a running [`containerd::Node`] of the newest version: for what containerd has
 /// no part in.
 macro_rules! on_newest_containerd {
-    ($(fn $name:ident($node:ident) $body:block)*) => {
+    ($($(#[$attribute:meta])* fn $name:ident($node:ident) $body:block)*) => {
         $(
             #[test]
+            $(#[$attribute])*
             fn $name() {
                 fn scenario($node: &mut $crate::containerd::Node) $body
 
@@ -84,8 +86,10 @@ mod native;
 mod run;
 mod sandbox;
 mod stdio;
+mod systemd;
 mod task_api;
 mod terminal;
+mod unified;
 mod users;
 mod volumes;
 

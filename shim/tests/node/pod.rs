@@ -26,6 +26,12 @@ impl<'a> Pod<'a> {
     /// A pod of the wasi handler whose sandbox has the pid namespace `pid`.
     #[track_caller]
     pub fn start(node: &'a Node, pid: u32) -> Pod<'a> {
+        Pod::start_in(&format!("/{}", node.namespace), node, pid)
+    }
+
+    /// As [`Pod::start`], with the cgroup `parent`: a path, or a slice of systemd's.
+    #[track_caller]
+    pub fn start_in(parent: &str, node: &'a Node, pid: u32) -> Pod<'a> {
         let logs = node.folder.join("pod-logs");
         fs::create_dir_all(&logs).unwrap();
         let config = file(
@@ -34,7 +40,7 @@ impl<'a> Pod<'a> {
             &json!({
                 "metadata": {"name": "mixed", "namespace": "default", "uid": node.namespace, "attempt": 0},
                 "log_directory": logs,
-                "linux": {"cgroup_parent": format!("/{}", node.namespace),
+                "linux": {"cgroup_parent": parent,
                           "security_context": {"namespace_options": {"network": NETWORK_OF_NODE, "pid": pid}}},
             }),
         );

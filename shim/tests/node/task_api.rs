@@ -12,7 +12,7 @@ use containerd_shim_protos::api::{
 use containerd_shim_protos::{Client, TaskClient, ttrpc};
 use ttrpc::context::Context;
 
-use crate::command::{Running, run};
+use crate::command::{Running, patience, run};
 use crate::container::{root_folder, spec};
 use crate::containerd::Node;
 use crate::guests::Probe;
@@ -48,7 +48,7 @@ pub fn connect(node: &Node, namespace: &str, id: &str, bundle: &Path) -> TaskCli
 }
 
 pub fn context(node: &Node) -> Context {
-    let mut context = ttrpc::context::with_timeout(Duration::from_secs(20).as_nanos() as i64);
+    let mut context = ttrpc::context::with_timeout((Duration::from_secs(20) * patience()).as_nanos() as i64);
     context.add("containerd-namespace-ttrpc".into(), node.namespace.clone());
     context
 }
