@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use super::layers;
 use super::resolve::{Finding, shown};
 use super::rootfs;
-use super::{ImageError, Images, Program, Request, Wasm};
+use super::{ImageError, Images, Request, Wasm};
 
 /// What every ELF file begins with (elf(5)).
 const ELF: &[u8] = b"\x7fELF";
@@ -77,10 +77,8 @@ impl Images {
                 offered: offered(entry_point, wasm),
             });
         }
-        match self.choose_layer(request.namespace, request.id, entry).await? {
-            Program::Wasm(wasm) => Ok(Executable::Wasm(wasm)),
-            Program::Native => Ok(Executable::Native(entry.into())),
-        }
+        let wasm = self.choose_layer(request.namespace, request.id, entry).await?;
+        Ok(Executable::Wasm(wasm))
     }
 }
 

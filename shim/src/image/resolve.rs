@@ -74,7 +74,7 @@ impl Images {
                 {
                     Ok(Program::Native)
                 }
-                chosen => chosen,
+                chosen => Ok(Program::Wasm(chosen?)),
             },
         }
     }
@@ -103,7 +103,7 @@ impl Images {
     }
 
     /// The wasm layer of the container's image that `entry` means.
-    pub(super) async fn choose_layer(&self, namespace: &str, id: &str, entry: &str) -> Result<Program, ImageError> {
+    pub(super) async fn choose_layer(&self, namespace: &str, id: &str, entry: &str) -> Result<Wasm, ImageError> {
         let missing = |image: String| ImageError::Missing {
             entry: entry.to_owned(),
             image,
@@ -125,14 +125,14 @@ impl Images {
             (_, Some((file, export))) => (layers::choose(layers, file)?, Some(export.to_owned())),
             (Err(error), None) => return Err(error.into()),
         };
-        Ok(Program::Wasm(Wasm {
+        Ok(Wasm {
             digest: layer.digest,
             source: Source::Content {
                 namespace: namespace.to_owned(),
             },
             name: layer.title.clone().unwrap_or_else(|| entry.to_owned()),
             export,
-        }))
+        })
     }
 }
 

@@ -179,8 +179,8 @@ fn begin(confinement: &Confinement, socket: &OwnedFd, streams: [OwnedFd; 3]) -> 
     match confinement.role {
         Role::Holder => signals::hold_like_pause().map_err(step("handle signals"))?,
         Role::Guest { .. } => signals::end_on_signals().map_err(step("handle signals"))?,
-        // It is no pid 1, so that signals do what they do by default.
-        Role::Native { .. } => {}
+        // It is no pid 1, where that would do nothing.
+        Role::Native { .. } => signals::default_all().map_err(step("handle signals"))?,
     }
     let name = std::ffi::CString::new(confinement.name.as_str()).map_err(step("name the process"))?;
     rustix::thread::set_name(&name).map_err(step("name the process"))?;
@@ -269,8 +269,10 @@ pub(super) fn install_profile(confinement: &Confinement) -> Result<(), Failure> 
 fn take_streams(confinement: &Confinement, streams: [OwnedFd; 3]) -> Result<(), Failure> {
     if confinement.terminal {
         let terminal = &streams[0];
-        // As runc has it: a process that is not root may open its terminal again.
-        rustix::fs::fchown(terminal, Some(Uid::from_raw(confinement.ids.uid)), None)
+        // As runc has it: a process that is not root may open its terminal again. This is still the host's namespace.
+        let inside = confinement.ids.uid;
+        let owner = confinement.user.as_ref().and_then(|user| user.mappings.uid(inside));
+        rustix::fs::fchown(terminal, Some(Uid::from_raw(owner.unwrap_or(inside))), None)
             .map_err(step("give the terminal to its user"))?;
         pty::control(terminal).map_err(step("take the terminal"))?;
     }

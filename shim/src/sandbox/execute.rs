@@ -50,7 +50,6 @@ pub fn execute(path: &Path, confinement: &Confinement) -> (Failure, i32) {
         command.arg0(name).args(rest);
     }
     let environment = confinement.environment.iter().map(|(name, value)| (name, value));
-    // Signals that this process ignores, SIGPIPE alone, are reset by exec().
     let error = command.env_clear().envs(environment).exec();
     let code = match error.kind() {
         io::ErrorKind::NotFound => NOT_FOUND,

@@ -35,6 +35,19 @@ pub fn hold_like_pause() -> io::Result<()> {
     handle(libc::SIGCHLD, libc::SIG_IGN)
 }
 
+/// Gives every signal its default action, before another program is executed: what is ignored stays so over execve(2),
+/// and whoever started containerd may have ignored some. The C library keeps its own to itself.
+///
+/// # Errors
+///
+/// What sigaction(2) says.
+pub fn default_all() -> io::Result<()> {
+    (1..32)
+        .chain(libc::SIGRTMIN()..=libc::SIGRTMAX())
+        .filter(|signal| ![libc::SIGKILL, libc::SIGSTOP].contains(signal))
+        .try_for_each(|signal| handle(signal, libc::SIG_DFL))
+}
+
 fn handle(signal: libc::c_int, handler: libc::sighandler_t) -> io::Result<()> {
     #[expect(unsafe_code, reason = "rustix leaves sigaction to libc")]
     // SAFETY: the handlers call _exit alone, which is async-signal-safe; the struct is zeroed, then filled. A guest's

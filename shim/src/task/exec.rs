@@ -1,5 +1,6 @@
 //! Processes that are exec'd into a container: registered by Exec, run by Start, gone with Delete or their container.
 
+use std::io;
 use std::sync::Arc;
 
 use containerd_shim_protos::api::ExecProcessRequest;
@@ -85,7 +86,11 @@ pub fn delete(node: &Node, container: &Container, process: &Arc<Process>) -> Res
 /// Kills all processes beside the first one, which has ended, and waits until their ends are told: the container's own
 /// is the last one.
 pub async fn end_all(container: &Container) {
-    for process in container.close_execs() {
+    let execs = container.close_execs();
+    if execs.is_empty() {
+        return;
+    }
+    for process in execs {
         // One that is being started ends by itself or is there to be killed.
         let phase = process.until(|phase| *phase != Phase::Starting).await;
         if phase.over() || phase == Phase::Created {
@@ -96,5 +101,11 @@ pub async fn end_all(container: &Container) {
             let _ = child.kill(libc::SIGKILL);
         }
         process.until(Phase::over).await;
+    }
+    // In a pid namespace that others share, what they have started themselves lives on.
+    let Ok(body) = container.body().cloned() else { return };
+    let ended = tokio::task::spawn_blocking(move || body.cgroup().kill()).await;
+    if let Err(error) = ended.unwrap_or_else(|panic| Err(io::Error::other(panic))) {
+        tracing::warn!(%error, "processes that were started in the container are left");
     }
 }

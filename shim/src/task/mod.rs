@@ -17,6 +17,7 @@ pub mod exec;
 pub mod forward;
 mod guest_exec;
 pub mod phase;
+mod pids;
 pub mod process;
 pub mod server;
 pub mod service;

@@ -1,6 +1,6 @@
 //! One process of a container that containerd knows: its first one, or one exec'd into it.
 
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::SystemTime;
 
 use oci_spec::runtime;
@@ -20,11 +20,19 @@ pub struct Process {
     pub spec: Option<runtime::Process>,
     phase: watch::Sender<Phase>,
     child: OnceLock<Arc<Child>>,
-    kept: Mutex<Kept>,
+    held: Mutex<Held>,
     /// The terminal that its streams are, if they are one.
     console: OnceLock<Console>,
     /// containerd has given the container up, and tells of its end by itself.
     given_up: watch::Receiver<bool>,
+}
+
+/// Our ends of the streams.
+#[derive(Default)]
+struct Held {
+    kept: Kept,
+    /// stdin was closed, maybe before it was opened: a client may say so while the process is being started.
+    stdin_closed: bool,
 }
 
 impl Process {
@@ -34,7 +42,7 @@ impl Process {
             spec,
             phase: watch::Sender::new(Phase::Creating),
             child: OnceLock::new(),
-            kept: Mutex::default(),
+            held: Mutex::default(),
             console: OnceLock::new(),
             given_up,
         }
@@ -62,7 +70,12 @@ impl Process {
         if let Some(console) = console {
             let _ = self.console.set(console);
         }
-        *self.kept.lock().unwrap_or_else(PoisonError::into_inner) = kept;
+        let mut held = self.held();
+        held.kept = kept;
+        if held.stdin_closed {
+            held.kept.close_stdin();
+        }
+        drop(held);
         // Only the Create or the start of an exec calls this, once.
         let _ = self.child.set(child);
     }
@@ -125,13 +138,17 @@ impl Process {
 
     /// Ends the process's stdin.
     pub fn close_stdin(&self) {
-        self.kept.lock().unwrap_or_else(PoisonError::into_inner).close_stdin();
+        let mut held = self.held();
+        held.stdin_closed = true;
+        held.kept.close_stdin();
     }
 
     /// Closes our ends of the streams.
     pub fn close_streams(&self) {
-        drop(std::mem::take(
-            &mut *self.kept.lock().unwrap_or_else(PoisonError::into_inner),
-        ));
+        self.held().kept = Kept::default();
+    }
+
+    fn held(&self) -> MutexGuard<'_, Held> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

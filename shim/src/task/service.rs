@@ -14,7 +14,7 @@ use containerd_shim_protos::api::*;
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use containerd_shim_protos::protobuf::{EnumOrUnknown, MessageField};
 use containerd_shim_protos::shim_async::{Task, create_task};
-use containerd_shim_protos::{api, ttrpc};
+use containerd_shim_protos::ttrpc;
 use tracing::Instrument;
 use ttrpc::asynchronous::{Service, TtrpcContext};
 
@@ -27,6 +27,7 @@ use super::events::timestamp;
 use super::exec;
 use super::forward::Publisher;
 use super::phase::{Move, Phase};
+use super::pids;
 use super::process::Process;
 use super::sockets::Sockets;
 use crate::bootstrap::remains;
@@ -271,28 +272,7 @@ impl Task for TaskService {
     async fn pids(&self, _: &TtrpcContext, request: PidsRequest) -> ttrpc::Result<PidsResponse> {
         let _answering = Answering::new(&self.node.requests);
         let container = self.container(&request.id)?;
-        // An exited process is listed until its Delete: an empty answer makes a restarted containerd give us up.
-        let (body, first) = (container.body()?, container.pid());
-        let others = match body.pids().await {
-            Ok(pids) => pids,
-            // Its cgroup or its runtime's state may be gone already.
-            Err(_) if container.phase().over() => Vec::new(),
-            Err(cause) => {
-                return Err(TaskError::Io {
-                    id: request.id,
-                    act: "list its processes",
-                    cause,
-                }
-                .into());
-            }
-        };
-        let processes = std::iter::once(first)
-            .chain(others.into_iter().filter(|pid| *pid != first))
-            .map(|pid| api::ProcessInfo {
-                pid,
-                ..api::ProcessInfo::default()
-            })
-            .collect();
+        let processes = pids::list(&container).await?;
         Ok(PidsResponse {
             processes,
             ..PidsResponse::default()

@@ -76,17 +76,15 @@ impl Drop for Registry {
 /// `crictl` on this node.
 #[track_caller]
 pub fn crictl(node: &Node, args: &[&str]) -> Finished {
+    run(&mut crictl_command(node, args))
+}
+
+pub fn crictl_command(node: &Node, args: &[&str]) -> Command {
     let socket = format!("unix://{}", node.socket().display());
-    run(Command::new(hack("cri-tools", &[]).join("crictl"))
-        .args([
-            "--runtime-endpoint",
-            &socket,
-            "--image-endpoint",
-            &socket,
-            "--timeout",
-            "30s",
-        ])
-        .args(args))
+    let mut command = Command::new(hack("cri-tools", &[]).join("crictl"));
+    command.args(["--runtime-endpoint", &socket, "--image-endpoint", &socket]);
+    command.args(["--timeout", "30s"]).args(args);
+    command
 }
 
 /// Writes a CRI config file and returns its path.

@@ -70,6 +70,7 @@ mod image_builder;
 mod pod;
 mod server;
 
+mod attach;
 mod bad_input;
 mod cache;
 mod confinement;

@@ -137,9 +137,6 @@ on_every_containerd! {
         let (id, _) = idle(node);
         for args in [&["/probe.wasm", "cat"][..], &["/bin/probe2.wasm", "cat"]] {
             let mut person = exec_in_terminal(node, &id, args);
-            eventually("it runs", Duration::from_secs(20), || {
-                (node.ctr(&["task", "ps", &id]).ok().stdout.lines().count() == 3).then_some(())
-            });
             person.types("hello\r");
             person.sees("hello\nhello\n");
             // Ctrl-D on an empty line.
