@@ -49,7 +49,7 @@ pub fn idle(node: &Node) -> (String, u32) {
 }
 
 /// Starts an exec that goes on, and returns it with its pid: the one in the container's cgroup that was not there.
-fn running(node: &Node, id: &str, args: &[&str]) -> (Running, u32) {
+pub fn running(node: &Node, id: &str, args: &[&str]) -> (Running, u32) {
     let before = pids(node, id);
     let exec = Running::start(&mut exec_command(node, id, &[], args));
     let pid = eventually("the exec runs", Duration::from_secs(10), || {
