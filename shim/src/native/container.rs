@@ -6,17 +6,18 @@ use std::path::{Component, Path};
 use std::sync::Arc;
 
 use kubewasi_options::Options;
-use oci_spec::runtime::{LinuxNamespaceType, LinuxResources, Process, Spec};
+use oci_spec::runtime::{LinuxIdMapping, LinuxNamespaceType, LinuxResources, Process, Spec};
 
 use super::calls::{self, Born, Calls};
 use super::failure::NativeError;
 use super::record::{self, Record};
-use super::rootfs;
+use super::rootfs::{self, Users};
 use crate::image::Mount;
 use crate::stdio::{Console, Kept, Streams};
 use crate::sys::cgroup::{self, Cgroup, Hierarchies};
 use crate::sys::child::Child;
 use crate::sys::freezer;
+use crate::sys::user_namespace::{Mappings, Range};
 
 /// The node's OCI runtime, as the handler's options name it.
 pub struct Runtime {
@@ -123,8 +124,8 @@ impl Runtime {
     }
 
     async fn make(&self, calls: &Calls, request: &Request<'_>) -> Result<(Born, Cgroup), NativeError> {
-        let (mounts, folder) = (request.rootfs.to_vec(), calls.bundle.join("rootfs"));
-        let mounted = tokio::task::spawn_blocking(move || rootfs::mount(&mounts, &folder)).await;
+        let (mounts, bundle, users) = (request.rootfs.to_vec(), calls.bundle.clone(), users(request.spec));
+        let mounted = tokio::task::spawn_blocking(move || rootfs::mount(&mounts, &bundle, users.as_ref())).await;
         mounted.map_err(|panic| NativeError::Bundle {
             act: "mount the root filesystem in",
             path: calls.bundle.clone(),
@@ -185,6 +186,31 @@ fn shares_pids(spec: &Spec) -> bool {
     !namespaces
         .iter()
         .any(|namespace| namespace.typ() == LinuxNamespaceType::Pid && namespace.path().is_none())
+}
+
+/// The user namespace that the container joins; `None` when it has the host's users, or is to have a new one.
+fn users(spec: &Spec) -> Option<Users> {
+    let linux = spec.linux().as_ref()?;
+    let mut namespaces = linux.namespaces().iter().flatten();
+    let path = namespaces
+        .find(|namespace| namespace.typ() == LinuxNamespaceType::User)?
+        .path()
+        .clone()?;
+    let ranges = |mappings: &Option<Vec<LinuxIdMapping>>| {
+        let range = |mapping: &LinuxIdMapping| Range {
+            inside: mapping.container_id(),
+            outside: mapping.host_id(),
+            size: mapping.size(),
+        };
+        mappings.iter().flatten().map(range).collect()
+    };
+    Some(Users {
+        path,
+        mappings: Mappings {
+            uids: ranges(linux.uid_mappings()),
+            gids: ranges(linux.gid_mappings()),
+        },
+    })
 }
 
 /// Does what blocks in a thread that may.
