@@ -224,12 +224,20 @@ on_every_containerd! {
         let mark = node.folder.join("hook");
         // The spec's hook holds the runtime in the middle of its work.
         spec["hooks"] = json!({"createRuntime": [
-            {"path": "/bin/busybox", "args": ["busybox", "sh", "-c", format!("echo > {}; sleep 3", mark.display())]}]});
+            {"path": "/bin/busybox", "args": ["busybox", "sh", "-c", format!("echo > {}; sleep 5", mark.display())]}]});
         let run = Run::of_spec(node, &spec);
         let id = run.id.clone();
         let client = run.spawn();
         eventually("the hook runs", Duration::from_secs(20), || mark.exists().then_some(()));
-        kill_process(Pid::from_raw(server::pid(node)).unwrap(), Signal::KILL).unwrap();
+        let server = server::pid(node);
+        let mut runtime = children(server);
+        runtime.retain(|pid| *pid != server::launcher(node));
+        assert_eq!(runtime.len(), 1, "{runtime:?}");
+        kill_process(Pid::from_raw(server).unwrap(), Signal::KILL).unwrap();
+        // It does not finish what nobody waits for.
+        eventually("the runtime is gone before its hook", Duration::from_secs(2), || {
+            gone(runtime[0].unsigned_abs()).then_some(())
+        });
         client.wait();
         node.ctr(&["container", "delete", &id]);
     }
