@@ -18,8 +18,8 @@ use rustix::process::Pid;
 use serde::{Deserialize, Serialize};
 
 use super::failure::NativeError;
-use super::streams::HandOver;
-use crate::stdio::Stdio;
+use super::streams::Ends;
+use crate::stdio::{Console, Kept, Streams};
 use crate::sys::child::Child;
 use crate::sys::{command, pidfd};
 
@@ -42,19 +42,22 @@ pub struct Calls {
     pub no_new_keyring: bool,
 }
 
-/// What a call that makes a process is given.
-struct Birth {
-    io: Arc<HandOver>,
-    pid_file: Scratch,
+/// A new process and what stays here of its streams.
+pub struct Born {
+    pub child: Arc<Child>,
+    pub kept: Kept,
+    pub console: Option<Console>,
 }
 
 impl Calls {
     /// Makes the container; its first process waits for [`Calls::start`].
-    pub async fn create(&self, stdio: Stdio) -> Result<Arc<Child>, NativeError> {
-        let birth = self.birth(stdio);
+    pub async fn create(&self, streams: &Streams, terminal: bool) -> Result<Born, NativeError> {
+        let ends = self.open(streams, terminal)?;
+        let pid_file = self.scratch("pid");
         let options = CreateOpts {
-            io: Some(birth.io.clone()),
-            pid_file: Some(birth.pid_file.0.clone()),
+            io: Some(ends.handed()),
+            pid_file: Some(pid_file.0.clone()),
+            console_socket: ends.console_socket(),
             no_pivot: self.no_pivot_root,
             no_new_keyring: self.no_new_keyring,
             ..CreateOpts::default()
@@ -63,23 +66,24 @@ impl Calls {
             runtime.create(&self.id, &self.bundle, Some(&options)).await
         })
         .await?;
-        self.born(&birth)
+        self.born(&pid_file, ends).await
     }
 
     /// Runs one more process in the container.
-    pub async fn exec(&self, process: &Process, stdio: Stdio) -> Result<Arc<Child>, NativeError> {
-        let birth = self.birth(stdio);
+    pub async fn exec(&self, process: &Process, streams: &Streams, terminal: bool) -> Result<Born, NativeError> {
+        let ends = self.open(streams, terminal)?;
+        let pid_file = self.scratch("pid");
         let options = ExecOpts {
-            io: Some(birth.io.clone()),
-            pid_file: Some(birth.pid_file.0.clone()),
+            io: Some(ends.handed()),
+            pid_file: Some(pid_file.0.clone()),
+            console_socket: ends.console_socket(),
             detach: true,
-            ..ExecOpts::default()
         };
         self.call("exec", async |runtime| {
             runtime.exec(&self.id, process, Some(&options)).await
         })
         .await?;
-        self.born(&birth)
+        self.born(&pid_file, ends).await
     }
 
     pub async fn start(&self) -> Result<(), NativeError> {
@@ -164,31 +168,43 @@ impl Calls {
         }
     }
 
-    fn birth(&self, stdio: Stdio) -> Birth {
-        Birth {
-            io: Arc::new(HandOver::new(stdio)),
-            pid_file: self.scratch("pid"),
+    fn open(&self, streams: &Streams, terminal: bool) -> Result<Ends, NativeError> {
+        Ends::open(streams, terminal, &self.bundle, &name("sock"))
+    }
+
+    /// The process that a call has made, with its streams.
+    async fn born(&self, pid_file: &Scratch, ends: Ends) -> Result<Born, NativeError> {
+        let child = Arc::new(self.child(&pid_file.0)?);
+        match ends.settle().await {
+            Ok((kept, console)) => Ok(Born { child, kept, console }),
+            Err(cause) => {
+                // One that has ended already is what is wanted.
+                let _ = child.kill(libc::SIGKILL);
+                Err(NativeError::NoTerminal {
+                    binary: self.binary.clone(),
+                    cause,
+                })
+            }
         }
     }
 
-    /// The process that a call has made. Its parent, the runtime, is gone, so it is our child, and keeps its pid until
-    /// we reap it.
-    fn born(&self, birth: &Birth) -> Result<Arc<Child>, NativeError> {
-        let path = &birth.pid_file.0;
-        let text = fs::read_to_string(path).map_err(|cause| NativeError::Bundle {
+    /// The process whose pid a call has written. Its parent, the runtime, is gone, so it is our child, and keeps its pid
+    /// until we reap it.
+    fn child(&self, pid_file: &Path) -> Result<Child, NativeError> {
+        let text = fs::read_to_string(pid_file).map_err(|cause| NativeError::Bundle {
             act: "read",
-            path: path.clone(),
+            path: pid_file.to_owned(),
             cause,
         })?;
         let pid = text.trim().parse().ok().and_then(Pid::from_raw);
         let pid = pid.ok_or_else(|| NativeError::NoPid {
             binary: self.binary.clone(),
-            path: path.clone(),
+            path: pid_file.to_owned(),
             text,
         })?;
         let raw = pid.as_raw_nonzero().get();
         let child = pidfd::open(pid).and_then(|handle| Child::watch(raw, handle, || None));
-        child.map(Arc::new).map_err(|cause| NativeError::Watch {
+        child.map_err(|cause| NativeError::Watch {
             binary: self.binary.clone(),
             pid: raw,
             cause,
@@ -196,9 +212,14 @@ impl Calls {
     }
 
     fn scratch(&self, kind: &str) -> Scratch {
-        let number = CALLS.fetch_add(1, Ordering::Relaxed);
-        Scratch(self.bundle.join(format!("call-{}-{number}.{kind}", std::process::id())))
+        Scratch(self.bundle.join(name(kind)))
     }
+}
+
+/// A name in the bundle that no other call uses, nor one of another process.
+fn name(kind: &str) -> String {
+    let number = CALLS.fetch_add(1, Ordering::Relaxed);
+    format!("call-{}-{number}.{kind}", std::process::id())
 }
 
 /// A file of one call, removed after it.

@@ -6,17 +6,18 @@ use std::path::{Component, Path};
 use std::sync::Arc;
 
 use kubewasi_options::Options;
-use oci_spec::runtime::{LinuxNamespaceType, LinuxResources, Process, Spec};
+use oci_spec::runtime::{LinuxIdMapping, LinuxNamespaceType, LinuxResources, Process, Spec};
 
-use super::calls::{self, Calls};
+use super::calls::{self, Born, Calls};
 use super::failure::NativeError;
 use super::record::{self, Record};
-use super::rootfs;
+use super::rootfs::{self, Users};
 use crate::image::Mount;
-use crate::stdio::Stdio;
+use crate::stdio::{Console, Kept, Streams};
 use crate::sys::cgroup::{self, Cgroup, Hierarchies};
 use crate::sys::child::Child;
 use crate::sys::freezer;
+use crate::sys::user_namespace::{Mappings, Range};
 
 /// The node's OCI runtime, as the handler's options name it.
 pub struct Runtime {
@@ -35,7 +36,9 @@ pub struct Request<'a> {
     /// The bundle's config.json, which the runtime reads by itself.
     pub spec: &'a Spec,
     pub rootfs: &'a [Mount],
-    pub stdio: Stdio,
+    pub streams: &'a Streams,
+    /// The streams are one terminal, as `process.terminal` says too.
+    pub terminal: bool,
 }
 
 /// A container that its runtime has made.
@@ -64,7 +67,7 @@ impl Runtime {
         })
     }
 
-    /// Makes a container, which waits for its start. When this returns an error nothing is left; it does so too once
+    /// Makes a container, which waits for its start, and what stays here of its streams. When this returns an error nothing is left; it does so too once
     /// `given_up` resolves.
     ///
     /// # Errors
@@ -74,7 +77,7 @@ impl Runtime {
         &self,
         request: Request<'_>,
         given_up: impl Future<Output = ()>,
-    ) -> Result<Container, NativeError> {
+    ) -> Result<(Container, Kept, Option<Console>), NativeError> {
         let linux = request.spec.linux().as_ref();
         let cgroups_path = linux.and_then(|linux| linux.cgroups_path().as_deref());
         let calls = Calls {
@@ -98,16 +101,19 @@ impl Runtime {
         let shares_pids = shares_pids(request.spec);
         let bundle = request.bundle.to_owned();
         let made = tokio::select! {
-            made = self.make(&calls, request.rootfs, request.stdio) => made,
+            made = self.make(&calls, &request) => made,
             () = given_up => Err(NativeError::GivenUp),
         };
         match made {
-            Ok((child, cgroup)) => Ok(Container {
-                calls,
-                child,
-                cgroup,
-                shares_pids,
-            }),
+            Ok((born, cgroup)) => {
+                let container = Container {
+                    calls,
+                    child: born.child,
+                    cgroup,
+                    shares_pids,
+                };
+                Ok((container, born.kept, born.console))
+            }
             Err(error) => {
                 if let Err(cause) = blocking(move || record::clean(&bundle)).await {
                     tracing::warn!(%cause, "a container that could not be made left something behind");
@@ -117,17 +123,17 @@ impl Runtime {
         }
     }
 
-    async fn make(&self, calls: &Calls, rootfs: &[Mount], stdio: Stdio) -> Result<(Arc<Child>, Cgroup), NativeError> {
-        let (mounts, folder) = (rootfs.to_vec(), calls.bundle.join("rootfs"));
-        let mounted = tokio::task::spawn_blocking(move || rootfs::mount(&mounts, &folder)).await;
+    async fn make(&self, calls: &Calls, request: &Request<'_>) -> Result<(Born, Cgroup), NativeError> {
+        let (mounts, bundle, users) = (request.rootfs.to_vec(), calls.bundle.clone(), users(request.spec));
+        let mounted = tokio::task::spawn_blocking(move || rootfs::mount(&mounts, &bundle, users.as_ref())).await;
         mounted.map_err(|panic| NativeError::Bundle {
             act: "mount the root filesystem in",
             path: calls.bundle.clone(),
             cause: io::Error::other(panic),
         })??;
-        let child = calls.create(stdio).await?;
-        let cgroup = self.cgroup_of(calls, &child)?;
-        Ok((child, cgroup))
+        let born = calls.create(request.streams, request.terminal).await?;
+        let cgroup = self.cgroup_of(calls, &born.child)?;
+        Ok((born, cgroup))
     }
 
     /// The cgroups at `path`, unless it is systemd's to name, or they hold somebody else's processes, which would be
@@ -155,8 +161,8 @@ impl Runtime {
             path: calls.bundle.clone(),
             cause,
         })?;
-        let ours = self.hierarchies.of_process("self").ok().map(|ours| ours.path);
-        if found.path == Path::new("/") || Some(&found.path) == ours.as_ref() {
+        let ours = self.hierarchies.of_process("self").ok();
+        if is_foreign(&found.path, ours.as_ref().map(|ours| ours.path.as_path())) {
             return Err(NativeError::ForeignCgroup {
                 binary: calls.binary.clone(),
                 path: found.path,
@@ -164,6 +170,11 @@ impl Runtime {
         }
         Ok(found)
     }
+}
+
+/// Whether a container's cgroup is the root, or the server's own.
+fn is_foreign(found: &Path, ours: Option<&Path>) -> bool {
+    found.parent().is_none() || Some(found) == ours
 }
 
 /// Whether the container's first process is not pid 1 of a namespace that ends with it.
@@ -175,6 +186,31 @@ fn shares_pids(spec: &Spec) -> bool {
     !namespaces
         .iter()
         .any(|namespace| namespace.typ() == LinuxNamespaceType::Pid && namespace.path().is_none())
+}
+
+/// The user namespace that the container joins; `None` when it has the host's users, or is to have a new one.
+fn users(spec: &Spec) -> Option<Users> {
+    let linux = spec.linux().as_ref()?;
+    let mut namespaces = linux.namespaces().iter().flatten();
+    let path = namespaces
+        .find(|namespace| namespace.typ() == LinuxNamespaceType::User)?
+        .path()
+        .clone()?;
+    let ranges = |mappings: &Option<Vec<LinuxIdMapping>>| {
+        let range = |mapping: &LinuxIdMapping| Range {
+            inside: mapping.container_id(),
+            outside: mapping.host_id(),
+            size: mapping.size(),
+        };
+        mappings.iter().flatten().map(range).collect()
+    };
+    Some(Users {
+        path,
+        mappings: Mappings {
+            uids: ranges(linux.uid_mappings()),
+            gids: ranges(linux.gid_mappings()),
+        },
+    })
 }
 
 /// Does what blocks in a thread that may.
@@ -199,8 +235,8 @@ impl Container {
     }
 
     /// Runs one more process.
-    pub async fn exec(&self, process: &Process, stdio: Stdio) -> Result<Arc<Child>, NativeError> {
-        self.calls.exec(process, stdio).await
+    pub async fn exec(&self, process: &Process, streams: &Streams, terminal: bool) -> Result<Born, NativeError> {
+        self.calls.exec(process, streams, terminal).await
     }
 
     /// Sends `signal` to the first process, or to all. SIGKILL works on a paused container too.
@@ -269,6 +305,14 @@ mod tests {
     fn spec(namespaces: &str) -> Spec {
         let json = format!(r#"{{"ociVersion":"1.1.0","linux":{{"namespaces":{namespaces}}}}}"#);
         serde_json::from_str(&json).unwrap()
+    }
+
+    #[test]
+    fn the_servers_own_cgroup_and_the_root_are_no_containers() {
+        let ours = Some(Path::new("/system.slice/containerd.service"));
+        assert!(is_foreign(Path::new("/system.slice/containerd.service"), ours));
+        assert!(is_foreign(Path::new("/"), ours) && is_foreign(Path::new("/"), None));
+        assert!(!is_foreign(Path::new("/kubepods/pod1/c1"), ours));
     }
 
     #[test]

@@ -4,6 +4,7 @@ use std::io;
 use std::path::PathBuf;
 
 use super::rootfs::RootfsError;
+use crate::stdio::StreamError;
 
 /// Why a request for a native container failed.
 #[derive(Debug, thiserror::Error)]
@@ -21,6 +22,10 @@ pub enum NativeError {
     GivenUp,
     #[error(transparent)]
     Rootfs(#[from] RootfsError),
+    #[error(transparent)]
+    Stream(#[from] StreamError),
+    #[error("the OCI runtime {binary:?} sent no terminal: {cause}")]
+    NoTerminal { binary: String, cause: io::Error },
     #[error("cannot {act} {}: {cause}", path.display())]
     Bundle {
         act: &'static str,

@@ -10,6 +10,7 @@
 //! shared between containers and all of it goes with the bundle.
 
 mod calls;
+mod console;
 mod container;
 mod failure;
 pub mod record;

@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::calls::Calls;
+use super::rootfs;
 use crate::sys::cgroup::Cgroup;
-use crate::sys::mounts;
 
 /// The file in the bundle.
 const FILE: &str = "kubewasi-native.json";
@@ -93,7 +93,7 @@ pub fn clean(bundle: &Path) -> io::Result<()> {
         // A runtime that was killed in the middle of its work has left what it knows nothing of.
         result = result.and(cgroup.kill()).and(cgroup.remove());
     }
-    result.and(mounts::unmount_all(&bundle.join("rootfs")))?;
+    result.and(rootfs::unmount(bundle))?;
     match fs::remove_file(path(bundle)) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),

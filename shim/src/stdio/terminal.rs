@@ -21,7 +21,7 @@ use tokio::sync::watch;
 use tokio::task::AbortHandle;
 use tokio::time::timeout;
 
-use super::streams::{self, StreamError, Streams};
+use super::streams::{self, Kept, StreamError, Streams};
 use super::{Opened, Stdio};
 use crate::sys::{fds, pty};
 
@@ -63,24 +63,60 @@ pub fn size_of(process: &Process) -> Option<Size> {
 ///
 /// Names the stream that cannot be opened and why.
 pub fn open(streams: &Streams, size: Option<Size>) -> Result<Opened, StreamError> {
+    let waiting = wait(streams)?;
+    let connected = || {
+        let (master, terminal) = pty::pair()?;
+        if let Some(size) = size {
+            pty::resize(&master, size)?;
+        }
+        let stdio = Stdio {
+            stdin: Some(terminal.try_clone()?),
+            stdout: Some(terminal.try_clone()?),
+            stderr: Some(terminal),
+        };
+        let (kept, console) = waiting.attach(master)?;
+        Ok(Opened {
+            stdio,
+            kept,
+            console: Some(console),
+        })
+    };
+    connected().map_err(StreamError::Terminal)
+}
+
+/// Open streams whose terminal somebody else makes.
+pub struct Waiting {
+    ends: Stdio,
+    kept: Kept,
+}
+
+/// Opens streams for a terminal that is still to come.
+///
+/// # Errors
+///
+/// As [`open`].
+pub fn wait(streams: &Streams) -> Result<Waiting, StreamError> {
     let only_two = Streams {
         stderr: String::new(),
         ..streams.clone()
     };
     let (ends, kept) = streams::open(&only_two)?;
-    let (console, stdio) = connect(ends, size).map_err(StreamError::Terminal)?;
-    Ok(Opened {
-        stdio,
-        kept,
-        console: Some(console),
-    })
+    Ok(Waiting { ends, kept })
 }
 
-fn connect(ends: Stdio, size: Option<Size>) -> io::Result<(Console, Stdio)> {
-    let (master, terminal) = pty::pair()?;
-    if let Some(size) = size {
-        pty::resize(&master, size)?;
+impl Waiting {
+    /// Copies between the streams and the terminal whose master this is.
+    ///
+    /// # Errors
+    ///
+    /// When one of them cannot be polled.
+    pub fn attach(self, master: OwnedFd) -> io::Result<(Kept, Console)> {
+        rustix::io::ioctl_fionbio(&master, true)?;
+        Ok((self.kept, connect(self.ends, master)?))
     }
+}
+
+fn connect(ends: Stdio, master: OwnedFd) -> io::Result<Console> {
     let master = Arc::new(fds::polled(master, Interest::READABLE | Interest::WRITABLE)?);
     let sink = ends.stdout.map(Sink::new).transpose()?;
     let (done, drained) = watch::channel(());
@@ -96,17 +132,11 @@ fn connect(ends: Stdio, size: Option<Size>) -> io::Result<(Console, Stdio)> {
         drop(done);
     };
     copies.push(tokio::spawn(copy).abort_handle());
-    let stdio = Stdio {
-        stdin: Some(terminal.try_clone()?),
-        stdout: Some(terminal.try_clone()?),
-        stderr: Some(terminal),
-    };
-    let console = Console {
+    Ok(Console {
         master,
         copies,
         drained,
-    };
-    Ok((console, stdio))
+    })
 }
 
 impl Console {

@@ -12,7 +12,6 @@ use super::service::Node;
 use crate::native;
 use crate::sandbox::process::Guest;
 use crate::sandbox::resources;
-use crate::stdio::streams;
 use crate::sys::cgroup::Cgroup;
 use crate::sys::child::Child;
 
@@ -174,12 +173,9 @@ impl Body {
                 let Some(spec) = &process.spec else {
                     return Err(process.facts.unknown());
                 };
-                if process.facts.terminal {
-                    return Err(TaskError::NotYet("a terminal of a native container".to_owned()));
-                }
-                let (stdio, kept) = streams::open(&process.facts.streams)?;
-                let child = container.exec(spec, stdio).await?;
-                process.adopt(child, kept, None);
+                let facts = &process.facts;
+                let born = container.exec(spec, &facts.streams, facts.terminal).await?;
+                process.adopt(born.child, born.kept, born.console);
                 Ok(())
             }
         }

@@ -188,21 +188,16 @@ async fn guest(
 /// A container of the node's own runtime, which reads the spec by itself.
 async fn native(node: &Node, container: &Container, spec: &Spec) -> Result<Made, TaskError> {
     let facts = container.facts();
-    if facts.terminal {
-        return Err(TaskError::CannotCreateYet(
-            "a terminal of a native container".to_owned(),
-        ));
-    }
-    let (stdio, kept) = stdio::streams::open(&facts.streams)?;
     let request = native::Request {
         id: &facts.id,
         bundle: &facts.bundle,
         spec,
         rootfs: &facts.rootfs,
-        stdio,
+        streams: &facts.streams,
+        terminal: facts.terminal,
     };
-    let made = node.natives.create(request, container.given_up()).await?;
-    Ok((Body::Native(Arc::new(made)), kept, None))
+    let (made, kept, console) = node.natives.create(request, container.given_up()).await?;
+    Ok((Body::Native(Arc::new(made)), kept, console))
 }
 
 /// What the container runs.

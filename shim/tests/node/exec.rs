@@ -64,7 +64,7 @@ pub fn idle(node: &Node) -> (String, u32) {
 }
 
 /// Starts an exec that goes on, and returns it with its pid once it is listed by its id.
-fn running(node: &Node, id: &str, args: &[&str]) -> (Running, u32) {
+pub fn running(node: &Node, id: &str, args: &[&str]) -> (Running, u32) {
     let mut command = exec_command(node, id, &[], args);
     let exec_id = exec_id(&command);
     let exec = Running::start(&mut command);

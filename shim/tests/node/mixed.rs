@@ -1,15 +1,18 @@
 //! Pods of wasm and native containers in any mix: what the kubelet makes of sidecars, init and debug containers.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use serde_json::{Value, json};
+
 use crate::command::eventually;
 use crate::containerd::Node;
-use crate::cri::{crictl, exit_code, prepare};
+use crate::cri::{crictl, exit_code, give_networks, pid, prepare};
 use crate::guests::Probe;
 use crate::image_builder::Image;
-use crate::pod::{PID_OF_CONTAINER, PID_OF_POD, PID_OF_TARGET, Pod, pid, pid_namespace, volume};
+use crate::pod::{PID_OF_CONTAINER, PID_OF_POD, PID_OF_TARGET, Pod, pid_namespace, volume};
 
 /// The names of a wasm and a native image that pods can use.
 fn images(node: &mut Node) -> (String, String) {
@@ -164,7 +167,7 @@ on_every_containerd! {
         let (_, native) = images(node);
         let pod = Pod::start(node, PID_OF_CONTAINER);
         let id = pod.run("main", &native, &["tail", "/dev/zero"],
-            |config| config["linux"]["resources"] = serde_json::json!({"memory_limit_in_bytes": 32 << 20}));
+            |config| config["linux"]["resources"] = json!({"memory_limit_in_bytes": 32 << 20}));
         assert_eq!(exit_code(node, &id), 137);
         eventually("the reason is OOMKilled", Duration::from_secs(5), || {
             crictl(node, &["inspect", &id]).ok().stdout.contains("\"OOMKilled\"").then_some(())
@@ -176,18 +179,45 @@ on_every_containerd! {
         let (_, native) = images(node);
         let pod = Pod::start(node, PID_OF_CONTAINER);
         let id = pod.run("main", &native, &["sleep", "1000"],
-            |config| config["linux"]["resources"] = serde_json::json!({"memory_limit_in_bytes": 64 << 20}));
+            |config| config["linux"]["resources"] = json!({"memory_limit_in_bytes": 64 << 20}));
         let said = crictl(node, &["exec", "--sync", &id, "sh", "-c", "echo out; echo err >&2"]).ok();
         assert!(said.stdout.contains("out") && said.stdout.contains("err"), "{said}");
         crictl(node, &["exec", "--sync", &id, "sh", "-c", "exit 5"]).expect_refusal(&["exited with 5"]);
         crictl(node, &["exec", "--sync", &id, "/no/such"]).expect_refusal(&["/no/such", "no such file"]);
         let stats = crictl(node, &["stats", "--output", "json", "--id", &id]).ok().stdout;
         assert!(stats.contains("workingSetBytes"), "{stats}");
-        let main = u32::try_from(pid(node, &id)).unwrap();
+        let main = pid(node, &id);
         let limit = || crate::control::limit(main, "memory", "memory.limit_in_bytes", "memory.max");
         assert_eq!(limit(), (64 << 20).to_string());
         crictl(node, &["update", "--memory", &(128 << 20).to_string(), &id]).ok();
         assert_eq!(limit(), (128 << 20).to_string());
+        pod.end();
+    }
+}
+
+on_newest_containerd! {
+    fn a_pod_with_users_of_its_own_has_them_in_its_native_containers_too(node) {
+        give_networks(node);
+        let (wasm, native) = images(node);
+        let users = |config: &mut Value| {
+            let mapping = json!([{"container_id": 0, "host_id": 300_000, "length": 65_536}]);
+            let options = &mut config["linux"]["security_context"]["namespace_options"];
+            options["userns_options"] = json!({"mode": 0, "uids": mapping, "gids": mapping});
+            // Kubernetes has no such pods in the node's network.
+            options["network"] = 0.into();
+        };
+        let pod = Pod::start_edited(node, "wasi-without-options", users);
+        let main = pod.run("main", &native, &["sleep", "1000"], users);
+        let guest = pod.run("guest", &wasm, &["/probe.wasm", "idle"], users);
+        let of = |id: &str| fs::read_link(format!("/proc/{}/ns/user", pid(node, id))).unwrap();
+        assert_eq!(of(&main), of(&guest));
+        assert_ne!(of(&main), fs::read_link("/proc/self/ns/user").unwrap());
+        assert_eq!(crate::sandbox::status(pid(node, &main), "Uid"), "300000 300000 300000 300000");
+        // The image's files are root's, and this root is the container's.
+        let program = fs::metadata(format!("/proc/{}/root/bin/busybox", pid(node, &main))).unwrap();
+        assert_eq!((program.uid(), program.gid()), (300_000, 300_000));
+        let said = crictl(node, &["exec", "--sync", &main, "sh", "-c", "id -u; echo mine > /bin/new && cat /bin/new"]).ok();
+        assert_eq!(said.stdout.trim(), "0\nmine");
         pod.end();
     }
 }

@@ -1,19 +1,22 @@
 //! Native containers by the wasi runtime: what runc makes of them, and what is left when something breaks.
 
 use std::fs;
+use std::path::Path;
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
-use crate::command::eventually;
+use crate::command::{Running, eventually};
 use crate::container::{Run, root_folder, spec};
 use crate::containerd::Node;
 use crate::control::{self, Events};
+use crate::exec::{exec, exec_command, running};
 use crate::guests::Probe;
 use crate::image_builder::Image;
 use crate::machine::shim_processes;
 use crate::server;
+use crate::terminal::Person;
 
 fn busybox(node: &Node) -> Image {
     let image = Image::busybox();
@@ -32,7 +35,7 @@ fn shell(node: &Node, script: &str) -> Value {
     spec
 }
 
-fn make_executable(path: &std::path::Path) {
+fn make_executable(path: &Path) {
     fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
 }
 
@@ -127,14 +130,59 @@ on_every_containerd! {
     fn processes_are_exec_d_into_a_native_container(node) {
         let image = busybox(node);
         let (id, _) = node.run(&image).args(&["sleep", "1000"]).detach();
-        let exec = |exec_id: &str, args: &[&str]| {
-            node.ctr(&[&["task", "exec", "--fifo-dir", node.folder.join("fifo").to_str().unwrap(), "--exec-id", exec_id, &id], args].concat())
-        };
-        let said = exec("e1", &["sh", "-c", "echo out; echo err >&2; cat /proc/1/comm"]).ok();
+        let said = exec(node, &id, &["sh", "-c", "echo out; echo err >&2; cat /proc/1/comm"]).ok();
         assert_eq!((said.stdout.as_str(), said.stderr.as_str()), ("out\nsleep\n", "err\n"));
-        exec("e2", &["sh", "-c", "exit 9"]).expect_code(9);
-        exec("e3", &["/no/such"]).expect_refusal(&["OCI runtime exec failed", "/no/such"]);
+        exec(node, &id, &["sh", "-c", "exit 9"]).expect_code(9);
+        exec(node, &id, &["/no/such"]).expect_refusal(&["OCI runtime exec failed", "/no/such"]);
+        let (mut cat, _) = running(node, &id, &["cat"]);
+        cat.feed(b"through cat");
+        assert_eq!(cat.wait().ok().stdout, "through cat");
+        let many: Vec<Running> = (0..10)
+            .map(|number| Running::start(&mut exec_command(node, &id, &[], &["sh", "-c", &format!("exit {number}")])))
+            .collect();
+        for (number, exec) in many.into_iter().enumerate() {
+            exec.wait().expect_code(i32::try_from(number).unwrap());
+        }
+        // An exec ends with its container, and its end is told.
+        let (left, _) = running(node, &id, &["sleep", "1000"]);
         node.remove(&id);
+        left.wait().expect_code(137);
+    }
+
+    fn a_native_container_has_a_terminal_that_follows_its_clients(node) {
+        let image = busybox(node);
+        let mut person = Person::runs(&Run::of_image(node, &image).flag(&["--tty"]).args(&["sh"]).foreground());
+        person.sees("# ");
+        person.types("tty; stty size\r");
+        person.sees("/dev/pts/0\n24 80\n");
+        person.resize(132, 43);
+        eventually("the new size arrives", Duration::from_secs(20), || {
+            person.types("stty size\r");
+            std::thread::sleep(Duration::from_millis(200));
+            person.seen().contains("43 132\n").then_some(())
+        });
+        person.types("exit 3\r");
+        assert_eq!(person.waits().0, Some(3));
+
+        let (id, _) = node.run(&image).args(&["sleep", "1000"]).detach();
+        let mut person = Person::runs(&exec_command(node, &id, &["--tty"], &["sh"]));
+        person.sees("# ");
+        person.types("stty size\r");
+        person.sees("24 80\n");
+        person.types("exit 4\r");
+        assert_eq!(person.waits().0, Some(4));
+        let (code, seen) = Person::runs(&exec_command(node, &id, &["--tty"], &["sh", "-c", "echo said; exit 5"])).waits();
+        assert_eq!((code, seen.as_str()), (Some(5), "said\n"));
+        node.remove(&id);
+    }
+
+    fn a_server_that_is_told_to_end_takes_its_native_containers_along(node) {
+        let image = busybox(node);
+        let (id, pid) = node.run(&image).args(&["sleep", "1000"]).detach();
+        kill_process(Pid::from_raw(server::pid(node)).unwrap(), Signal::TERM).unwrap();
+        eventually("its process is gone", Duration::from_secs(20), || gone(pid).then_some(()));
+        node.ctr(&["task", "delete", "--force", &id]);
+        node.ctr(&["container", "delete", &id]).ok();
     }
 
     fn a_native_container_lives_through_a_restart_of_containerd(node) {
@@ -176,12 +224,20 @@ on_every_containerd! {
         let mark = node.folder.join("hook");
         // The spec's hook holds the runtime in the middle of its work.
         spec["hooks"] = json!({"createRuntime": [
-            {"path": "/bin/busybox", "args": ["busybox", "sh", "-c", format!("echo > {}; sleep 3", mark.display())]}]});
+            {"path": "/bin/busybox", "args": ["busybox", "sh", "-c", format!("echo > {}; sleep 5", mark.display())]}]});
         let run = Run::of_spec(node, &spec);
         let id = run.id.clone();
         let client = run.spawn();
         eventually("the hook runs", Duration::from_secs(20), || mark.exists().then_some(()));
-        kill_process(Pid::from_raw(server::pid(node)).unwrap(), Signal::KILL).unwrap();
+        let server = server::pid(node);
+        let mut runtime = children(server);
+        runtime.retain(|pid| *pid != server::launcher(node));
+        assert_eq!(runtime.len(), 1, "{runtime:?}");
+        kill_process(Pid::from_raw(server).unwrap(), Signal::KILL).unwrap();
+        // It does not finish what nobody waits for.
+        eventually("the runtime is gone before its hook", Duration::from_secs(2), || {
+            gone(runtime[0].unsigned_abs()).then_some(())
+        });
         client.wait();
         node.ctr(&["container", "delete", &id]);
     }

@@ -26,25 +26,32 @@ impl<'a> Pod<'a> {
     /// A pod of the wasi handler whose sandbox has the pid namespace `pid`.
     #[track_caller]
     pub fn start(node: &'a Node, pid: u32) -> Pod<'a> {
-        Pod::start_in(&format!("/{}", node.namespace), node, pid)
+        Pod::start_edited(node, "wasi", |config| pid_namespace(config, pid, ""))
     }
 
     /// As [`Pod::start`], with the cgroup `parent`: a path, or a slice of systemd's.
     #[track_caller]
     pub fn start_in(parent: &str, node: &'a Node, pid: u32) -> Pod<'a> {
+        Pod::start_edited(node, "wasi", |config| {
+            config["linux"]["cgroup_parent"] = parent.into();
+            pid_namespace(config, pid, "");
+        })
+    }
+
+    /// A pod of `handler`; `edit` changes its PodSandboxConfig.
+    #[track_caller]
+    pub fn start_edited(node: &'a Node, handler: &str, edit: impl FnOnce(&mut Value)) -> Pod<'a> {
         let logs = node.folder.join("pod-logs");
         fs::create_dir_all(&logs).unwrap();
-        let config = file(
-            node,
-            "pod.json",
-            &json!({
-                "metadata": {"name": "mixed", "namespace": "default", "uid": node.namespace, "attempt": 0},
-                "log_directory": logs,
-                "linux": {"cgroup_parent": parent,
-                          "security_context": {"namespace_options": {"network": NETWORK_OF_NODE, "pid": pid}}},
-            }),
-        );
-        let run = crictl(node, &["runp", "--runtime", "wasi", &config]).ok();
+        let mut config = json!({
+            "metadata": {"name": "mixed", "namespace": "default", "uid": node.namespace, "attempt": 0},
+            "log_directory": logs,
+            "linux": {"cgroup_parent": format!("/{}", node.namespace),
+                      "security_context": {"namespace_options": {"network": NETWORK_OF_NODE, "pid": PID_OF_CONTAINER}}},
+        });
+        edit(&mut config);
+        let config = file(node, "pod.json", &config);
+        let run = crictl(node, &["runp", "--runtime", handler, &config]).ok();
         Pod {
             node,
             sandbox: run.stdout.trim().to_owned(),
@@ -84,13 +91,6 @@ impl<'a> Pod<'a> {
         crictl(self.node, &["stopp", &self.sandbox]).ok();
         crictl(self.node, &["rmp", &self.sandbox]).ok();
     }
-}
-
-/// The pid of a container's first process.
-#[track_caller]
-pub fn pid(node: &Node, id: &str) -> i32 {
-    let inspected: Value = serde_json::from_str(&crictl(node, &["inspect", id]).ok().stdout).unwrap();
-    i32::try_from(inspected["info"]["pid"].as_i64().unwrap()).unwrap()
 }
 
 /// Makes `folder` a volume at `path` in a container.
