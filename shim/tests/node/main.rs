@@ -48,9 +48,10 @@ macro_rules! on_every_containerd {
 /// Makes a test of a function that is given a running [`containerd::Node`] of the newest version: for what containerd has
 /// no part in.
 macro_rules! on_newest_containerd {
-    ($(fn $name:ident($node:ident) $body:block)*) => {
+    ($($(#[$attribute:meta])* fn $name:ident($node:ident) $body:block)*) => {
         $(
             #[test]
+            $(#[$attribute])*
             fn $name() {
                 fn scenario($node: &mut $crate::containerd::Node) $body
 
@@ -68,6 +69,7 @@ mod image_builder;
 mod pod;
 mod server;
 
+mod apparmor;
 mod bad_input;
 mod cache;
 mod confinement;
@@ -75,6 +77,7 @@ mod control;
 mod cri;
 mod exec;
 mod faults;
+mod forbidden;
 mod forks;
 mod harness;
 mod images;
@@ -83,9 +86,11 @@ mod mixed;
 mod native;
 mod run;
 mod sandbox;
+mod security;
 mod stdio;
 mod task_api;
 mod terminal;
+mod tracer;
 mod users;
 mod volumes;
 
