@@ -36,6 +36,7 @@ lint: ## Formatting, clippy, the rules between rooms, dependencies, spelling, sc
 	@cd examples/hello && cargo fmt --check
 	@cargo clippy --quiet --locked --workspace --all-targets -- -D warnings
 	@hack/lint-rooms
+	@hack/lint-docs
 	@shellcheck hack/* .ci/run
 	@hack/tool cargo-deny && cargo-deny --log-level error check --hide-inclusion-graph bans licenses sources
 	@hack/tool typos-cli && typos

@@ -7,7 +7,7 @@ use std::time::Duration;
 mod platform;
 
 const USAGE: &str = "usage: probe args|env|cwd|isatty|say|cat|exit|exit-with-code|trap|panic|ls|read|write|random|lines|\
-                     sleep|idle|spin|fill|grow|flood [VALUE...]";
+                     sleep|idle|spin|fill|grow|flood|seek [VALUE...]";
 
 /// Runs the command that the arguments name; returns when it is done, or ends the process as it says.
 pub fn run() {
@@ -79,6 +79,7 @@ fn perform(command: &str, values: &[String]) -> io::Result<()> {
             println!("filled {}", kept.len());
         }
         "grow" => grow(first)?,
+        "seek" => seek()?,
         // flood FILE MEBIBYTES
         "flood" => flood(first, number(values.get(1).map(String::as_str).unwrap_or_default())?)?,
         _ => return Err(io::Error::other(USAGE)),
@@ -153,6 +154,57 @@ fn grow(folder: &str) -> io::Result<()> {
         }
         std::thread::sleep(Duration::from_millis(10));
     }
+}
+
+/// Looks for files of the kernel under every path and symlink there is, says what could be opened and how many folders it
+/// looked into.
+fn seek() -> io::Result<()> {
+    const WANTED: [&str; 14] = [
+        "self/mem",
+        "1/mem",
+        "thread-self/mem",
+        "self/environ",
+        "sysrq-trigger",
+        "kcore",
+        "kernel/notes",
+        "cgroup.procs",
+        "memory.max",
+        "release_agent",
+        "null",
+        "mem",
+        "kmsg",
+        "ptmx",
+    ];
+    let mut folders = vec![std::path::PathBuf::from("/")];
+    let mut looked = 0;
+    while let Some(folder) = folders.pop() {
+        looked += 1;
+        // By names too: what is there need not be listed.
+        for name in ["", "proc", "sys", "dev", "cgroup", "sys/fs/cgroup", ".."] {
+            for path in WANTED.map(|wanted| folder.join(name).join(wanted)) {
+                if std::fs::File::open(&path).is_ok() {
+                    println!("found {}", path.display());
+                }
+            }
+        }
+        // A symlink in a circle ends where the path gets too long.
+        if folder.components().count() > 8 {
+            continue;
+        }
+        for entry in std::fs::read_dir(&folder).into_iter().flatten() {
+            let path = entry?.path();
+            match std::fs::metadata(&path) {
+                Ok(metadata) if metadata.is_dir() => folders.push(path),
+                // Anything that is neither opens to something that is no file.
+                Ok(metadata) if !metadata.is_file() && std::fs::File::open(&path).is_ok() => {
+                    println!("found {}", path.display());
+                }
+                _ => {}
+            }
+        }
+    }
+    println!("looked into {looked}");
+    Ok(())
 }
 
 /// Writes `mebibytes` to a file: on a tmpfs they are memory of the container's, but not the program's.

@@ -8,6 +8,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags};
+use rustix::mount::MountAttrFlags;
 use rustix::process::{Signal, Uid};
 
 use super::attached::{Attached, Inheritance};
@@ -24,6 +25,7 @@ use crate::guest::warm::Warm;
 use crate::guest::{self, Outcome, Settings};
 use crate::image::memory;
 use crate::sys::fork::{Fork, exit, fork};
+use crate::sys::labels::When;
 use crate::sys::memory::Memory;
 use crate::sys::{credentials, fds, mounts, namespaces, pty, seccomp, signals, standard};
 
@@ -110,9 +112,9 @@ fn become_guest(warm: &Warm, filters: &Filters, confinement: &Confinement, users
     drop(plan);
     let own = beside.is_none();
     let prepared = begin(confinement, &socket, streams)
-        .and_then(|()| Loader::open(confinement, artifact))
-        .and_then(|loader| move_in(confinement, users, beside).map(|()| loader))
-        .and_then(|loader| confine(warm, filters, confinement, &socket, loader));
+        .and_then(|()| Ok((own_process(confinement)?, Loader::open(confinement, artifact)?)))
+        .and_then(|opened| move_in(confinement, users, beside).map(|()| opened))
+        .and_then(|(process, loader)| confine(warm, filters, confinement, &socket, process, loader));
     match prepared {
         Ok(prepared) => {
             report(socket.as_fd(), &Report::Ready);
@@ -138,8 +140,6 @@ enum Loader<'a> {
     Native(&'a Path),
     Program {
         artifact: OwnedFd,
-        /// See `artifact::load`: the root changes, and this is the one way to an open file by path.
-        open_files: OwnedFd,
         memory: Option<Memory>,
         world: World,
         export: Option<&'a str>,
@@ -153,7 +153,6 @@ impl Loader<'_> {
             Role::Native { path } => Ok(Loader::Native(path)),
             Role::Guest { world, export } => Ok(Loader::Program {
                 artifact: artifact.ok_or_else(|| step("load the program")("its artifact is missing"))?,
-                open_files: mounts::open_files().map_err(step("open the folder of open files"))?,
                 memory: match &confinement.memory {
                     None => None,
                     Some(folder) => Memory::open(folder).map_err(step("open the cgroup's memory files"))?,
@@ -184,7 +183,32 @@ fn begin(confinement: &Confinement, socket: &OwnedFd, streams: [OwnedFd; 3]) -> 
     }
     let name = std::ffi::CString::new(confinement.name.as_str()).map_err(step("name the process"))?;
     rustix::thread::set_name(&name).map_err(step("name the process"))?;
-    take_streams(confinement, streams)
+    take_streams(confinement, streams)?;
+    let checked = confinement.labels.check(Path::new("/sys"));
+    checked.map_err(step("find the security modules"))
+}
+
+/// This process's folder in a procfs of its own, when it is needed: a guest's code is loaded through it, and labels are
+/// taken by writing there.
+fn own_process(confinement: &Confinement) -> Result<Option<OwnedFd>, Failure> {
+    let labels = confinement.labels.any();
+    if !labels && !matches!(confinement.role, Role::Guest { .. }) {
+        return Ok(None);
+    }
+    let attributes = match labels {
+        true => MountAttrFlags::MOUNT_ATTR_NODEV,
+        false => MountAttrFlags::MOUNT_ATTR_NODEV | MountAttrFlags::MOUNT_ATTR_RDONLY,
+    };
+    let process = mounts::own_process(attributes).map_err(step("open the folder of the process"))?;
+    Ok(Some(process))
+}
+
+/// Enters the folder of open files: see `artifact::load`, the root has changed, and this is the one way to one by path.
+fn enter_open_files(process: &OwnedFd) -> Result<(), Failure> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    rustix::fs::openat(process, "fd", flags, Mode::empty())
+        .and_then(rustix::process::fchdir)
+        .map_err(step("enter the folder of open files"))
 }
 
 /// Moves into the namespaces and the root: those of the process beside which this one lives, or its own.
@@ -216,16 +240,25 @@ fn move_in(confinement: &Confinement, mut users: Users, beside: Option<OwnedFd>)
     identify(confinement, &settings)
 }
 
-/// Takes the credentials, loads the program behind the first filter and installs the last one.
+/// Takes the credentials, loads the program behind the first filter, takes the labels and installs the last filter.
 fn confine(
     warm: &Warm,
     filters: &Filters,
     confinement: &Confinement,
     socket: &OwnedFd,
+    process: Option<OwnedFd>,
     loader: Loader<'_>,
 ) -> Result<Prepared, Failure> {
+    let take_labels = |when| match &process {
+        None => Ok(()),
+        Some(process) => {
+            let taken = confinement.labels.take(process.as_fd(), when);
+            taken.map_err(step("take the labels"))
+        }
+    };
     if let Loader::Native(path) = loader {
         execute::confine(confinement)?;
+        take_labels(When::AtExec)?;
         adopted(socket)?;
         execute::check(path, confinement)?;
         return Ok(Prepared::Execute(path.to_owned()));
@@ -239,12 +272,11 @@ fn confine(
     let prepared = match loader {
         Loader::Program {
             artifact,
-            open_files,
             memory,
             world,
             export,
         } => {
-            rustix::process::fchdir(&open_files).map_err(step("enter the folder of open files"))?;
+            process.as_ref().map_or(Ok(()), enter_open_files)?;
             let ready = guest::load(warm, artifact, world, export, Limits::new(memory));
             Prepared::Run(Box::new(
                 ready.map_err(|error| step("load the program")(format!("{error:#}")))?,
@@ -252,6 +284,9 @@ fn confine(
         }
         Loader::Nothing | Loader::Native(_) => Prepared::Hold,
     };
+    // Last of what is looked up by path: a profile may allow the guest's files alone, and not its code.
+    take_labels(When::Now)?;
+    drop(process);
     std::env::set_current_dir("/").map_err(step("enter the root"))?;
     seccomp::enter(&filters.running.unpack()).map_err(step("install the guest's filter"))?;
     install_profile(confinement)?;

@@ -268,7 +268,12 @@ impl Launcher {
                 guest.child().exited().await;
                 Err(SandboxError::Confine(message))
             }
-            Ok(None) => Err(SandboxError::Died(guest.child().exited().await.code)),
+            // Who reaped it may have heard its last words before us.
+            Ok(None) => {
+                let exit = guest.child().exited().await;
+                let died = SandboxError::Died(exit.code);
+                Err(exit.message.map_or(died, SandboxError::Confine))
+            }
             Err(_) => {
                 // A container's own process is looked for in the cgroup once more, in `spawn`.
                 let _ = guest.kill(libc::SIGKILL);

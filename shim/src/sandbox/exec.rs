@@ -40,12 +40,13 @@ pub fn plan(request: Request<'_>) -> Result<Confinement, PlanError> {
     let linux = spec.linux().as_ref().ok_or(PlanError::Missing("linux"))?;
     plan::refuse_process(process)?;
     let native = matches!(role, Role::Native { .. });
-    let mut capabilities = plan::capabilities(process)?;
     let containers = spec.process().as_ref();
-    if native {
-        capabilities = without_tracing(capabilities);
-    }
     let ids = plan::ids(process);
+    let capabilities = plan::capabilities(process)?;
+    let capabilities = match native {
+        true => without_tracing(capabilities),
+        false => plan::of_user(capabilities, &ids),
+    };
     // Whoever made it, that process lives in it now.
     let user = users::user(spec, &ids)?.map(|user| User {
         path: Some(format!("/proc/{beside}/ns/user").into()),
@@ -74,6 +75,7 @@ pub fn plan(request: Request<'_>) -> Result<Confinement, PlanError> {
         user,
         memory: None,
         capabilities,
+        labels: plan::labels(process, None),
         no_new_privileges: process.no_new_privileges().unwrap_or(false),
         limits: plan::limits(process)?,
         // The container's, as runc has it: clients leave it out.
@@ -152,8 +154,8 @@ mod tests {
 
     #[test]
     fn what_is_not_supported_is_refused_by_its_name() {
-        let process = r#"{"user":{"uid":0,"gid":0},"args":["sh"],"cwd":"/","selinuxLabel":"x"}"#;
+        let process = r#"{"user":{"uid":0,"gid":0},"args":["sh"],"cwd":"/","scheduler":{"policy":"SCHED_FIFO"}}"#;
         let refused = confinement(process, native()).unwrap_err();
-        assert!(refused.to_string().contains("process.selinuxLabel"), "{refused}");
+        assert!(refused.to_string().contains("process.scheduler"), "{refused}");
     }
 }

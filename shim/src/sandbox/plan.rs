@@ -18,6 +18,7 @@ use super::volumes::{self, Volume};
 use crate::compile::World;
 use crate::image;
 use crate::sys::credentials::{Capabilities, Ids, Limit, Name, capability};
+use crate::sys::labels::Labels;
 use crate::sys::memory::MemoryFolder;
 use crate::sys::namespaces::Kind;
 use crate::sys::user_namespace::Mappings;
@@ -83,6 +84,7 @@ pub struct Confinement {
     pub ids: Ids,
     pub capabilities: Capabilities,
     pub no_new_privileges: bool,
+    pub labels: Labels,
     pub limits: Vec<Limit>,
     pub oom_score_adj: Option<i32>,
     /// The standard streams are a terminal, which becomes the process's controlling one.
@@ -171,6 +173,7 @@ pub fn plan(request: Request<'_>) -> Result<Plan, PlanError> {
     let ids = ids(process);
     let user = users::user(spec, &ids)?;
     let mappings = user.as_ref().map(|user| &user.mappings);
+    let labels = labels(process, linux.mount_label().as_ref());
     let mut mounts = if holder { Vec::new() } else { request.rootfs.to_vec() };
     let confinement = Confinement {
         name: name(request.id),
@@ -189,7 +192,11 @@ pub fn plan(request: Request<'_>) -> Result<Plan, PlanError> {
         volumes: if holder {
             Vec::new()
         } else {
-            volumes::volumes(spec.mounts().as_deref().unwrap_or_default(), mappings)?
+            volumes::volumes(
+                spec.mounts().as_deref().unwrap_or_default(),
+                mappings,
+                labels.files.as_deref(),
+            )?
         },
         masked: if holder {
             Vec::new()
@@ -205,8 +212,9 @@ pub fn plan(request: Request<'_>) -> Result<Plan, PlanError> {
         domainname: spec.domainname().clone().filter(|name| !name.is_empty()),
         sysctls,
         user,
+        capabilities: of_user(capabilities(process)?, &ids),
         ids,
-        capabilities: capabilities(process)?,
+        labels,
         no_new_privileges: process.no_new_privileges().unwrap_or(false),
         limits: limits(process)?,
         oom_score_adj: process.oom_score_adj(),
@@ -241,20 +249,6 @@ pub(super) fn seccomp(linux: &Linux) -> Result<Vec<Program>, PlanError> {
 
 /// Refuses what is not supported of a process.
 pub(super) fn refuse_process(process: &Process) -> Result<(), PlanError> {
-    if let Some(profile) = process
-        .apparmor_profile()
-        .as_ref()
-        .filter(|profile| !profile.is_empty())
-    {
-        return Err(unsupported(
-            "process.apparmorProfile",
-            profile,
-            "set appArmorProfile: Unconfined",
-        ));
-    }
-    if let Some(label) = process.selinux_label().as_ref().filter(|label| !label.is_empty()) {
-        return Err(unsupported("process.selinuxLabel", label, LATER));
-    }
     if process.scheduler().is_some() {
         return Err(unsupported("process.scheduler", "set", LATER));
     }
@@ -283,9 +277,6 @@ fn refuse(spec: &Spec) -> Result<(), PlanError> {
         }
     }
     let Some(linux) = spec.linux() else { return Ok(()) };
-    if let Some(label) = linux.mount_label().as_ref().filter(|label| !label.is_empty()) {
-        return Err(unsupported("linux.mountLabel", label, LATER));
-    }
     if linux.intel_rdt().is_some() {
         return Err(unsupported("linux.intelRdt", "set", LATER));
     }
@@ -300,7 +291,7 @@ fn refuse(spec: &Spec) -> Result<(), PlanError> {
         other => Err(unsupported(
             "linux.rootfsPropagation",
             other,
-            "use private: a guest's mounts never travel",
+            "use mountPropagation: None: a guest's mounts never travel",
         )),
     }
 }
@@ -403,6 +394,29 @@ pub(super) fn ids(process: &Process) -> Ids {
         gid: user.gid(),
         groups: user.additional_gids().clone().unwrap_or_default(),
         umask: user.umask(),
+    }
+}
+
+/// What is left of a guest's capabilities when its user is not root: the ambient ones, as exec(2) leaves them to a native
+/// program (capabilities(7)). A guest is not executed.
+pub(super) fn of_user(capabilities: Capabilities, ids: &Ids) -> Capabilities {
+    match ids.uid {
+        0 => capabilities,
+        _ => Capabilities {
+            permitted: capabilities.ambient,
+            effective: capabilities.ambient,
+            ..capabilities
+        },
+    }
+}
+
+/// The labels of the security modules; `files` is for what is mounted.
+pub(super) fn labels(process: &Process, files: Option<&String>) -> Labels {
+    let given = |label: Option<&String>| label.filter(|label| !label.is_empty()).cloned();
+    Labels {
+        apparmor: given(process.apparmor_profile().as_ref()),
+        selinux: given(process.selinux_label().as_ref()),
+        files: given(files),
     }
 }
 
@@ -569,8 +583,6 @@ mod tests {
     #[test]
     fn what_is_not_supported_is_refused_by_its_name() {
         for (process, linux, field) in [
-            (r#","apparmorProfile":"x""#, "", "process.apparmorProfile"),
-            (r#","selinuxLabel":"x""#, "", "process.selinuxLabel"),
             ("", r#","namespaces":[{"type":"time"}]"#, "linux.namespaces"),
             ("", r#","rootfsPropagation":"shared""#, "linux.rootfsPropagation"),
             ("", r#","intelRdt":{"closID":"x"}"#, "linux.intelRdt"),
@@ -648,8 +660,24 @@ mod tests {
 
     #[test]
     fn a_guest_never_has_the_capability_to_make_devices() {
-        let spec = minimal(r#","capabilities":{"effective":["CAP_MKNOD","CAP_CHOWN"]}"#, "");
+        let mut spec = minimal(r#","capabilities":{"effective":["CAP_MKNOD","CAP_CHOWN"]}"#, "");
+        spec.process_mut().as_mut().unwrap().user_mut().set_uid(0_u32);
         assert_eq!(plan(request(&spec)).unwrap().confinement.capabilities.effective, 1);
+    }
+
+    #[test]
+    fn a_user_who_is_not_root_keeps_ambient_capabilities_alone() {
+        let of = |uid: u32| {
+            let sets = r#""bounding":["CAP_CHOWN","CAP_KILL"],"effective":["CAP_CHOWN","CAP_KILL"],
+                "permitted":["CAP_CHOWN","CAP_KILL"],"inheritable":["CAP_KILL"],"ambient":["CAP_KILL"]"#;
+            let mut spec = minimal(&format!(r#","capabilities":{{{sets}}}"#), "");
+            spec.process_mut().as_mut().unwrap().user_mut().set_uid(uid);
+            plan(request(&spec)).unwrap().confinement.capabilities
+        };
+        let (chown, kill) = (1, 1 << 5);
+        assert_eq!((of(0).permitted, of(0).effective), (chown | kill, chown | kill));
+        assert_eq!((of(7).permitted, of(7).effective, of(7).ambient), (kill, kill, kill));
+        assert_eq!(of(7).bounding, chown | kill);
     }
 
     #[test]

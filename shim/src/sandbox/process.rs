@@ -171,7 +171,7 @@ fn last_words(socket: &AsyncFd<OwnedFd>) -> Option<String> {
     let mut buffer = vec![0; MESSAGE];
     let (length, _) = seqpacket::receive(socket.get_ref(), &mut buffer).ok()?;
     match decode(&buffer[..length]) {
-        Some(Report::Ended { message }) => Some(message),
+        Some(Report::Ended { message } | Report::Failed { message }) => Some(message),
         _ => None,
     }
 }

@@ -60,19 +60,19 @@ pub enum VolumeError {
 }
 
 /// The volumes of a spec, in its order; kernel file systems are left out by their type. `user` are the mappings of the
-/// container's user namespace, when it has one.
+/// container's user namespace, when it has one, `label` is the SELinux context of its files.
 ///
 /// # Errors
 ///
 /// Names the mount's destination and what about it is refused.
-pub fn volumes(mounts: &[Mount], user: Option<&Mappings>) -> Result<Vec<Volume>, VolumeError> {
+pub fn volumes(mounts: &[Mount], user: Option<&Mappings>, label: Option<&str>) -> Result<Vec<Volume>, VolumeError> {
     mounts
         .iter()
-        .filter_map(|mount| volume(mount, user).transpose())
+        .filter_map(|mount| volume(mount, user, label).transpose())
         .collect()
 }
 
-fn volume(mount: &Mount, user: Option<&Mappings>) -> Result<Option<Volume>, VolumeError> {
+fn volume(mount: &Mount, user: Option<&Mappings>, label: Option<&str>) -> Result<Option<Volume>, VolumeError> {
     let destination = mount.destination().clone();
     let options = mount.options().as_deref().unwrap_or_default();
     let has = |names: &[&str]| options.iter().any(|option| names.contains(&option.as_str()));
@@ -119,10 +119,11 @@ fn volume(mount: &Mount, user: Option<&Mappings>) -> Result<Option<Volume>, Volu
             option: "idmap".to_owned(),
         });
     }
+    let mut data = owned(&destination, parsed.data, user)?;
+    // In quotes, since a context may have commas.
+    data.extend(label.map(|label| format!("context=\"{label}\"")));
     Ok(Some(Volume {
-        kind: Kind::Tmpfs {
-            data: owned(&destination, parsed.data, user)?.join(","),
-        },
+        kind: Kind::Tmpfs { data: data.join(",") },
         destination,
         flags: parsed.flags.bits(),
         read_only_recursive: parsed.read_only_recursive,
@@ -231,13 +232,13 @@ mod tests {
     use super::*;
 
     fn one(json: &str) -> Result<Option<Volume>, VolumeError> {
-        volume(&serde_json::from_str(json).unwrap(), None)
+        volume(&serde_json::from_str(json).unwrap(), None, None)
     }
 
     /// A volume of a container with a user namespace.
     fn mapped(json: &str) -> Result<Option<Volume>, VolumeError> {
         let user = Mappings::parse("0:100000:1000", "0:200000:1000").unwrap();
-        volume(&serde_json::from_str(json).unwrap(), Some(&user))
+        volume(&serde_json::from_str(json).unwrap(), Some(&user), None)
     }
 
     #[test]
@@ -283,6 +284,14 @@ mod tests {
                 data: "mode=755,size=65536k".into()
             }
         );
+    }
+
+    #[test]
+    fn a_tmpfs_bears_the_containers_label() {
+        let mount = serde_json::from_str(r#"{"destination":"/t","type":"tmpfs","options":["mode=755"]}"#).unwrap();
+        let volumes = volumes(&[mount], None, Some("a:b:c:s0:c1,c2")).unwrap();
+        let data = r#"mode=755,context="a:b:c:s0:c1,c2""#.to_owned();
+        assert_eq!(volumes[0].kind, Kind::Tmpfs { data });
     }
 
     #[test]

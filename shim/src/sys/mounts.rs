@@ -354,21 +354,21 @@ pub fn same_place(one: BorrowedFd<'_>, other: BorrowedFd<'_>) -> io::Result<bool
     Ok(place(one)? == place(other)?)
 }
 
-/// This process's folder of open files, by a procfs that shows processes alone and is attached nowhere: where the root
-/// has changed it still leads to an open file by its number, and to nothing of the kernel (`subset=pid`, Linux 5.8).
+/// This process's folder in a procfs that shows processes alone and is attached nowhere: where the root has changed it
+/// still leads to an open file by its number, and to nothing of the kernel (`subset=pid`, Linux 5.8). Its mount is
+/// restricted by `attributes`.
 ///
 /// # Errors
 ///
 /// What fsopen(2), fsconfig(2), fsmount(2) and openat(2) say.
-pub fn open_files() -> io::Result<OwnedFd> {
+pub fn own_process(attributes: MountAttrFlags) -> io::Result<OwnedFd> {
     let context = fsopen("proc", FsOpenFlags::FSOPEN_CLOEXEC)?;
     fsconfig_set_string(context.as_fd(), "subset", "pid")?;
     fsconfig_create(context.as_fd())?;
-    let attributes = MountAttrFlags::MOUNT_ATTR_RDONLY | MountAttrFlags::MOUNT_ATTR_NODEV;
     let proc = fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attributes)?;
     Ok(openat(
         proc,
-        "self/fd",
+        "self",
         OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
         Mode::empty(),
     )?)

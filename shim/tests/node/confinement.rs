@@ -223,6 +223,22 @@ on_newest_containerd! {
         assert_eq!(finished.stdout, "", "{finished}");
     }
 
+    fn a_label_of_a_security_module_that_the_node_does_not_have_is_refused_by_name(node) {
+        let root = root_folder(node, &[("probe.wasm", &Probe::P1.bytes())]);
+        let refuse = |edit: &dyn Fn(&mut Value), words: &[&str]| {
+            let mut spec = spec(node, &root, &["/probe.wasm", "say", "x"]);
+            edit(&mut spec);
+            Run::of_spec(node, &spec).fail().expect_refusal(words);
+        };
+        if !Path::new("/sys/kernel/security/apparmor").exists() {
+            refuse(&|spec| spec["process"]["apparmorProfile"] = json!("web"), &["process.apparmorProfile", "web", "AppArmor"]);
+        }
+        if !Path::new("/sys/fs/selinux/enforce").exists() {
+            refuse(&|spec| spec["process"]["selinuxLabel"] = json!("a:b:c"), &["process.selinuxLabel", "a:b:c", "SELinux"]);
+            refuse(&|spec| spec["linux"]["mountLabel"] = json!("a:b:d"), &["linux.mountLabel", "a:b:d", "SELinux"]);
+        }
+    }
+
     fn a_profile_that_needs_a_supervisor_is_refused_by_name(node) {
         let root = root_folder(node, &[("probe.wasm", &Probe::P1.bytes())]);
         let mut spec = spec(node, &root, &["/probe.wasm", "say", "x"]);

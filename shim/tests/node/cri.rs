@@ -14,6 +14,7 @@ use crate::containerd::{Node, Version};
 use crate::control;
 use crate::guests::{Probe, hack};
 use crate::image_builder::Image;
+use crate::pod;
 
 /// The image of the pods' sandboxes; nothing of it is ever executed.
 pub const PAUSE: &str = "kubewasi.test/pause:latest";
@@ -119,12 +120,59 @@ pub struct Pod {
 }
 
 impl Pod {
+    /// A pod on the node's network, for which no CNI is needed, with one container of `image`.
+    pub fn new(node: &Node, image: &str, command: &[&str]) -> Pod {
+        let security = json!({"namespace_options": {"network": 2}});
+        Pod {
+            handler: "wasi",
+            sandbox: json!({
+                "metadata": {"name": "wasm", "namespace": "default", "uid": node.namespace, "attempt": 0},
+                "log_directory": node.folder.join("pod-logs"),
+                "linux": {"cgroup_parent": format!("/{}", node.namespace), "security_context": security},
+            }),
+            container: json!({
+                "metadata": {"name": "main", "attempt": 0},
+                "image": {"image": image}, "command": command, "log_path": "main.log",
+                "envs": [{"key": "FROM_POD", "value": "yes"}],
+                "linux": {"security_context": security},
+            }),
+        }
+    }
+
     /// Both are to be in a network namespace of the pod's own, see [`give_networks`].
     pub fn with_network(&mut self) {
         for part in [&mut self.sandbox, &mut self.container] {
             part["linux"]["security_context"]["namespace_options"]["network"] = json!(0);
         }
     }
+
+    /// Makes both, and starts neither: the ids of sandbox and container.
+    #[track_caller]
+    fn make(&self, node: &Node) -> (String, String) {
+        fs::create_dir_all(node.folder.join("pod-logs")).unwrap();
+        let sandbox_file = file(node, "pod.json", &self.sandbox);
+        let container_file = file(node, "container.json", &self.container);
+        let sandbox = crictl(node, &["runp", "--runtime", self.handler, &sandbox_file]).ok();
+        let sandbox = sandbox.stdout.trim().to_owned();
+        let made = crictl(node, &["create", "--no-pull", &sandbox, &container_file, &sandbox_file]).ok();
+        (sandbox, made.stdout.trim().to_owned())
+    }
+
+    /// Expects that the container cannot be started, for a reason with all of `words`.
+    #[track_caller]
+    pub fn fail(&self, node: &Node, words: &[&str]) {
+        let (sandbox, id) = self.make(node);
+        crictl(node, &["start", &id]).expect_refusal(words);
+        remove(node, &sandbox, &id);
+    }
+}
+
+/// Takes a container and its pod away.
+#[track_caller]
+fn remove(node: &Node, sandbox: &str, id: &str) {
+    crictl(node, &["rm", "--force", id]).ok();
+    crictl(node, &["stopp", sandbox]).ok();
+    crictl(node, &["rmp", sandbox]).ok();
 }
 
 /// As [`with_pod`], with what `edit` makes of the pod.
@@ -135,45 +183,13 @@ pub fn with_edited_pod(
     edit: impl FnOnce(&mut Pod),
     check: impl FnOnce(&str, &str),
 ) {
-    let logs = node.folder.join("pod-logs");
-    fs::create_dir_all(&logs).unwrap();
-    // The node's network: no CNI is needed.
-    let security = json!({"namespace_options": {"network": 2}});
-    let mut pod = Pod {
-        handler: "wasi",
-        sandbox: json!({
-            "metadata": {"name": "wasm", "namespace": "default", "uid": node.namespace, "attempt": 0},
-            "log_directory": logs,
-            "linux": {"cgroup_parent": format!("/{}", node.namespace), "security_context": security},
-        }),
-        container: json!({
-            "metadata": {"name": "main", "attempt": 0},
-            "image": {"image": image}, "command": command, "log_path": "main.log",
-            "envs": [{"key": "FROM_POD", "value": "yes"}],
-            "linux": {"security_context": security},
-        }),
-    };
+    let mut pod = Pod::new(node, image, command);
     edit(&mut pod);
-    let sandbox_file = file(node, "pod.json", &pod.sandbox);
-    let container_file = file(node, "container.json", &pod.container);
-    let sandbox = crictl(node, &["runp", "--runtime", pod.handler, &sandbox_file])
-        .ok()
-        .stdout
-        .trim()
-        .to_owned();
-    let id = crictl(node, &["create", "--no-pull", &sandbox, &container_file, &sandbox_file])
-        .ok()
-        .stdout
-        .trim()
-        .to_owned();
+    let (sandbox, id) = pod.make(node);
     crictl(node, &["start", &id]).ok();
-    check(
-        &id,
-        &fs::canonicalize(&logs).unwrap().join("main.log").display().to_string(),
-    );
-    crictl(node, &["rm", "--force", &id]).ok();
-    crictl(node, &["stopp", &sandbox]).ok();
-    crictl(node, &["rmp", &sandbox]).ok();
+    let logs = fs::canonicalize(node.folder.join("pod-logs")).unwrap();
+    check(&id, &logs.join("main.log").display().to_string());
+    remove(node, &sandbox, &id);
 }
 
 /// Gives this node's pods networks: by a CNI plugin that makes none, but says that it did.
@@ -189,13 +205,6 @@ pub fn give_networks(node: &Node) {
         fs::write(folder.join(plugin), script).unwrap();
         fs::set_permissions(folder.join(plugin), fs::Permissions::from_mode(0o755)).unwrap();
     }
-}
-
-/// The pid of a container's task.
-#[track_caller]
-pub fn pid(node: &Node, id: &str) -> u32 {
-    let inspected: serde_json::Value = serde_json::from_str(&crictl(node, &["inspect", id]).ok().stdout).unwrap();
-    u32::try_from(inspected["info"]["pid"].as_u64().unwrap()).unwrap()
 }
 
 /// Waits for the container's end and returns its exit code.
@@ -240,7 +249,7 @@ on_every_containerd! {
         node.import_into(&image, "k8s.io").ok();
         let limits = json!({"memory_limit_in_bytes": 64 << 20});
         with_limited_pod(node, &image.name, &["/probe.wasm", "grow", "/"], &limits, |id, _| {
-            let pid = pid(node, id);
+            let pid = pod::pid(node, id).unsigned_abs();
             let limit = || control::limit(pid, "memory", "memory.limit_in_bytes", "memory.max");
             assert_eq!(limit(), (64 << 20).to_string());
             let resize = |mebibytes: usize| {
@@ -272,7 +281,7 @@ on_every_containerd! {
             let image = Image::with_files(&format!("small-{probe:?}").to_lowercase(), &[("/probe.wasm", &probe.bytes())]);
             node.import_into(&image, "k8s.io").ok();
             with_limited_pod(node, &image.name, &["/probe.wasm", "grow", "/"], &limits, |id, _| {
-                let pid = pid(node, id);
+                let pid = pod::pid(node, id).unsigned_abs();
                 assert_eq!(control::grow(pid, 2), 2, "{probe:?}");
                 // The compiler takes a multiple of both.
                 let failures = control::limit(pid, "memory", "memory.failcnt", "memory.events");

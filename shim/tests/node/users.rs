@@ -13,6 +13,7 @@ use crate::containerd::{Node, Version};
 use crate::cri;
 use crate::guests::Probe;
 use crate::image_builder::Image;
+use crate::pod;
 use crate::sandbox::status;
 use crate::server;
 
@@ -204,7 +205,7 @@ fn a_pod_without_the_hosts_users_has_them_mapped_everywhere() {
                                                   "uidMappings": mapping, "gidMappings": mapping}]);
             };
             cri::with_edited_pod(node, &image.name, &["/probe.wasm", "grow", "/volume"], edit, |id, _| {
-                let pid = cri::pid(node, id);
+                let pid = pod::pid(node, id).unsigned_abs();
                 assert_eq!(ids(pid, "uid_map"), [0, OUTSIDE, SIZE]);
                 assert_eq!(status(pid, "Uid"), format!("{OUTSIDE} {OUTSIDE} {OUTSIDE} {OUTSIDE}"));
                 for (kind, own) in [("ipc", true), ("uts", network), ("net", network)] {
