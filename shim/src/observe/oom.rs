@@ -151,4 +151,22 @@ mod tests {
         assert_eq!(kills.untold_at_end(true), 0);
         fs::remove_dir_all(root).unwrap();
     }
+
+    #[test]
+    fn on_v1_a_notice_that_came_before_the_cgroup_was_gone_is_a_kill() {
+        let (root, hierarchies) = hierarchy("notice", Version::V1);
+        let mut kills = Kills {
+            cgroup: hierarchies.cgroup(Path::new("/a/gone")),
+            notice: None,
+            told: AtomicU64::new(0),
+            above: None,
+            noticed: AtomicBool::new(false),
+        };
+        assert_eq!(kills.untold_at_end(true), 0);
+        kills.noticed = AtomicBool::new(true);
+        assert_eq!((kills.untold_at_end(true), kills.untold_at_end(false)), (1, 0));
+        kills.told = AtomicU64::new(1);
+        assert_eq!(kills.untold_at_end(true), 0, "it was told when it was heard of");
+        fs::remove_dir_all(root).unwrap();
+    }
 }
