@@ -83,6 +83,7 @@ mod images;
 mod load;
 mod mixed;
 mod native;
+mod outages;
 mod run;
 mod sandbox;
 mod stdio;
