@@ -184,7 +184,7 @@ impl Soak {
             if before != server {
                 bail!("the server {before} has ended, {server} is another");
             }
-            if let Some(grown) = size.growth(&was) {
+            if let Some(grown) = size.growth(&was, |size| size.memory) {
                 self.tenant
                     .ledger
                     .wrong("steady", format!("server {server} has grown: {grown}"));
@@ -212,7 +212,13 @@ impl Soak {
                     let _living = quiet.read().await;
                     let world = WORLDS[rng.usize(0..WORLDS.len())];
                     tenant
-                        .live(&format!("c{part}-{number}-{life}"), &draw(&mut rng), world, None)
+                        .live(
+                            &format!("c{part}-{number}-{life}"),
+                            &draw(&mut rng),
+                            world,
+                            None,
+                            std::time::Instant::now(),
+                        )
                         .await;
                     life += 1;
                 }

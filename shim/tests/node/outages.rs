@@ -137,7 +137,9 @@ on_every_containerd! {
         let old = server::pid(node);
         kill(old);
         assert_eq!(events.until("delete"), ["create", "start", "exit", "delete"]);
-        assert!(!Path::new(&format!("/proc/{pid}")).exists());
+        eventually("the guest is gone", Duration::from_secs(10), || {
+            (!Path::new(&format!("/proc/{pid}")).exists()).then_some(())
+        });
         let (next, _) = node.run(&image).args(&["/probe.wasm", "idle"]).detach();
         assert_ne!(server::pid(node), old);
         node.ctr(&["task", "delete", "--force", &id]);
@@ -183,7 +185,7 @@ on_every_containerd! {
             let finished = run.spawn().wait();
             fs::remove_file(full).unwrap();
             if finished.code != Some(7) {
-                finished.expect_refusal(&["no space left"]);
+                finished.expect_refusal(&["space left on device"]);
                 failed += 1;
                 node.ctr(&["task", "delete", "--force", &id]);
                 node.ctr(&["container", "delete", &id]);
@@ -193,7 +195,8 @@ on_every_containerd! {
         assert_eq!(node.task(&idle), Some((pid, "RUNNING".into())));
         node.remove(&idle);
         node.run(&image).args(&["/probe.wasm", "exit", "7"]).finish().expect_code(7);
-        eventually("the server has ended", Duration::from_secs(10), || {
+        // A container whose start could not write its address is waited for.
+        eventually("the server has ended", Duration::from_secs(45), || {
             server::pids_of(node, "serve").is_empty().then_some(())
         });
         node.stop();
@@ -312,6 +315,10 @@ on_newest_containerd! {
         let client = connect("keeper", &bundle);
         client.create(context(node), &create("keeper", &bundle)).unwrap();
         let bundle = probe_bundle(node, "early", &["exit", "7"]);
+        let config = bundle.join("config.json");
+        let mut spec: serde_json::Value = serde_json::from_slice(&fs::read(&config).unwrap()).unwrap();
+        spec["linux"]["cgroupsPath"] = format!("/{}/early", node.namespace).into();
+        fs::write(config, spec.to_string()).unwrap();
         client.create(context(node), &create("early", &bundle)).unwrap();
         let id = || "early".to_owned();
         client.start(context(node), &StartRequest { id: id(), ..Default::default() }).unwrap();
