@@ -7,9 +7,9 @@ use containerd_client::services::v1::containers_client::ContainersClient;
 use containerd_client::services::v1::events_client::EventsClient;
 use containerd_client::services::v1::tasks_client::TasksClient;
 use containerd_client::services::v1::{
-    CloseIoRequest, Container, CreateContainerRequest, CreateTaskRequest, DeleteContainerRequest, DeleteTaskRequest,
-    GetRequest, KillRequest, MetricsRequest, PauseTaskRequest, PublishRequest, ResumeTaskRequest, StartRequest,
-    SubscribeRequest, WaitRequest,
+    CloseIoRequest, Container, CreateContainerRequest, CreateTaskRequest, DeleteContainerRequest, DeleteProcessRequest,
+    DeleteTaskRequest, ExecProcessRequest, GetRequest, KillRequest, MetricsRequest, PauseTaskRequest, PublishRequest,
+    ResumeTaskRequest, StartRequest, SubscribeRequest, WaitRequest,
 };
 use containerd_client::tonic::transport::{Channel, Error};
 use containerd_client::tonic::{Request, Status, Streaming};
@@ -126,10 +126,26 @@ impl Client {
         created.map(|reply| reply.into_inner().pid)
     }
 
-    pub async fn start(&self, id: &str) -> Result<(), Status> {
+    /// Registers a process of the task `id`; `process` is its OCI spec.
+    pub async fn exec(&self, id: &str, exec_id: &str, process: &serde_json::Value) -> Result<(), Status> {
+        let request = ExecProcessRequest {
+            container_id: id.into(),
+            exec_id: exec_id.into(),
+            spec: Some(Any {
+                type_url: "types.containerd.io/opencontainers/runtime-spec/1/Process".into(),
+                value: process.to_string().into_bytes(),
+            }),
+            ..Default::default()
+        };
+        let added = self.tasks().exec(with_namespace!(request, self.namespace)).await;
+        added.map(drop)
+    }
+
+    /// Starts the task `id`, or the process `exec_id` of it.
+    pub async fn start(&self, id: &str, exec_id: &str) -> Result<(), Status> {
         let request = StartRequest {
             container_id: id.into(),
-            ..Default::default()
+            exec_id: exec_id.into(),
         };
         let started = self.tasks().start(with_namespace!(request, self.namespace)).await;
         started.map(drop)
@@ -148,11 +164,11 @@ impl Client {
             .map_or(TaskState::Unknown, |process| process.status()))
     }
 
-    /// Waits for the task's end; returns its exit code.
-    pub async fn wait(&self, id: &str) -> Result<u32, Status> {
+    /// Waits for the end of the task `id`, or of the process `exec_id` of it; returns its exit code.
+    pub async fn wait(&self, id: &str, exec_id: &str) -> Result<u32, Status> {
         let request = WaitRequest {
             container_id: id.into(),
-            ..Default::default()
+            exec_id: exec_id.into(),
         };
         let ended = self.tasks().wait(with_namespace!(request, self.namespace)).await;
         ended.map(|reply| reply.into_inner().exit_status)
@@ -216,6 +232,19 @@ impl Client {
             container_id: id.into(),
         };
         let deleted = self.tasks().delete(with_namespace!(request, self.namespace)).await;
+        deleted.map(|reply| reply.into_inner().exit_status)
+    }
+
+    /// Deletes the process `exec_id` of the task `id`; returns its exit code.
+    pub async fn delete_exec(&self, id: &str, exec_id: &str) -> Result<u32, Status> {
+        let request = DeleteProcessRequest {
+            container_id: id.into(),
+            exec_id: exec_id.into(),
+        };
+        let deleted = self
+            .tasks()
+            .delete_process(with_namespace!(request, self.namespace))
+            .await;
         deleted.map(|reply| reply.into_inner().exit_status)
     }
 

@@ -8,14 +8,24 @@ use anyhow::{Context, Result};
 
 /// The proportional set size of a process, in KiB (proc_pid_smaps(5), `Pss`).
 pub fn pss(pid: u32) -> Result<u64> {
-    let path = format!("/proc/{pid}/smaps_rollup");
-    let text = fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
-    pss_of(&text).with_context(|| format!("{path} has no Pss line"))
+    figure(pid, "Pss:")
 }
 
-/// The `Pss:` line of a smaps_rollup.
-fn pss_of(smaps_rollup: &str) -> Option<u64> {
-    let line = smaps_rollup.lines().find_map(|line| line.strip_prefix("Pss:"))?;
+/// The part of the proportional set size that is no file's: unlike the rest it does not depend on who else runs the same
+/// binary (proc_pid_smaps(5), `Pss_Anon`).
+pub fn anonymous(pid: u32) -> Result<u64> {
+    figure(pid, "Pss_Anon:")
+}
+
+fn figure(pid: u32, name: &str) -> Result<u64> {
+    let path = format!("/proc/{pid}/smaps_rollup");
+    let text = fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
+    figure_of(&text, name).with_context(|| format!("{path} has no line {name}"))
+}
+
+/// The line `name` of a smaps_rollup.
+fn figure_of(smaps_rollup: &str, name: &str) -> Option<u64> {
+    let line = smaps_rollup.lines().find_map(|line| line.strip_prefix(name))?;
     line.trim().strip_suffix("kB")?.trim().parse().ok()
 }
 
@@ -53,8 +63,11 @@ mod tests {
     #[test]
     fn the_pss_line_is_read_and_its_kin_are_not() {
         let text = "55d0-7ffe ---p 00000000 00:00 0 [rollup]\nRss:  9000 kB\nPss:   1234 kB\nPss_Anon: 77 kB\n";
-        assert_eq!(pss_of(text), Some(1234));
-        assert_eq!(pss_of("Rss: 1 kB\nPss_Dirty: 5 kB\n"), None);
+        assert_eq!(
+            (figure_of(text, "Pss:"), figure_of(text, "Pss_Anon:")),
+            (Some(1234), Some(77))
+        );
+        assert_eq!(figure_of("Rss: 1 kB\nPss_Dirty: 5 kB\n", "Pss:"), None);
     }
 
     #[test]

@@ -105,12 +105,12 @@ impl Node {
     }
 
     async fn start(&self, id: &str) -> Result<()> {
-        let started = self.client.start(id).await;
+        let started = self.client.start(id, "").await;
         started.with_context(|| format!("cannot start {id}"))
     }
 
     async fn wait(&self, id: &str) -> Result<u32> {
-        let ended = self.client.wait(id).await;
+        let ended = self.client.wait(id, "").await;
         ended.with_context(|| format!("cannot wait for {id}"))
     }
 

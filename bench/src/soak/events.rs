@@ -3,14 +3,16 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use containerd_client::events::{TaskCreate, TaskDelete, TaskExit, TaskOom, TaskPaused, TaskResumed, TaskStart};
+use containerd_client::events::{
+    TaskCreate, TaskDelete, TaskExecAdded, TaskExecStarted, TaskExit, TaskOom, TaskPaused, TaskResumed, TaskStart,
+};
 use containerd_client::types::Envelope;
 use kubewasi_bench::client::Client;
 use prost::{DecodeError, Message};
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 
-use crate::ledger::{Ledger, Told};
+use crate::ledger::{Ledger, Told, process_key};
 
 /// An event of our own: when it comes back, the others come too.
 const HEARD: &str = "/soak/heard";
@@ -67,13 +69,28 @@ fn enter(ledger: &Ledger, envelope: &Envelope) -> Result<(), DecodeError> {
         .unwrap_or_default();
     let (id, told) = match envelope.topic.as_str() {
         "/tasks/create" => (TaskCreate::decode(value)?.container_id, Told::Create),
+        "/tasks/exec-added" => {
+            let added = TaskExecAdded::decode(value)?;
+            (process_key(&added.container_id, &added.exec_id), Told::Create)
+        }
+        "/tasks/exec-started" => {
+            let started = TaskExecStarted::decode(value)?;
+            (process_key(&started.container_id, &started.exec_id), Told::Start)
+        }
         "/tasks/start" => (TaskStart::decode(value)?.container_id, Told::Start),
         "/tasks/paused" => (TaskPaused::decode(value)?.container_id, Told::Paused),
         "/tasks/resumed" => (TaskResumed::decode(value)?.container_id, Told::Resumed),
         "/tasks/oom" => (TaskOom::decode(value)?.container_id, Told::OutOfMemory),
         "/tasks/exit" => {
             let exit = TaskExit::decode(value)?;
-            (exit.container_id, Told::Exit(exit.exit_status))
+            // A container's first process has the container's id.
+            let process = exit.id != exit.container_id && !exit.id.is_empty();
+            let key = if process {
+                process_key(&exit.container_id, &exit.id)
+            } else {
+                exit.container_id
+            };
+            (key, Told::Exit(exit.exit_status))
         }
         "/tasks/delete" => {
             let delete = TaskDelete::decode(value)?;

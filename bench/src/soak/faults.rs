@@ -1,18 +1,21 @@
 //! Performs faults, and waits until the node has got over each: two at once would excuse each other's damage.
 
 use std::fs::{self, File};
-use std::io::{ErrorKind, Write};
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use rustix::fs::{FallocateFlags, fallocate, statvfs};
+use rustix::io::Errno;
 use rustix::process::Signal;
 use tokio::time::sleep;
 
 use crate::events::Listener;
 use crate::gate::Gate;
 use crate::history::History;
+use crate::ledger::Ledger;
 use crate::node::{Node, kill};
 use crate::plan::Fault;
 
@@ -24,6 +27,7 @@ pub struct Faults {
     pub gate: Gate,
     pub events: Listener,
     pub history: Arc<History>,
+    pub ledger: Arc<Ledger>,
 }
 
 impl Faults {
@@ -33,6 +37,7 @@ impl Faults {
         match fault {
             Fault::ServerKilled => {
                 let servers = self.node.servers();
+                self.ledger.servers_die();
                 tokio::task::block_in_place(|| kill(&servers))?;
                 // containerd gives each container's `delete` five seconds; an exit is told after it.
                 self.until_bundles_of_the_dead_are_gone().await
@@ -127,7 +132,7 @@ impl Faults {
 /// Moves a process into a cgroup; one that has ended needs not.
 fn enter(group: &Path, pid: i32) -> Result<()> {
     match fs::write(group.join("cgroup.procs"), pid.to_string()) {
-        Err(error) if error.raw_os_error() != Some(rustix::io::Errno::SRCH.raw_os_error()) => {
+        Err(error) if error.raw_os_error() != Some(Errno::SRCH.raw_os_error()) => {
             Err(error).with_context(|| format!("cannot move {pid} into {}", group.display()))
         }
         _ => Ok(()),
@@ -137,24 +142,22 @@ fn enter(group: &Path, pid: i32) -> Result<()> {
 /// Fills the disk at `folder` to its last byte for a while.
 async fn full(folder: &Path, lasts: Duration) -> Result<()> {
     let path = folder.join(".full");
-    let filled = || -> Result<()> {
-        let mut file = File::create(&path)?;
-        for size in [1 << 20, 1 << 12, 1] {
-            let piece = vec![0; size];
-            loop {
-                match file.write(&piece) {
-                    Ok(_) => {}
-                    Err(error) if error.kind() == ErrorKind::StorageFull => break,
-                    Err(error) => return Err(error).with_context(|| format!("cannot fill {}", folder.display())),
-                }
-            }
-        }
-        Ok(())
-    };
-    let filled = tokio::task::block_in_place(filled);
+    let mut filled = Ok(());
+    let file = File::create(&path)?;
+    // Others take and give meanwhile: a second piece takes what is left.
+    for piece in 0..2 {
+        let disk = statvfs(folder)?;
+        let room = disk.f_bavail * disk.f_frsize;
+        filled = fallocate(&file, FallocateFlags::empty(), piece << 30, room);
+    }
     sleep(lasts).await;
     fs::remove_file(&path)?;
-    filled
+    match filled {
+        Err(error) if error != Errno::NOSPC && error != Errno::INVAL => {
+            Err(error).with_context(|| format!("cannot fill {}", folder.display()))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Removes all files of a folder.

@@ -5,7 +5,7 @@ use std::time::Duration;
 use fastrand::Rng;
 
 use crate::lines::Reader;
-use crate::spec::Wants;
+use crate::spec::{Wants, args};
 
 /// Enough lines for a guest that is never done.
 const ENDLESS: u64 = 4_000_000_000;
@@ -34,17 +34,31 @@ pub enum Life {
     Echo(u64),
     /// Never reads its input.
     Deaf,
-    /// Fills more memory than it may have.
+    /// Fills a file in memory until its cgroup has none left.
     OutOfMemory,
+    /// Asks for more memory than it may have, and is told that there is none.
+    Full,
     /// Is paused for a while, and killed afterwards.
     Paused(Duration),
     /// Is deleted before its start.
     Unstarted,
     /// May have one process and no more.
     Alone,
+    /// So many processes are exec'd into it, and one more that goes with it.
+    Execs(u8),
     /// Holds a pod's namespaces while these live in it.
-    Pod(Vec<Life>),
+    Pod(Vec<Member>),
 }
+
+/// A container of a pod.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Member {
+    pub life: Life,
+    pub program: &'static str,
+}
+
+/// The probe as a native program.
+pub const NATIVE: &str = "probe";
 
 /// The probes' files: WASI 0.1, 0.2 and 0.3.
 pub const WORLDS: [&str; 3] = ["probe01.wasm", "probe02.wasm", "probe03.wasm"];
@@ -59,7 +73,7 @@ impl Life {
         };
         let mut millis = |most: u64| Duration::from_millis(rng.u64(0..=most));
         let (short, long) = (millis(100), millis(600));
-        match rng.u8(0..26) {
+        match rng.u8(0..29) {
             0..6 => Life::Exit(rng.u8(0..126)),
             6 => Life::Trap,
             7..11 => Life::Lines(rng.u64(1..3000), reader),
@@ -75,17 +89,34 @@ impl Life {
             21 => Life::Paused(short),
             22 => Life::Unstarted,
             23 => Life::Alone,
+            24 => Life::Full,
+            25..27 => Life::Execs(rng.u8(1..4)),
             _ => Life::Pod((0..rng.u8(1..4)).map(|_| Life::draw_member(rng)).collect()),
         }
     }
 
-    /// A life in a pod.
-    fn draw_member(rng: &mut Rng) -> Life {
-        loop {
+    /// A container of a pod, a native one now and then.
+    fn draw_member(rng: &mut Rng) -> Member {
+        let life = loop {
             let life = Life::draw(rng);
             if !matches!(life, Life::Pod(_)) {
-                return life;
+                break life;
             }
+        };
+        if rng.u8(0..3) == 0 && life.suits_native() {
+            return Member { life, program: NATIVE };
+        }
+        let program = WORLDS[rng.usize(0..WORLDS.len())];
+        Member { life, program }
+    }
+
+    /// Whether a native program lives it alike: as the first process of its namespace that one ignores SIGTERM, and runc
+    /// needs more than one process.
+    fn suits_native(&self) -> bool {
+        match self {
+            Life::Signal { signal, .. } => *signal == KILL,
+            Life::Trap | Life::Deaf | Life::Alone | Life::Full | Life::Pod(_) => false,
+            _ => true,
         }
     }
 
@@ -98,27 +129,25 @@ impl Life {
         }
     }
 
-    /// What its spec says, for a probe of `world`; the pod is added by whoever knows it.
-    pub fn wants(&self, world: &str) -> Wants {
+    /// What its spec says, for the probe `program`; the pod is added by whoever knows it.
+    pub fn wants(&self, program: &str) -> Wants {
         let command = match self {
             Life::Exit(code) => format!("exit-with-code {code}"),
             Life::Trap => "trap".into(),
             Life::Lines(count, _) => format!("lines {count}"),
             Life::Flood(..) => format!("lines {ENDLESS}"),
             Life::Signal { busy: true, .. } | Life::Paused(_) => "spin".into(),
-            Life::Signal { busy: false, .. } | Life::Deaf | Life::Unstarted => "idle".into(),
+            Life::Signal { busy: false, .. } | Life::Deaf | Life::Unstarted | Life::Execs(_) => "idle".into(),
             Life::Echo(_) => "cat".into(),
-            Life::OutOfMemory => "fill 256".into(),
+            Life::OutOfMemory => "flood /dev/shm/file 256".into(),
+            Life::Full => "fill 256".into(),
             Life::Alone => "exit-with-code 0".into(),
             // Of a sandbox nothing is run.
             Life::Pod(_) => "pause".into(),
         };
-        let args = [format!("/{world}")]
-            .into_iter()
-            .chain(command.split(' ').map(str::to_owned));
         Wants {
-            args: args.collect(),
-            memory: (*self == Life::OutOfMemory).then_some(64 << 20),
+            args: args(program, &command),
+            memory: matches!(self, Life::OutOfMemory | Life::Full).then_some(64 << 20),
             pids: (*self == Life::Alone).then_some(1),
             pod: None,
         }
@@ -130,9 +159,12 @@ impl Life {
             Life::Exit(code) => u32::from(*code),
             Life::Lines(..) | Life::Echo(_) | Life::Alone => 0,
             Life::Trap => 134,
+            Life::Full => 1,
             Life::Signal { signal, .. } => 128 + signal,
             Life::Deaf => 128 + TERM,
-            Life::Flood(..) | Life::OutOfMemory | Life::Paused(_) | Life::Unstarted | Life::Pod(_) => 128 + KILL,
+            Life::Flood(..) | Life::OutOfMemory | Life::Paused(_) | Life::Unstarted | Life::Execs(_) | Life::Pod(_) => {
+                128 + KILL
+            }
         }]
     }
 
@@ -171,13 +203,13 @@ mod tests {
         };
         assert_eq!(draw(5), draw(5));
         let kinds: std::collections::HashSet<_> = draw(5).iter().map(std::mem::discriminant).collect();
-        assert_eq!(kinds.len(), 12);
+        assert_eq!(kinds.len(), 14);
     }
 
     #[test]
     fn a_life_says_its_command_its_limits_and_its_end() {
         let wants = Life::OutOfMemory.wants(WORLDS[0]);
-        assert_eq!(wants.args, ["/probe01.wasm", "fill", "256"]);
+        assert_eq!(wants.args, ["/probe01.wasm", "flood", "/dev/shm/file", "256"]);
         assert_eq!(wants.memory, Some(64 << 20));
         assert_eq!(Life::Deaf.codes(), [143]);
         assert_eq!(Life::Exit(7).codes(), [7]);

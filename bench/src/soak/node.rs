@@ -13,7 +13,7 @@ use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::gate::Gate;
-use crate::life::WORLDS;
+use crate::life::{NATIVE, WORLDS};
 
 /// How long containerd may take to come up.
 const START: Duration = Duration::from_secs(60);
@@ -58,8 +58,9 @@ impl Node {
             .with_context(|| format!("cannot mount a tmpfs at {}", disk.display()))?;
         }
         node.install_shim()?;
-        for world in WORLDS {
-            fs::copy(guests.join(world), node.layer().join(world)).with_context(|| format!("no guest {world}"))?;
+        for program in WORLDS.into_iter().chain([NATIVE]) {
+            let copied = fs::copy(guests.join(program), node.layer().join(program));
+            copied.with_context(|| format!("no guest {program}"))?;
         }
         fs::write(
             node.options(),

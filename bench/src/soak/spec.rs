@@ -21,6 +21,27 @@ pub struct Wants {
     pub pod: Option<Pod>,
 }
 
+/// The words that have `program`, a probe's file, perform `command`.
+pub fn args(program: &str, command: &str) -> Vec<String> {
+    let args = [format!("/{program}")]
+        .into_iter()
+        .chain(command.split(' ').map(str::to_owned));
+    args.collect()
+}
+
+/// The process spec that performs `command`.
+pub fn process(program: &str, command: &str) -> Value {
+    process_of(&args(program, command))
+}
+
+fn process_of(args: &[String]) -> Value {
+    json!({
+        "user": {"uid": 0, "gid": 0}, "cwd": "/", "args": args,
+        "env": ["PATH=/usr/sbin:/usr/bin:/sbin:/bin"],
+        "noNewPrivileges": true,
+    })
+}
+
 /// The spec of the container `id` of `namespace`.
 pub fn spec(namespace: &str, id: &str, wants: &Wants) -> Value {
     let mut resources = json!({});
@@ -46,16 +67,13 @@ pub fn spec(namespace: &str, id: &str, wants: &Wants) -> Value {
     };
     json!({
         "ociVersion": "1.0.2",
-        "process": {
-            "user": {"uid": 0, "gid": 0}, "cwd": "/", "args": wants.args,
-            "env": ["PATH=/usr/sbin:/usr/bin:/sbin:/bin"],
-            "noNewPrivileges": true,
-        },
+        "process": process_of(&wants.args),
         "root": {"path": "rootfs"},
         "mounts": [
             {"destination": "/proc", "type": "proc", "source": "proc", "options": ["nosuid", "noexec", "nodev"]},
             {"destination": "/dev", "type": "tmpfs", "source": "tmpfs",
              "options": ["nosuid", "strictatime", "mode=755", "size=65536k"]},
+            {"destination": "/dev/shm", "type": "tmpfs", "source": "shm", "options": ["nosuid", "noexec", "nodev", "mode=1777"]},
         ],
         "annotations": annotations,
         "linux": {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 
 use anyhow::Result;
-use kubewasi_bench::memory::pss;
+use kubewasi_bench::memory::{anonymous, pss};
 
 /// How much of its memory a server may gain between two looks, in percent.
 const GAIN: u64 = 10;
@@ -14,6 +14,8 @@ const GAIN: u64 = 10;
 pub struct Size {
     /// Proportional set size in KiB.
     pub memory: u64,
+    /// The part of it that is no file's.
+    pub anonymous: u64,
     /// Open file descriptors.
     pub files: usize,
 }
@@ -22,15 +24,16 @@ impl Size {
     pub fn of(pid: i32) -> Result<Size> {
         Ok(Size {
             memory: pss(pid.unsigned_abs())?,
+            anonymous: anonymous(pid.unsigned_abs())?,
             files: fs::read_dir(format!("/proc/{pid}/fd"))?.count(),
         })
     }
 
-    /// What has grown since `before`.
-    pub fn growth(&self, before: &Size) -> Option<String> {
-        let most = before.memory + before.memory * GAIN / 100;
-        if self.memory > most {
-            return Some(format!("{} KiB, {} KiB before", self.memory, before.memory));
+    /// What has grown since `before`; `memory` says which figure of it counts.
+    pub fn growth(&self, before: &Size, memory: impl Fn(&Size) -> u64) -> Option<String> {
+        let (now, then) = (memory(self), memory(before));
+        if now > then + then * GAIN / 100 {
+            return Some(format!("{now} KiB, {then} KiB before"));
         }
         (self.files > before.files).then(|| format!("{} descriptors, {} before", self.files, before.files))
     }
@@ -43,14 +46,18 @@ pub struct Steady {
 }
 
 impl Steady {
-    /// Looks at idle servers; returns what has grown since they were first looked at.
+    /// Looks at idle servers; returns what has grown since they were first looked at. A launcher that was killed shares no
+    /// file with its server any more: only what is the server's own counts.
     pub fn look(&mut self, servers: &[i32]) -> Vec<String> {
         let mut grown = Vec::new();
         for pid in servers {
             // One that has just ended is not big.
             let Ok(size) = Size::of(*pid) else { continue };
             let first = self.first.entry(*pid).or_insert(size);
-            grown.extend(size.growth(first).map(|what| format!("server {pid} has grown: {what}")));
+            grown.extend(
+                size.growth(first, |size| size.anonymous)
+                    .map(|what| format!("server {pid} has grown: {what}")),
+            );
         }
         grown
     }
@@ -61,31 +68,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_tenth_more_memory_is_growth_and_so_is_one_descriptor() {
-        let first = Size {
-            memory: 1000,
-            files: 20,
+    fn more_than_a_tenth_of_memory_is_growth_and_so_is_one_descriptor() {
+        let size = |memory, files| Size {
+            memory,
+            anonymous: 0,
+            files,
         };
-        assert_eq!(
-            Size {
-                memory: 1100,
-                files: 20
-            }
-            .growth(&first),
-            None
-        );
-        assert_eq!(
-            Size {
-                memory: 1101,
-                files: 20
-            }
-            .growth(&first)
-            .unwrap(),
-            "1101 KiB, 1000 KiB before"
-        );
-        assert_eq!(
-            Size { memory: 900, files: 21 }.growth(&first).unwrap(),
-            "21 descriptors, 20 before"
-        );
+        let growth = |now: Size| now.growth(&size(1000, 20), |size| size.memory);
+        assert_eq!(growth(size(1100, 20)), None);
+        assert_eq!(growth(size(1101, 20)).unwrap(), "1101 KiB, 1000 KiB before");
+        assert_eq!(growth(size(900, 21)).unwrap(), "21 descriptors, 20 before");
     }
 }

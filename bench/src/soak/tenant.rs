@@ -15,15 +15,15 @@ use rustix::fs::{CWD, FileType, Mode, mknodat};
 use tokio::io::AsyncWriteExt;
 use tokio::net::unix::pipe;
 use tokio::sync::watch;
-use tokio::task::JoinSet;
+use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{sleep, timeout};
 
 use crate::history::History;
-use crate::ledger::{Account, Creation, Ledger};
+use crate::ledger::{Account, Creation, Kind, Ledger, process_key};
 use crate::life::{KILL, Life};
 use crate::lines::{self, Seen};
 use crate::node::Node;
-use crate::spec::{Pod, spec};
+use crate::spec::{Pod, process, spec};
 
 /// The longest that a call may take, and that faults may keep it from being answered.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -43,9 +43,21 @@ pub struct Tenant {
     pub ledger: Arc<Ledger>,
 }
 
+/// A process in a container.
+struct Exec {
+    id: String,
+    /// Its name in the ledger.
+    key: String,
+    code: u32,
+    /// Both of its calls were answered.
+    sure: bool,
+    waiter: JoinHandle<Result<Option<u32>>>,
+}
+
 /// A container while it lives.
 struct Container<'a> {
     id: &'a str,
+    program: &'a str,
     life: &'a Life,
     begun: Instant,
     streams: Streams,
@@ -53,27 +65,28 @@ struct Container<'a> {
 }
 
 impl Tenant {
-    /// Leads the container `id` through `life`, from its record to nothing; those in its pod too, hence the box.
+    /// Leads the container `id` through `life`, from its record to nothing; those in its pod too, hence the box. What a
+    /// fault has done since `begun` is excused: to the sandbox of its pod, say.
     pub fn live<'a>(
         &'a self,
         id: &'a str,
         life: &'a Life,
-        world: &'a str,
+        program: &'a str,
         pod: Option<Pod>,
+        begun: Instant,
     ) -> Pin<Box<dyn Future<Output = ()> + Send + 'a>> {
-        Box::pin(self.live_through(id, life, world, pod))
+        Box::pin(self.live_through(id, life, program, pod, begun))
     }
 
-    async fn live_through(&self, id: &str, life: &Life, world: &str, pod: Option<Pod>) {
+    async fn live_through(&self, id: &str, life: &Life, program: &str, pod: Option<Pod>, begun: Instant) {
         self.ledger.open(id);
-        let begun = Instant::now();
         let mut account = Account {
             codes: life.codes(),
             out_of_memory: *life == Life::OutOfMemory,
             ..Account::default()
         };
-        if let Err(error) = self.lead(id, life, world, pod, begun, &mut account).await {
-            self.ledger.wrong(id, format!("{life:?}, {world}: {error:#}"));
+        if let Err(error) = self.lead(id, life, program, pod, begun, &mut account).await {
+            self.ledger.wrong(id, format!("{life:?}, {program}: {error:#}"));
         }
         if let Err(error) = self.tidy(id) {
             self.ledger.wrong(id, error);
@@ -86,12 +99,12 @@ impl Tenant {
         &self,
         id: &str,
         life: &Life,
-        world: &str,
+        program: &str,
         pod: Option<Pod>,
         begun: Instant,
         account: &mut Account,
     ) -> Result<()> {
-        let mut wants = life.wants(world);
+        let mut wants = life.wants(program);
         wants.pod = match life {
             Life::Pod(_) => Some(Pod {
                 sandbox: id.to_owned(),
@@ -107,6 +120,7 @@ impl Tenant {
 
         let mut container = Container {
             id,
+            program,
             life,
             begun,
             streams: self.streams(id, life)?,
@@ -169,7 +183,6 @@ impl Tenant {
     /// Creates the task. One that a fault cut short is looked for: it may be there all the same.
     async fn create(&self, container: &mut Container<'_>) -> Result<Creation> {
         let id = container.id;
-        let since = Instant::now();
         let rootfs = vec![self.node.rootfs(id)?];
         let created = timeout(LIMIT, self.client.create(id, rootfs, &container.streams)).await;
         let refused = match created.map_err(|_| anyhow!("Create gave no answer in {LIMIT:?}"))? {
@@ -179,7 +192,7 @@ impl Tenant {
             }
             Err(status) => status,
         };
-        if !self.history.excuses_create(since) {
+        if !self.history.excuses_create(container.begun) {
             bail!("Create failed: {refused}");
         }
         let cut = refused.source().is_some();
@@ -202,13 +215,13 @@ impl Tenant {
         let id = container.id;
         // Of one that is deleted before its start nobody waits for the end.
         let starts = container.pid == 0 || *container.life != Life::Unstarted;
-        let waiter = starts.then(|| tokio::spawn(self.clone().wait(id.to_owned(), container.begun)));
+        let waiter = starts.then(|| tokio::spawn(self.clone().wait(id.to_owned(), String::new(), container.begun)));
         // Without a pid its Create was cut short: nobody wants it any more.
         if container.pid == 0 {
             self.kill(container, KILL).await?;
             account.codes.push(128 + KILL);
         } else if *container.life != Life::Unstarted {
-            let start = || self.client.start(id);
+            let start = || self.client.start(id, "");
             let done = [Code::NotFound, Code::FailedPrecondition];
             self.call("start", container.begun, &done, start).await?;
             account.started = true;
@@ -234,7 +247,13 @@ impl Tenant {
     /// What is done to a container that runs.
     async fn act(&self, container: &Container<'_>) -> Result<()> {
         match container.life {
-            Life::Exit(_) | Life::Trap | Life::Lines(..) | Life::OutOfMemory | Life::Unstarted | Life::Alone => Ok(()),
+            Life::Exit(_)
+            | Life::Trap
+            | Life::Lines(..)
+            | Life::OutOfMemory
+            | Life::Full
+            | Life::Unstarted
+            | Life::Alone => Ok(()),
             Life::Flood(after, _) => {
                 sleep(*after).await;
                 self.kill(container, KILL).await
@@ -263,24 +282,89 @@ impl Tenant {
                 self.call("resume", container.begun, &done, resume).await?;
                 self.kill(container, KILL).await
             }
+            Life::Execs(count) => {
+                let mut execs = Vec::new();
+                for number in 0..*count {
+                    let command = format!("exit-with-code {number}");
+                    execs.push(self.begin_exec(container, number, &command, u32::from(number)).await?);
+                }
+                for exec in execs {
+                    self.end_exec(container, exec).await?;
+                }
+                // One that goes with its container.
+                let last = self.begin_exec(container, *count, "idle", 128 + KILL).await?;
+                self.kill(container, KILL).await?;
+                self.end_exec(container, last).await
+            }
             Life::Pod(members) => {
                 let mut living = JoinSet::new();
                 for (index, member) in members.iter().enumerate() {
-                    let (tenant, member) = (self.clone(), member.clone());
+                    let (tenant, member, begun) = (self.clone(), member.clone(), container.begun);
                     let pod = Pod {
                         sandbox: container.id.to_owned(),
                         pid: Some(container.pid),
                     };
                     living.spawn(async move {
                         let id = format!("{}-{index}", pod.sandbox);
-                        let world = crate::life::WORLDS[index % crate::life::WORLDS.len()];
-                        tenant.live(&id, &member, world, Some(pod)).await;
+                        tenant.live(&id, &member.life, member.program, Some(pod), begun).await;
                     });
                 }
                 living.join_all().await;
                 self.kill(container, KILL).await
             }
         }
+    }
+
+    /// Registers and starts a process of the container, which is to end with `code`.
+    async fn begin_exec(&self, container: &Container<'_>, number: u8, command: &str, code: u32) -> Result<Exec> {
+        let (id, exec_id) = (container.id, format!("e{number}"));
+        let key = process_key(id, &exec_id);
+        self.ledger.open(&key);
+        let process = process(container.program, command);
+        let exec = || self.client.exec(id, &exec_id, &process);
+        let added = self
+            .call("exec", container.begun, &[Code::NotFound, Code::AlreadyExists], exec)
+            .await?;
+        let waiter = tokio::spawn(self.clone().wait(id.to_owned(), exec_id.clone(), container.begun));
+        let start = || self.client.start(id, &exec_id);
+        let done = [Code::NotFound, Code::FailedPrecondition];
+        let started = self.call("start a process", container.begun, &done, start).await?;
+        Ok(Exec {
+            id: exec_id,
+            key,
+            code,
+            sure: added.is_some() && started.is_some(),
+            waiter,
+        })
+    }
+
+    /// Waits for the end of a process and deletes it.
+    async fn end_exec(&self, container: &Container<'_>, exec: Exec) -> Result<()> {
+        let mut account = Account {
+            kind: Kind::Process,
+            // One whose calls a fault has cut short may have run, or not.
+            creation: if exec.sure { Creation::Done } else { Creation::Unsure },
+            started: exec.sure,
+            codes: vec![exec.code],
+            ..Account::default()
+        };
+        if exec.sure {
+            account.waited = timeout(LIMIT, exec.waiter)
+                .await
+                .map_err(|_| anyhow!("no end in {LIMIT:?}"))???;
+        } else {
+            exec.waiter.abort();
+        }
+        let delete = || self.client.delete_exec(container.id, &exec.id);
+        let done = [Code::NotFound, Code::FailedPrecondition];
+        account.deleted = self.call("delete a process", container.begun, &done, delete).await?;
+        if !exec.sure {
+            // Deleted before its end, it has the code of none.
+            account.deleted = None;
+        }
+        account.server_deaths = self.history.server_deaths(container.begun);
+        self.ledger.enter(&exec.key, account);
+        Ok(())
     }
 
     /// Writes lines into the container's stdin, and ends it.
@@ -310,11 +394,11 @@ impl Tenant {
         }
     }
 
-    /// The container's exit code from Wait; `None` when its server was killed and the answer with it.
-    async fn wait(self, id: String, begun: Instant) -> Result<Option<u32>> {
+    /// The exit code from Wait, of the container or of a process of it; `None` when its server was killed and the answer with it.
+    async fn wait(self, id: String, exec_id: String, begun: Instant) -> Result<Option<u32>> {
         loop {
             let since = Instant::now();
-            match self.client.wait(&id).await {
+            match self.client.wait(&id, &exec_id).await {
                 Ok(code) => return Ok(Some(code)),
                 Err(_) if self.history.server_deaths(begun) > 0 => return Ok(None),
                 Err(status) if status.source().is_some() || self.history.excuses_call(since) => sleep(AGAIN).await,

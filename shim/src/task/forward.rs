@@ -239,4 +239,30 @@ mod tests {
         assert_eq!(*containerd.topics.lock().unwrap(), ["/1", "/2", "/3", "/4"]);
         assert_eq!(publisher.dropped(), 1);
     }
+
+    #[tokio::test]
+    async fn an_endpoint_that_hangs_up_on_every_event_for_a_while_gets_them_all_afterwards() {
+        let path = std::env::temp_dir().join(format!("kubewasi-hangs-up-{}", std::process::id()));
+        let _ = std::fs::remove_file(&path);
+        let rude = UnixListener::bind(&path).unwrap();
+        let publisher = Publisher::start(&format!("unix://{}", path.display()));
+        (0..20).for_each(|number| publisher.publish(envelope(&format!("/{number}"))));
+        let hang_up = async {
+            loop {
+                let (mut stream, _) = rude.accept().await.unwrap();
+                let mut header = [0; 10];
+                tokio::io::AsyncReadExt::read_exact(&mut stream, &mut header)
+                    .await
+                    .unwrap();
+            }
+        };
+        assert!(timeout(Duration::from_secs(3), hang_up).await.is_err());
+        drop(rude);
+        let containerd = Containerd::default();
+        let _server = listen(&path, &containerd).await;
+        publisher.flush(Duration::from_secs(10)).await;
+        let wanted: Vec<String> = (0..20).map(|number| format!("/{number}")).collect();
+        assert_eq!(*containerd.topics.lock().unwrap(), wanted);
+        assert_eq!(publisher.dropped(), 0);
+    }
 }

@@ -34,6 +34,10 @@ use crate::sys::{cgroup, standard};
 /// How long the last requests and events may take when the server ends.
 const FAREWELL: Duration = Duration::from_secs(5);
 
+/// How long a server that has nothing else to do waits for a containerd that is away: longer than an upgrade takes, not
+/// for ever for one that was removed.
+const AWAY: Duration = Duration::from_secs(600);
+
 /// Why there is no server; `start` tells it to containerd.
 #[derive(Debug, thiserror::Error)]
 enum ServeError {
@@ -210,6 +214,11 @@ async fn idle_end(folder: &Path, idle: Duration, node: &Node) {
         tokio::select! {
             _ = changes.changed() => continue,
             () = waited => {}
+        }
+        // What containerd has not taken yet, since it is away, would be lost with us.
+        tokio::select! {
+            _ = changes.changed() => continue,
+            () = node.events.flush(AWAY) => {}
         }
         if node.containers.need() == Need::None && leave(folder, node, || node.containers.close_if_unneeded()).await {
             return;

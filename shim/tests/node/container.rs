@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use rustix::fs::{CWD, FileType, Mode, mknodat};
 use serde_json::Value;
 
 use crate::command::{Finished, Running, run};
@@ -116,6 +117,17 @@ impl<'a> Run<'a> {
         run(&mut self.command(&["--detach", "--log-uri", &uri])).ok();
         let (pid, _) = self.node.task(&self.id).unwrap();
         (self.id, pid, log)
+    }
+
+    /// As [`Run::detach`], with stdout and stderr going to a fifo that nobody reads yet.
+    #[track_caller]
+    pub fn detach_with_fifo(self) -> (String, u32, PathBuf) {
+        let fifo = self.node.folder.join(format!("{}.fifo", self.id));
+        mknodat(CWD, &fifo, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
+        let uri = format!("fifo://{}", fifo.display());
+        run(&mut self.command(&["--detach", "--log-uri", &uri])).ok();
+        let (pid, _) = self.node.task(&self.id).unwrap();
+        (self.id, pid, fifo)
     }
 
     /// A run in the foreground that is expected to fail before it starts; its container record is removed.

@@ -40,7 +40,7 @@ fn zombies(parent: i32) -> Vec<String> {
 }
 
 /// The folder of the cgroup `path` where `controller` is.
-fn cgroup(controller: &str, path: &str) -> PathBuf {
+pub fn cgroup(controller: &str, path: &str) -> PathBuf {
     let path = path.trim_start_matches('/');
     let first = Path::new("/sys/fs/cgroup").join(controller);
     if first.exists() {

@@ -86,6 +86,7 @@ mod images;
 mod load;
 mod mixed;
 mod native;
+mod outages;
 mod run;
 mod sandbox;
 mod security;

@@ -29,7 +29,7 @@ fn bundle(node: &Node, id: &str, config: Option<&[u8]>) -> PathBuf {
 }
 
 /// `start` as containerd 1.6 runs it.
-fn start_command(node: &Node, namespace: &str, id: &str, bundle: &Path) -> Command {
+pub fn start_command(node: &Node, namespace: &str, id: &str, bundle: &Path) -> Command {
     let mut command = Command::new(node.shim());
     command
         .args(["-namespace", namespace, "-address"])
@@ -43,7 +43,13 @@ fn start_command(node: &Node, namespace: &str, id: &str, bundle: &Path) -> Comma
 /// A client of the server that `start` answers with.
 #[track_caller]
 pub fn connect(node: &Node, namespace: &str, id: &str, bundle: &Path) -> TaskClient {
-    let address = run(&mut start_command(node, namespace, id, bundle)).ok().stdout;
+    connect_by(&mut start_command(node, namespace, id, bundle))
+}
+
+/// A client of the server that this `start` answers with.
+#[track_caller]
+pub fn connect_by(start: &mut Command) -> TaskClient {
+    let address = run(start).ok().stdout;
     TaskClient::new(Client::connect(address.trim()).unwrap())
 }
 
