@@ -4,7 +4,6 @@
 
 use std::future::Future;
 use std::io;
-use std::path::Path;
 use std::time::Duration;
 
 use futures_util::StreamExt;
