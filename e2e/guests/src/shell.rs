@@ -1,7 +1,9 @@
 //! The toolbox's shell: lists, `&&`, `||`, pipes, `while`, quotes and `2>&1`; what it does not know is a syntax error.
 
+use std::fs::File;
 use std::io::{self, BufRead, BufReader, Cursor, Write};
 use std::iter::Peekable;
+use std::path::Path;
 use std::vec::IntoIter;
 
 use crate::{Streams, call};
@@ -238,7 +240,15 @@ fn pipeline(commands: &[(Vec<String>, bool)], streams: &mut Streams<'_>) -> i32 
                 output: if last { streams.output } else { &mut kept },
                 error: if *merged { &mut errors } else { streams.error },
             };
-            code = call(&words[0], &words[1..], &mut own);
+            code = match forbidden(&words[0]) {
+                false => call(&words[0], &words[1..], &mut own),
+                true => {
+                    let shell = std::env::args().next().unwrap_or_default();
+                    // What cannot be told is nobody's to hear.
+                    let _ = writeln!(own.error, "{shell}: {}: Permission denied", words[0]);
+                    126
+                }
+            };
         }
         let joined: &mut dyn Write = if last { streams.output } else { &mut kept };
         if joined.write_all(&errors).is_err() {
@@ -247,4 +257,16 @@ fn pipeline(commands: &[(Vec<String>, bool)], streams: &mut Streams<'_>) -> i32 
         said = Some(kept);
     }
     code
+}
+
+/// Whether a file of the tool's name is where programs are, but masked: what masks it is empty, or no file to read.
+fn forbidden(name: &str) -> bool {
+    let path = std::env::var("PATH").unwrap_or_default();
+    path.split(':')
+        .map(|folder| Path::new(folder).join(name))
+        .find(|file| file.exists())
+        .is_some_and(|file| {
+            let masked = |file: File| Ok(file.metadata()?.len() == 0);
+            !file.is_file() || File::open(file).and_then(masked).unwrap_or(true)
+        })
 }

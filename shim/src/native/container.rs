@@ -84,7 +84,7 @@ impl Runtime {
             binary: self.binary.clone(),
             id: request.id.to_owned(),
             bundle: request.bundle.to_owned(),
-            systemd_cgroup: cgroups_path.is_some_and(calls::is_systemd),
+            systemd_cgroup: cgroups_path.is_some_and(calls::is_systemd) && cgroup::systemd_runs(Path::new("/run")),
             no_pivot_root: self.no_pivot_root,
             no_new_keyring: self.no_new_keyring,
         };

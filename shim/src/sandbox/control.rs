@@ -127,7 +127,8 @@ impl Launcher {
         stdio: Stdio,
         artifact: Option<&Artifact>,
     ) -> Result<Guest, SandboxError> {
-        let group = Group::at(&plan.cgroup, &self.hierarchies).map_err(SandboxError::Cgroups)?;
+        let group = Group::at(&plan.cgroup, &self.hierarchies, cgroup::systemd_runs(Path::new("/run")))
+            .map_err(SandboxError::Cgroups)?;
         // What is in it is somebody else's, and cleaning up would end it.
         if !group.cgroup.pids().is_empty() {
             return Err(SandboxError::CgroupInUse(group.cgroup.path.display().to_string()));

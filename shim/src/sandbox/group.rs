@@ -50,15 +50,20 @@ pub enum GroupError {
 }
 
 impl Group {
-    /// The cgroup at `place`; nothing is made.
+    /// The cgroup at `place`; nothing is made. Where systemd does not run it has no part in a scope: the cgroup is ours
+    /// to make, in the folders that would be the scope's, as runc makes one when it is not told of systemd.
     ///
     /// # Errors
     ///
     /// When it cannot be read where systemd's own cgroup is.
-    pub fn at(place: &Place, hierarchies: &Hierarchies) -> io::Result<Group> {
+    pub fn at(place: &Place, hierarchies: &Hierarchies, systemd_runs: bool) -> io::Result<Group> {
         Ok(match place {
             Place::Path(path) => Group {
                 cgroup: hierarchies.cgroup(path),
+                scope: None,
+            },
+            Place::Scope(scope) if !systemd_runs => Group {
+                cgroup: hierarchies.cgroup(&scope.path(Path::new("/"))),
                 scope: None,
             },
             Place::Scope(scope) => Group {
@@ -179,14 +184,12 @@ mod tests {
     }
 
     #[test]
-    fn a_scope_without_systemd_is_refused_by_its_field_with_the_mend() {
-        let error = GroupError::Start {
-            unit: "cri-x.scope".to_owned(),
-            cause: SystemdError::NotRunning,
-        }
-        .to_string();
-        for words in ["linux.cgroupsPath", "cri-x.scope", "cgroupDriver: cgroupfs"] {
-            assert!(error.contains(words), "{error}");
-        }
+    fn a_scope_without_systemd_is_a_cgroup_of_ours() {
+        let hierarchies = Hierarchies::find(Path::new(crate::sys::cgroup::ROOT)).unwrap();
+        let place = place(Path::new("a-b.slice:cri:x"), PathBuf::new).unwrap();
+        let group = Group::at(&place, &hierarchies, false).unwrap();
+        assert_eq!(group.scope, None);
+        assert_eq!(group.cgroup.path, Path::new("/a.slice/a-b.slice/cri-x.scope"));
+        assert!(Group::at(&place, &hierarchies, true).unwrap().scope.is_some());
     }
 }

@@ -163,7 +163,7 @@ mod tests {
 
     fn group() -> Group {
         let hierarchies = Hierarchies::find(Path::new(crate::sys::cgroup::ROOT)).unwrap();
-        Group::at(&Place::Path("/kubewasi-test/none".into()), &hierarchies).unwrap()
+        Group::at(&Place::Path("/kubewasi-test/none".into()), &hierarchies, false).unwrap()
     }
 
     #[test]

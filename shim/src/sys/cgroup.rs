@@ -374,9 +374,22 @@ fn inherit_cpuset(parent: &Path, child: &Path) -> io::Result<()> {
     Ok(())
 }
 
+/// Whether systemd manages this machine's cgroups: sd_booted(3), with its folder below `run`.
+pub fn systemd_runs(run: &Path) -> bool {
+    run.join("systemd/system").is_dir()
+}
+
 #[cfg(test)]
 pub mod tests {
     use super::*;
+
+    #[test]
+    fn systemd_runs_where_its_folder_is() {
+        let run = tempfile::tempdir().unwrap();
+        assert!(!systemd_runs(run.path()));
+        fs::create_dir_all(run.path().join("systemd/system")).unwrap();
+        assert!(systemd_runs(run.path()));
+    }
 
     /// A hierarchy that is a temporary folder; the test removes it.
     pub fn hierarchy(name: &str, version: Version) -> (PathBuf, Hierarchies) {
