@@ -249,7 +249,7 @@ on_every_containerd! {
         node.import_into(&image, "k8s.io").ok();
         let limits = json!({"memory_limit_in_bytes": 64 << 20});
         with_limited_pod(node, &image.name, &["/probe.wasm", "grow", "/"], &limits, |id, _| {
-            let pid = pod::pid(node, id).unsigned_abs();
+            let pid = pod::pid(node, id);
             let limit = || control::limit(pid, "memory", "memory.limit_in_bytes", "memory.max");
             assert_eq!(limit(), (64 << 20).to_string());
             let resize = |mebibytes: usize| {
@@ -281,7 +281,7 @@ on_every_containerd! {
             let image = Image::with_files(&format!("small-{probe:?}").to_lowercase(), &[("/probe.wasm", &probe.bytes())]);
             node.import_into(&image, "k8s.io").ok();
             with_limited_pod(node, &image.name, &["/probe.wasm", "grow", "/"], &limits, |id, _| {
-                let pid = pod::pid(node, id).unsigned_abs();
+                let pid = pod::pid(node, id);
                 assert_eq!(control::grow(pid, 2), 2, "{probe:?}");
                 // The compiler takes a multiple of both.
                 let failures = control::limit(pid, "memory", "memory.failcnt", "memory.events");

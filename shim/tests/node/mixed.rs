@@ -9,10 +9,10 @@ use serde_json::{Value, json};
 
 use crate::command::eventually;
 use crate::containerd::Node;
-use crate::cri::{crictl, exit_code, give_networks, pid, prepare};
+use crate::cri::{crictl, exit_code, give_networks, prepare};
 use crate::guests::Probe;
 use crate::image_builder::Image;
-use crate::pod::{PID_OF_CONTAINER, PID_OF_POD, PID_OF_TARGET, Pod, pid_namespace, volume};
+use crate::pod::{PID_OF_CONTAINER, PID_OF_POD, PID_OF_TARGET, Pod, pid, pid_namespace, volume};
 
 /// The names of a wasm and a native image that pods can use.
 fn images(node: &mut Node) -> (String, String) {

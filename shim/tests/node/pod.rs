@@ -93,6 +93,13 @@ impl<'a> Pod<'a> {
     }
 }
 
+/// The pid of a container's first process.
+#[track_caller]
+pub fn pid(node: &Node, id: &str) -> u32 {
+    let inspected: Value = serde_json::from_str(&crictl(node, &["inspect", id]).ok().stdout).unwrap();
+    u32::try_from(inspected["info"]["pid"].as_u64().unwrap()).unwrap()
+}
+
 /// Makes `folder` a volume at `path` in a container.
 pub fn volume(config: &mut Value, folder: &Path, path: &str) {
     config["mounts"] = json!([{"container_path": path, "host_path": folder}]);

@@ -41,9 +41,7 @@ fn context(part: &mut Value) -> &mut Value {
 /// Runs an idle guest in a pod that `edit` changes, and lets `check` look at its process.
 fn look(node: &Node, image: &Image, edit: impl FnOnce(&mut cri::Pod), check: impl FnOnce(u32)) {
     let command = ["/probe.wasm", "idle"];
-    with_edited_pod(node, &image.name, &command, edit, |id, _| {
-        check(pod::pid(node, id).unsigned_abs())
-    });
+    with_edited_pod(node, &image.name, &command, edit, |id, _| check(pod::pid(node, id)));
 }
 
 /// Runs a guest to its end in a pod that `edit` changes: its exit code, and what it wrote.

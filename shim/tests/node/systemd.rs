@@ -203,14 +203,14 @@ on_newest_containerd! {
         let guest = pod.run("guest", &image.name, &["/probe.wasm", "idle"], limited);
         let beside = pod.run("beside", &native.name, &["/probe", "idle"], |_| ());
         for id in [&guest, &beside] {
-            for path in cgroups(pod::pid(node, id).unsigned_abs()) {
+            for path in cgroups(pod::pid(node, id)) {
                 assert_eq!(path, format!("{SLICE_PATH}/cri-containerd-{id}.scope"));
             }
         }
         let bytes = (96 << 20).to_string();
         cri::crictl(node, &["update", "--memory", &bytes, &guest]).ok();
         reload();
-        let pid = pod::pid(node, &guest).unsigned_abs();
+        let pid = pod::pid(node, &guest);
         assert_eq!(limit(pid, "memory", "memory.limit_in_bytes", "memory.max"), bytes);
 
         let greedy = pod.run("greedy", &image.name, &["/probe.wasm", "fill", "512"], limited);

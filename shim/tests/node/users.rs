@@ -205,7 +205,7 @@ fn a_pod_without_the_hosts_users_has_them_mapped_everywhere() {
                                                   "uidMappings": mapping, "gidMappings": mapping}]);
             };
             cri::with_edited_pod(node, &image.name, &["/probe.wasm", "grow", "/volume"], edit, |id, _| {
-                let pid = pod::pid(node, id).unsigned_abs();
+                let pid = pod::pid(node, id);
                 assert_eq!(ids(pid, "uid_map"), [0, OUTSIDE, SIZE]);
                 assert_eq!(status(pid, "Uid"), format!("{OUTSIDE} {OUTSIDE} {OUTSIDE} {OUTSIDE}"));
                 for (kind, own) in [("ipc", true), ("uts", network), ("net", network)] {
