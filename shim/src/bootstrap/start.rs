@@ -263,7 +263,7 @@ mod tests {
             options(Some(&RuntimeOptions::default()), &beside).unwrap(),
             Options::default()
         );
-        fs::write(&beside, "idle_timeot = 7").unwrap();
+        fs::write(&beside, "idle_timout = 7").unwrap();
         let error = options(None, &beside).unwrap_err().to_string();
         assert!(error.contains(&beside.display().to_string()), "{error}");
         fs::remove_file(beside).unwrap();

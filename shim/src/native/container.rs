@@ -67,8 +67,8 @@ impl Runtime {
         })
     }
 
-    /// Makes a container, which waits for its start, and what stays here of its streams. When this returns an error nothing is left; it does so too once
-    /// `given_up` resolves.
+    /// Makes a container, which waits for its start, and what stays here of its streams. When this returns an error
+    /// nothing is left; it does so too once `given_up` resolves.
     ///
     /// # Errors
     ///
