@@ -120,12 +120,4 @@ on_every_containerd! {
         // Deleting tells the exit code: 128 + SIGTERM.
         assert_eq!(node.delete(&id), 143);
     }
-
-    fn what_is_not_there_yet_is_refused_by_name(node) {
-        let image = image(Probe::P1);
-        node.import(&image);
-        let (id, _) = node.run(&image).args(&["/probe.wasm", "idle"]).detach();
-        node.ctr(&["task", "exec", "--exec-id", "e", &id, "/probe.wasm"]).expect_refusal(&["not supported"]);
-        node.remove(&id);
-    }
 }
