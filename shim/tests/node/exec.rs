@@ -81,7 +81,11 @@ pub fn exec_id(command: &Command) -> String {
 /// The pid of an exec that has been started.
 pub fn pid_of(node: &Node, id: &str, exec_id: &str) -> Option<u32> {
     let listed = node.ctr(&["task", "ps", id]).ok().stdout;
-    let mut lines = listed.lines().filter(|line| line.contains(&format!("\"{exec_id}\"")));
+    // As `ctr` 1.7 and later print it, and as 1.6 does.
+    let named = [format!("exec_id:\"{exec_id}\""), format!("ExecID:{exec_id},")];
+    let mut lines = listed
+        .lines()
+        .filter(|line| named.iter().any(|name| line.contains(name)));
     lines.next()?.split_whitespace().next()?.parse().ok()
 }
 

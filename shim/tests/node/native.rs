@@ -181,8 +181,11 @@ on_every_containerd! {
         let (id, pid) = node.run(&image).args(&["sleep", "1000"]).detach();
         kill_process(Pid::from_raw(server::pid(node)).unwrap(), Signal::TERM).unwrap();
         eventually("its process is gone", Duration::from_secs(20), || gone(pid).then_some(()));
-        node.ctr(&["task", "delete", "--force", &id]);
-        node.ctr(&["container", "delete", &id]).ok();
+        // The server is deleting it by itself.
+        eventually("it is deleted", Duration::from_secs(20), || {
+            node.ctr(&["task", "delete", "--force", &id]);
+            (node.ctr(&["container", "delete", &id]).code == Some(0)).then_some(())
+        });
     }
 
     fn a_native_container_lives_through_a_restart_of_containerd(node) {
