@@ -81,7 +81,11 @@ pub fn exec_id(command: &Command) -> String {
 /// The pid of an exec that has been started.
 pub fn pid_of(node: &Node, id: &str, exec_id: &str) -> Option<u32> {
     let listed = node.ctr(&["task", "ps", id]).ok().stdout;
-    let mut lines = listed.lines().filter(|line| line.contains(&format!("\"{exec_id}\"")));
+    // `exec_id:"e"`, and with 1.6 `ExecID:e,`.
+    let is_id = |word: &str| word == exec_id;
+    let mut lines = listed
+        .lines()
+        .filter(|line| line.split(|c: char| !c.is_alphanumeric()).any(is_id));
     lines.next()?.split_whitespace().next()?.parse().ok()
 }
 
