@@ -1,8 +1,10 @@
 //! Pods of wasm and native containers in any mix: what the kubelet makes of sidecars, init and debug containers.
 
 use std::fs;
+use std::net::TcpListener;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -39,6 +41,23 @@ fn says(pod: &Pod<'_>, name: &str, words: &str) {
     eventually(&format!("{name} says {words:?}"), Duration::from_secs(20), || {
         pod.log(name).contains(words).then_some(())
     });
+}
+
+/// A free port that no client is ever given: one that connects to a port nobody listens at yet, and is given that port
+/// itself, is connected to itself.
+fn port_to_listen_at() -> u16 {
+    let range = fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap();
+    let first_of_clients: u16 = range.split_whitespace().next().unwrap().parse().unwrap();
+    // Tests that run side by side try different ones.
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let start = first_of_clients / 2 + std::process::id() as u16 % 4000;
+    loop {
+        let port = start + NEXT.fetch_add(1, Ordering::Relaxed);
+        assert!(port < first_of_clients, "no port is free");
+        if TcpListener::bind(("0.0.0.0", port)).is_ok() {
+            return port;
+        }
+    }
 }
 
 on_every_containerd! {
@@ -97,7 +116,7 @@ on_every_containerd! {
         let (wasm, native) = images(node);
         let folder = shared(node);
         let pod = Pod::start(node, PID_OF_CONTAINER);
-        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let port = port_to_listen_at();
         let serve = format!("until grep -q wasm /data/answer 2>/dev/null; do sleep 0.05; done; nc -l -p {port} < /data/answer");
         let proxy = pod.run("proxy", &native, &["sh", "-c", &serve], |config| volume(config, &folder, "/data"));
         let main = pod.run("main", &wasm, &["/probe.wasm", "write", "/data/answer", "written by wasm"],
