@@ -220,8 +220,38 @@ fn a_pod_without_the_hosts_users_has_them_mapped_everywhere() {
                     held.exists().then_some(())
                 });
                 assert_eq!(owners(&held), (0, 0), "on the host as in the container");
+                cri::crictl(
+                    node,
+                    &["exec", "--sync", id, "/probe.wasm", "write", "/volume/exec", "x"],
+                )
+                .ok();
+                assert_eq!(owners(&volume.join("exec")), (0, 0), "an exec is in the same namespace");
                 fs::remove_file(held).unwrap();
             });
         }
+    });
+}
+
+#[test]
+fn a_native_container_shares_users_and_pids_of_a_wasm_pod() {
+    Node::with(Version::V2_4, |node| {
+        cri::give_networks(node);
+        cri::prepare(node);
+        let image = Image::with_files("native-users", &[("/probe", &Probe::Native.bytes())]);
+        node.import_into(&image, "k8s.io").ok();
+        let edit = |pod: &mut cri::Pod| {
+            pod.handler = "wasi-without-options";
+            pod.with_network();
+            for part in [&mut pod.sandbox, &mut pod.container] {
+                pod_users(part);
+                part["linux"]["security_context"]["namespace_options"]["pid"] = json!(0);
+            }
+        };
+        cri::with_edited_pod(node, &image.name, &["/probe", "idle"], edit, |id, _| {
+            let pid = pod::pid(node, id);
+            assert_eq!(status(pid, "Uid"), format!("{OUTSIDE} {OUTSIDE} {OUTSIDE} {OUTSIDE}"));
+            // The holder has made it as the pod's own, or runc could not mount a procfs in it.
+            assert_eq!(owner(pid, "pid"), namespace(pid, "user"));
+        });
     });
 }
