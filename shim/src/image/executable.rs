@@ -4,6 +4,9 @@
 //! the container gave it, so that `exec -- sh` does not run it under the name of sh.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use tokio::time::timeout;
 
 use super::layers;
 use super::resolve::{Finding, shown};
@@ -14,6 +17,11 @@ use super::{ImageError, Images, Request, Wasm};
 const ELF: &[u8] = b"\x7fELF";
 /// What a script begins with (execve(2)).
 const SCRIPT: &[u8] = b"#!";
+
+/// How long a look into a container that runs may take: the volumes there may be a dead server's.
+const LIVE: Duration = Duration::from_secs(10);
+/// So many may look at once: those that hang for good leave most of the server's threads to the others.
+pub const LIVE_PLACES: usize = 64;
 
 /// What an exec'd process runs.
 #[derive(Debug)]
@@ -39,9 +47,11 @@ impl Images {
         entry_point: &str,
     ) -> Result<Executable, ImageError> {
         let entry = request.entry()?;
-        let mut finding = self.find(&request, rootfs::view(request.rootfs, request.root)?).await?;
+        let mut finding = self
+            .find(&request, rootfs::view(request.rootfs, request.root)?, None)
+            .await?;
         if matches!(finding, Finding::Missing) {
-            finding = self.find(&request, rootfs::view(&[], live)?).await?;
+            finding = self.find_live(&request, live).await?;
         }
         match finding {
             Finding::Wasm { digest, source, export } => Ok(Executable::Wasm(Wasm {
@@ -53,6 +63,25 @@ impl Images {
             Finding::Other { name, head } => native(name, &head),
             Finding::Missing => self.named_layer(&request, entry, entry_point).await,
         }
+    }
+
+    /// Looks in the container's live root, volumes included. One that hangs must not take the server's threads, one a
+    /// request, so few may look at once and none is waited for long.
+    async fn find_live(&self, request: &Request<'_>, live: &Path) -> Result<Finding, ImageError> {
+        let hangs = |_| ImageError::Hangs {
+            entry: request.args.first().cloned().unwrap_or_default(),
+            seconds: LIVE.as_secs(),
+        };
+        timeout(LIVE, async {
+            let place = self.live_places.clone().acquire_owned().await;
+            let place = place.map_err(|error| ImageError::Internal {
+                what: "looking into the container",
+                error: error.to_string(),
+            })?;
+            self.find(request, rootfs::view(&[], live)?, Some(place)).await
+        })
+        .await
+        .map_err(hangs)?
     }
 
     async fn named_layer(

@@ -67,10 +67,18 @@ pub fn read(fd: BorrowedFd<'_>) -> io::Result<Vec<u8>> {
 ///
 /// # Errors
 ///
-/// What read(2), write(2), memfd_create(2) and fcntl(2) say.
-pub fn copy(source: &File) -> io::Result<(File, Digest, u64)> {
+/// When there are more than `most` bytes, since others may write on while it is read; what read(2), write(2),
+/// memfd_create(2) and fcntl(2) say.
+pub fn copy(source: &File, most: u64) -> io::Result<(File, Digest, u64)> {
     let mut copy = file("wasm")?;
-    let (digest, size) = Digest::of_file(source, |piece| copy.write_all(piece))?;
+    let mut size = 0;
+    let (digest, size) = Digest::of_file(source, |piece| {
+        size += piece.len() as u64;
+        if size > most {
+            return Err(io::Error::other(format!("it has more than {most} bytes, and grows")));
+        }
+        copy.write_all(piece)
+    })?;
     seal(&copy)?;
     Ok((copy, digest, size))
 }
@@ -80,6 +88,13 @@ mod tests {
     use std::os::fd::AsFd;
 
     use super::*;
+
+    #[test]
+    fn a_file_that_grows_beyond_the_limit_is_not_copied() {
+        let file = File::from(sealed("test", b"four").unwrap());
+        assert_eq!(copy(&file, 4).unwrap().2, 4);
+        assert!(copy(&file, 3).unwrap_err().to_string().contains("more than 3 bytes"));
+    }
 
     #[test]
     fn a_sealed_file_is_read_whole_and_refuses_writes() {

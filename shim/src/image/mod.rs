@@ -31,6 +31,8 @@ pub use executable::Executable;
 pub use remembered::Identity;
 pub use watch::Change;
 
+use tokio::sync::Semaphore;
+
 use content_store::ContentStore;
 use remembered::Remembered;
 
@@ -151,6 +153,8 @@ pub struct Images {
     store: ContentStore,
     remembered: Arc<Remembered>,
     reads: Arc<Reads>,
+    /// So many look into containers that run, whose volumes may hang, at once.
+    live_places: Arc<Semaphore>,
 }
 
 /// Why a container's program could not be found.
@@ -188,6 +192,8 @@ pub enum ImageError {
     Read { path: PathBuf, source: io::Error },
     #[error(transparent)]
     Store(#[from] StoreError),
+    #[error("looking for {entry:?} in the container took over {seconds} seconds: does a volume hang?")]
+    Hangs { entry: String, seconds: u64 },
     #[error("{what} failed: {error}")]
     Internal { what: &'static str, error: String },
 }
@@ -200,6 +206,7 @@ impl Images {
             store: ContentStore::new(address, reads.clone()),
             remembered: Arc::default(),
             reads,
+            live_places: Arc::new(Semaphore::new(executable::LIVE_PLACES)),
         }
     }
 

@@ -6,6 +6,8 @@ use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use tokio::sync::OwnedSemaphorePermit;
+
 use super::content_store::Image;
 use super::entry;
 use super::layers;
@@ -36,7 +38,7 @@ impl Images {
     pub async fn resolve(&self, request: Request<'_>) -> Result<Program, ImageError> {
         let entry = request.entry()?.to_owned();
         let view = rootfs::view(request.rootfs, request.root)?;
-        let finding = self.find(&request, view).await?;
+        let finding = self.find(&request, view, None).await?;
         match finding {
             Finding::Wasm { digest, source, export } => Ok(Program::Wasm(Wasm {
                 digest,
@@ -79,12 +81,18 @@ impl Images {
         }
     }
 
-    /// Looks for the entry point of `request` in `view`.
-    pub(super) async fn find(&self, request: &Request<'_>, view: View) -> Result<Finding, ImageError> {
+    /// Looks for the entry point of `request` in `view`; `place` is given back when the look has come to an end.
+    pub(super) async fn find(
+        &self,
+        request: &Request<'_>,
+        view: View,
+        place: Option<OwnedSemaphorePermit>,
+    ) -> Result<Finding, ImageError> {
         let entry = request.entry()?.to_owned();
         let (cwd, path) = (request.cwd.to_owned(), request.path.map(str::to_owned));
         let (remembered, reads) = (self.remembered.clone(), self.reads.clone());
         let work = move || {
+            let _place = place;
             Search {
                 view: &view,
                 cwd: &cwd,
@@ -214,7 +222,7 @@ impl Search<'_> {
         }
         if !found.committed {
             // Others may write here while we read: what is hashed must be what is compiled, so it is copied.
-            let (copy, digest, size) = memory::copy(&found.file).map_err(read_error)?;
+            let (copy, digest, size) = memory::copy(&found.file, MOST_WASM).map_err(read_error)?;
             self.reads.file(size);
             return Ok(Finding::Wasm {
                 digest,

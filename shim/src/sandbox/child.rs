@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags};
 use rustix::mount::MountAttrFlags;
-use rustix::process::{Signal, Uid};
+use rustix::process::{DumpableBehavior, Signal, Uid};
 
 use super::attached::{Attached, Inheritance};
 use super::failure::{Failure, step};
@@ -27,7 +27,7 @@ use crate::image::memory;
 use crate::sys::fork::{Fork, exit, fork};
 use crate::sys::labels::When;
 use crate::sys::memory::Memory;
-use crate::sys::{credentials, fds, mounts, namespaces, pty, seccomp, signals, standard};
+use crate::sys::{credentials, fds, keyring, mounts, namespaces, pty, seccomp, signals, standard};
 
 fn report(socket: BorrowedFd<'_>, report: &Report) {
     // Nobody is left to tell when the server is gone; the process ends next.
@@ -178,8 +178,12 @@ fn begin(confinement: &Confinement, socket: &OwnedFd, streams: [OwnedFd; 3]) -> 
     match confinement.role {
         Role::Holder => signals::hold_like_pause().map_err(step("handle signals"))?,
         Role::Guest { .. } => signals::end_on_signals().map_err(step("handle signals"))?,
-        // It is no pid 1, where that would do nothing.
-        Role::Native { .. } => signals::default_all().map_err(step("handle signals"))?,
+        Role::Native { .. } => {
+            // It is no pid 1, where that would do nothing.
+            signals::default_all().map_err(step("handle signals"))?;
+            // What keys there are in the server's session are not for it.
+            keyring::make().map_err(step("make a session keyring"))?;
+        }
     }
     let name = std::ffi::CString::new(confinement.name.as_str()).map_err(step("name the process"))?;
     rustix::thread::set_name(&name).map_err(step("name the process"))?;
@@ -264,6 +268,8 @@ fn confine(
         return Ok(Prepared::Execute(path.to_owned()));
     }
     credentials::take(&confinement.ids, &confinement.capabilities).map_err(|(name, error)| step(name)(error))?;
+    // A change of ids sets it to fs.suid_dumpable (prctl(2)).
+    rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(step("stay undumpable"))?;
     // Filters need it, and nothing is executed that could gain privileges.
     rustix::thread::set_no_new_privs(true).map_err(step("set no_new_privs"))?;
     adopted(socket)?;

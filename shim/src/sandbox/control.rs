@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use oci_spec::runtime::LinuxResources;
+use rustix::fs::{Mode, OFlags};
 use rustix::process::Pid;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -25,7 +26,7 @@ use crate::image::memory;
 use crate::stdio::Stdio;
 use crate::sys::cgroup::{self, Hierarchies};
 use crate::sys::memory::MemoryFolder;
-use crate::sys::{fds, seqpacket};
+use crate::sys::{fds, mounts, seqpacket};
 
 /// Why a process could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -56,6 +57,8 @@ pub enum SandboxError {
 /// The launcher of this server; started again when it dies, has forked often enough or is old.
 pub struct Launcher {
     hierarchies: Hierarchies,
+    /// The host's `/dev`, read-only: a process that is root changes no mode or owner through its /dev/null.
+    devices: OwnedFd,
     max_forks: u64,
     max_age: Duration,
     running: Mutex<Running>,
@@ -92,6 +95,8 @@ impl Launcher {
         let running = Mutex::new(Running::start().map_err(SandboxError::StartLauncher)?);
         Ok(Launcher {
             hierarchies,
+            devices: mounts::open_read_only(Path::new("/dev"))
+                .map_err(|error| SandboxError::Resource("view of /dev", error))?,
             max_forks,
             max_age,
             running,
@@ -216,11 +221,8 @@ impl Launcher {
         };
         let text = memory::sealed("plan", &encode(&confinement)).map_err(resource("plan"))?;
         let null = || {
-            std::fs::OpenOptions::new()
-                .read(true)
-                .write(true)
-                .open("/dev/null")
-                .map(OwnedFd::from)
+            let flags = OFlags::RDWR | OFlags::CLOEXEC;
+            Ok(rustix::fs::openat(&self.devices, "null", flags, Mode::empty())?)
         };
         let mut fds = vec![text];
         for stream in [stdio.stdin, stdio.stdout, stdio.stderr] {

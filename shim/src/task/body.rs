@@ -155,8 +155,11 @@ impl Body {
     /// `TimedOut` when processes are left after two seconds.
     pub async fn end_rest(&self) -> io::Result<()> {
         match self {
-            // Whatever was exec'd beside it is known, and was ended.
-            Body::Guest(_) => Ok(()),
+            // What was exec'd beside it was ended, but not what that has started itself.
+            Body::Guest(guest) => {
+                let cgroup = guest.cgroup().clone();
+                blocking(move || cgroup.kill()).await?
+            }
             Body::Native(container) => container.end_rest().await,
         }
     }

@@ -1,10 +1,11 @@
 //! Processes that are exec'd into a container: registered by Exec, run by Start, gone with Delete or their container.
 
-use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use containerd_shim_protos::api::ExecProcessRequest;
 use oci_spec::runtime;
+use tokio::time::timeout;
 use tracing::Instrument;
 
 use super::container::Container;
@@ -83,16 +84,19 @@ pub fn delete(node: &Node, container: &Container, process: &Arc<Process>) -> Res
     Ok(exit)
 }
 
+/// How long the end of a container waits for an exec that is being started.
+const STARTING: Duration = Duration::from_secs(10);
+
 /// Kills all processes beside the first one, which has ended, and waits until their ends are told: the container's own
 /// is the last one.
 pub async fn end_all(container: &Container) {
-    let execs = container.close_execs();
-    if execs.is_empty() {
-        return;
-    }
-    for process in execs {
-        // One that is being started ends by itself or is there to be killed.
-        let phase = process.until(|phase| *phase != Phase::Starting).await;
+    for process in container.close_execs() {
+        // One that is being started ends by itself or is there to be killed; one that hangs in a volume does neither.
+        let started = timeout(STARTING, process.until(|phase| *phase != Phase::Starting)).await;
+        let Ok(phase) = started else {
+            tracing::warn!(process = process.facts.name(), "a start hangs, and is not waited for");
+            continue;
+        };
         if phase.over() || phase == Phase::Created {
             continue;
         }
@@ -101,11 +105,5 @@ pub async fn end_all(container: &Container) {
             let _ = child.kill(libc::SIGKILL);
         }
         process.until(Phase::over).await;
-    }
-    // In a pid namespace that others share, what they have started themselves lives on.
-    let Ok(body) = container.body().cloned() else { return };
-    let ended = tokio::task::spawn_blocking(move || body.cgroup().kill()).await;
-    if let Err(error) = ended.unwrap_or_else(|panic| Err(io::Error::other(panic))) {
-        tracing::warn!(%error, "processes that were started in the container are left");
     }
 }
