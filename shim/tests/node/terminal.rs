@@ -5,7 +5,7 @@ use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
 use std::process::{Child, Command};
 use std::sync::{Arc, Mutex};
-use std::thread;
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer, openpt, unlockpt};
@@ -21,6 +21,7 @@ pub struct Person {
     master: File,
     client: Child,
     seen: Arc<Mutex<Vec<u8>>>,
+    reader: Option<JoinHandle<()>>,
 }
 
 impl Person {
@@ -31,7 +32,7 @@ impl Person {
         unlockpt(&master).unwrap();
         let terminal = ioctl_tiocgptpeer(&master, flags).unwrap();
         let end = || OwnedFd::from(File::from(terminal.try_clone().unwrap()));
-        let person = Person {
+        let mut person = Person {
             master: File::from(master),
             // In a session of its own, whose terminal this is: it hears of new sizes.
             client: Command::new("setsid")
@@ -44,16 +45,18 @@ impl Person {
                 .spawn()
                 .unwrap(),
             seen: Arc::default(),
+            reader: None,
         };
         person.resize(80, 24);
         let (seen, mut master) = (person.seen.clone(), person.master.try_clone().unwrap());
-        thread::spawn(move || {
+        let reader = thread::spawn(move || {
             let mut buffer = [0; 4096];
             // An error is the end of the last process in the terminal.
             while let Ok(length @ 1..) = master.read(&mut buffer) {
                 seen.lock().unwrap().extend(&buffer[..length]);
             }
         });
+        person.reader = Some(reader);
         person
     }
 
@@ -106,7 +109,8 @@ impl Person {
             }
             thread::sleep(Duration::from_millis(5));
         };
-        thread::sleep(Duration::from_millis(50));
+        // The last process in the terminal has ended, so the reader comes to the end of what was written.
+        self.reader.take().unwrap().join().unwrap();
         (code, self.seen())
     }
 }
