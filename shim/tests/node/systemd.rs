@@ -182,9 +182,9 @@ on_newest_containerd! {
         let image = probe(node);
         let path = format!("{SLICE}:cri:{}", node.namespace);
         let events = Events::listen(node);
-        let limit = (64 << 20).to_string();
+        let limit = (32 << 20).to_string();
         let (id, _) = node.run(&image).flag(&["--cgroup", &path, "--memory-limit", &limit])
-            .args(&["/probe.wasm", "fill", "512"]).detach();
+            .args(&["/probe.wasm", "flood", "/dev/shm/file", "60"]).detach();
         node.wait_until(&id, "STOPPED");
         assert_eq!(node.delete(&id), 137);
         assert_eq!(events.until("delete"), ["create", "start", "oom", "exit", "delete"]);
@@ -198,7 +198,7 @@ on_newest_containerd! {
         for image in [&image, &native] {
             node.import_into(image, "k8s.io").ok();
         }
-        let limited = |config: &mut Value| config["linux"]["resources"] = json!({"memory_limit_in_bytes": 64 << 20});
+        let limited = |config: &mut Value| config["linux"]["resources"] = json!({"memory_limit_in_bytes": 32 << 20});
         let pod = Pod::start_in(SLICE, node, PID_OF_CONTAINER);
         let guest = pod.run("guest", &image.name, &["/probe.wasm", "idle"], limited);
         let beside = pod.run("beside", &native.name, &["/probe", "idle"], |_| ());
@@ -213,7 +213,7 @@ on_newest_containerd! {
         let pid = pod::pid(node, &guest);
         assert_eq!(limit(pid, "memory", "memory.limit_in_bytes", "memory.max"), bytes);
 
-        let greedy = pod.run("greedy", &image.name, &["/probe.wasm", "fill", "512"], limited);
+        let greedy = pod.run("greedy", &image.name, &["/probe.wasm", "flood", "/dev/shm/file", "60"], limited);
         assert_eq!(cri::exit_code(node, &greedy), 137);
         eventually("the reason is OOMKilled", Duration::from_secs(5), || {
             cri::crictl(node, &["inspect", &greedy]).ok().stdout.contains("\"OOMKilled\"").then_some(())
