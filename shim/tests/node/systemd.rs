@@ -50,11 +50,14 @@ fn reload() {
     run(Command::new("systemctl").arg("daemon-reload")).ok();
 }
 
-/// The paths of a process's cgroups.
+/// The paths of a process's cgroups. Devices are left out: on v1 systemd moves a scope that it has no device rules for to
+/// the slice when a container beside it has some, and a guest has no device to open.
 fn cgroups(pid: u32) -> Vec<String> {
     let text = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
-    let path = |line: &str| line.splitn(3, ':').nth(2).unwrap().to_owned();
-    text.lines().map(path).collect()
+    let memberships = text.lines().filter(|line| !line.contains(":devices:"));
+    memberships
+        .map(|line| line.splitn(3, ':').nth(2).unwrap().to_owned())
+        .collect()
 }
 
 /// The folder of the slice, with that of each scope in it.
@@ -202,11 +205,12 @@ on_newest_containerd! {
         let pod = Pod::start_in(SLICE, node, PID_OF_CONTAINER);
         let guest = pod.run("guest", &image.name, &["/probe.wasm", "idle"], limited);
         let beside = pod.run("beside", &native.name, &["/probe", "idle"], |_| ());
-        for id in [&guest, &beside] {
-            for path in cgroups(pod::pid(node, id)) {
-                assert_eq!(path, format!("{SLICE_PATH}/cri-containerd-{id}.scope"));
-            }
+        let scope = |id: &str| format!("{SLICE_PATH}/cri-containerd-{id}.scope");
+        for path in cgroups(pod::pid(node, &guest)) {
+            assert_eq!(path, scope(&guest));
         }
+        // runc leaves v1 hierarchies that neither it nor systemd knows as they are.
+        assert!(cgroups(pod::pid(node, &beside)).contains(&scope(&beside)));
         let bytes = (96 << 20).to_string();
         cri::crictl(node, &["update", "--memory", &bytes, &guest]).ok();
         reload();
