@@ -1,7 +1,6 @@
 //! What is left to clean of a native container when the server is gone: written into the bundle before the runtime is
 //! called, versioned.
 
-use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -10,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::calls::Calls;
 use super::rootfs;
 use crate::sys::cgroup::Cgroup;
+use crate::sys::kept;
 
 /// The file in the bundle.
 const FILE: &str = "kubewasi-native.json";
@@ -42,34 +42,12 @@ impl Record {
     ///
     /// What write(2) and rename(2) say.
     pub fn write(&self) -> io::Result<()> {
-        let path = path(&self.calls.bundle);
-        let new = path.with_extension("new");
-        fs::write(&new, serde_json::to_vec(self)?)?;
-        fs::rename(new, path)
+        kept::write(&path(&self.calls.bundle), self)
     }
 
     /// Reads the record of `bundle`; `None` when there is none: it holds no native container.
     fn read(bundle: &Path) -> io::Result<Option<Record>> {
-        let path = path(bundle);
-        let bytes = match fs::read(&path) {
-            Ok(bytes) => bytes,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(error),
-        };
-        let invalid = |reason: String| {
-            io::Error::new(
-                io::ErrorKind::InvalidData,
-                format!("{} is not a record: {reason}", path.display()),
-            )
-        };
-        let record: Record = serde_json::from_slice(&bytes).map_err(|error| invalid(error.to_string()))?;
-        if record.version != VERSION {
-            return Err(invalid(format!(
-                "version {} is newer than this build's {VERSION}",
-                record.version
-            )));
-        }
-        Ok(Some(record))
+        kept::read(&path(bundle), VERSION, |record: &Record| record.version)
     }
 }
 
@@ -94,14 +72,13 @@ pub fn clean(bundle: &Path) -> io::Result<()> {
         result = result.and(cgroup.kill()).and(cgroup.remove());
     }
     result.and(rootfs::unmount(bundle))?;
-    match fs::remove_file(path(bundle)) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
-    }
+    kept::remove(&path(bundle))
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     fn record(name: &str) -> Record {

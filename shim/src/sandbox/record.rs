@@ -1,6 +1,5 @@
 //! What is left to clean when the server is gone: written into the bundle before the process exists, versioned.
 
-use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -9,7 +8,7 @@ use rustix::process::Pid;
 use serde::{Deserialize, Serialize};
 
 use super::group::Group;
-use crate::sys::{mounts, pidfd};
+use crate::sys::{kept, mounts, pidfd};
 
 /// The file in the bundle.
 const FILE: &str = "kubewasi.json";
@@ -50,9 +49,7 @@ impl Record {
     ///
     /// What write(2) and rename(2) say.
     pub fn write(&self, bundle: &Path) -> io::Result<()> {
-        let new = bundle.join(format!("{FILE}.new"));
-        fs::write(&new, serde_json::to_vec(self)?)?;
-        fs::rename(new, path(bundle))
+        kept::write(&path(bundle), self)
     }
 
     /// Reads the record of `bundle`; `None` when there is none.
@@ -61,26 +58,7 @@ impl Record {
     ///
     /// What read(2) says, and `InvalidData` naming the file when it is no record of a known version.
     pub fn read(bundle: &Path) -> io::Result<Option<Record>> {
-        let path = path(bundle);
-        let bytes = match fs::read(&path) {
-            Ok(bytes) => bytes,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(error),
-        };
-        let invalid = |reason: String| {
-            io::Error::new(
-                io::ErrorKind::InvalidData,
-                format!("{} is not a record: {reason}", path.display()),
-            )
-        };
-        let record: Record = serde_json::from_slice(&bytes).map_err(|error| invalid(error.to_string()))?;
-        if record.version != VERSION {
-            return Err(invalid(format!(
-                "version {} is newer than this build's {VERSION}",
-                record.version
-            )));
-        }
-        Ok(Some(record))
+        kept::read(&path(bundle), VERSION, |record: &Record| record.version)
     }
 }
 
@@ -103,10 +81,7 @@ pub fn clean(bundle: &Path) -> io::Result<()> {
         result = result.and(record.group.remove());
     }
     result?;
-    match fs::remove_file(path(bundle)) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
-    }
+    kept::remove(&path(bundle))
 }
 
 /// The text of what is left of the container of `bundle`, for [`sweep`]: containerd removes the bundle.
@@ -151,6 +126,8 @@ fn kill(pid: i32, start: u64) {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
     use crate::sandbox::group::Place;
     use crate::sys::cgroup::Hierarchies;

@@ -8,6 +8,7 @@ pub mod credentials;
 pub mod fds;
 pub mod fork;
 pub mod freezer;
+pub mod kept;
 pub mod keyring;
 pub mod labels;
 pub mod memory;

@@ -14,11 +14,12 @@ use super::error::TaskError;
 use super::events::Facts;
 use super::exec;
 use super::phase::{Move, Phase};
+use super::search::{self, Search};
 use super::service::{Api, Node};
 use crate::bootstrap::bundle::{self, BundleError};
 use crate::bootstrap::delete::PID_FILE;
-use crate::compile::{Artifact, Profile};
-use crate::image::{self, Mount, Program};
+use crate::compile::Artifact;
+use crate::image::{Mount, Program};
 use crate::native;
 use crate::observe::oom::Kills;
 use crate::sandbox::plan::{self, Role};
@@ -209,39 +210,10 @@ enum Found {
 
 /// What the container runs, compiled.
 async fn program(node: &Node, container: &Container, spec: &Spec) -> Result<Found, TaskError> {
-    let facts = container.facts();
-    let process = spec.process().as_ref();
-    let args = process
-        .and_then(|process| process.args().as_deref())
-        .unwrap_or_default();
-    let env = process.and_then(|process| process.env().as_deref()).unwrap_or_default();
-    let mounts = spec.mounts().iter().flatten();
-    let volumes: Vec<&Path> = mounts.map(|mount| mount.destination().as_path()).collect();
-    let root = spec
-        .root()
-        .as_ref()
-        .map_or(Path::new("rootfs"), |root| root.path().as_path());
-    let program = node
-        .images
-        .resolve(image::Request {
-            namespace: &facts.namespace,
-            id: &facts.id,
-            args,
-            cwd: process.and_then(|process| process.cwd().to_str()).unwrap_or("/"),
-            path: env.iter().find_map(|variable| variable.strip_prefix("PATH=")),
-            rootfs: &facts.rootfs,
-            root: &facts.bundle.join(root),
-            volumes: &volumes,
-        })
-        .await?;
-    match program {
+    let search = Search::new(container.facts(), spec);
+    match node.images.resolve(search.request(spec.process().as_ref())).await? {
         Program::Wasm(wasm) => {
-            let artifact = node.artifacts.get(&node.images, &wasm, Profile::Command).await?;
-            tracing::info!(program = wasm.name, digest = %wasm.digest, world = ?artifact.world, "program found");
-            let role = Role::Guest {
-                world: artifact.world,
-                export: wasm.export,
-            };
+            let (role, artifact) = search::guest(node, wasm).await?;
             Ok(Found::Guest(role, Some(artifact)))
         }
         Program::Native => Ok(Found::Native),

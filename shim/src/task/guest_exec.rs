@@ -1,15 +1,16 @@
 //! Running a process in a guest's container: found, compiled, forked beside the guest and started.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use oci_spec::runtime::{self, Spec};
 
 use super::create;
 use super::error::TaskError;
 use super::process::Process;
+use super::search::{self, Search};
 use super::service::Node;
-use crate::compile::{Artifact, Profile};
-use crate::image::{self, Executable};
+use crate::compile::Artifact;
+use crate::image::Executable;
 use crate::sandbox::exec;
 use crate::sandbox::plan::Role;
 use crate::sandbox::process::Guest;
@@ -54,34 +55,15 @@ async fn program(
     asked: &runtime::Process,
     spec: &Spec,
 ) -> Result<(Role, Option<Artifact>), TaskError> {
-    let facts = &process.facts;
-    let env = asked.env().as_deref().unwrap_or_default();
-    let root = spec
-        .root()
-        .as_ref()
-        .map_or(Path::new("rootfs"), |root| root.path().as_path());
-    let entry_point = spec.process().as_ref().and_then(|first| first.args().as_ref()?.first());
-    let mounts = spec.mounts().iter().flatten();
-    let volumes: Vec<&Path> = mounts.map(|mount| mount.destination().as_path()).collect();
-    let request = image::Request {
-        namespace: &facts.namespace,
-        id: &facts.id,
-        args: asked.args().as_deref().unwrap_or_default(),
-        cwd: asked.cwd().to_str().unwrap_or("/"),
-        path: env.iter().find_map(|variable| variable.strip_prefix("PATH=")),
-        rootfs: &facts.rootfs,
-        root: &facts.bundle.join(root),
-        volumes: &volumes,
-    };
-    let live = PathBuf::from(format!("/proc/{}/root", guest.child().pid()));
+    let first = spec.process().as_ref();
+    let entry_point = first.and_then(|first| first.args().as_ref()?.first());
     let entry_point = entry_point.map(String::as_str).unwrap_or_default();
+    let search = Search::new(&process.facts, spec);
+    let live = PathBuf::from(format!("/proc/{}/root", guest.child().pid()));
+    let request = search.request(Some(asked));
     match node.images.executable(request, &live, entry_point).await? {
         Executable::Wasm(wasm) => {
-            let artifact = node.artifacts.get(&node.images, &wasm, Profile::Command).await?;
-            let role = Role::Guest {
-                world: artifact.world,
-                export: wasm.export,
-            };
+            let (role, artifact) = search::guest(node, wasm).await?;
             Ok((role, Some(artifact)))
         }
         Executable::Native(path) => Ok((Role::Native { path }, None)),

@@ -19,6 +19,7 @@ mod guest_exec;
 pub mod phase;
 mod pids;
 pub mod process;
+pub mod search;
 pub mod server;
 pub mod service;
 pub mod sockets;

@@ -155,12 +155,7 @@ on_every_containerd! {
         person.sees("# ");
         person.types("tty; stty size\r");
         person.sees("/dev/pts/0\n24 80\n");
-        person.resize(132, 43);
-        eventually("the new size arrives", Duration::from_secs(20), || {
-            person.types("stty size\r");
-            std::thread::sleep(Duration::from_millis(200));
-            person.seen().contains("43 132\n").then_some(())
-        });
+        person.resizes_the_shells_terminal();
         person.types("exit 3\r");
         assert_eq!(person.waits().0, Some(3));
 

@@ -95,8 +95,18 @@ impl Person {
         }
     }
 
-    /// Waits for the client's end: its exit code and all that was seen.
     #[track_caller]
+    /// Resizes the terminal, and waits until the shell in it knows.
+    pub fn resizes_the_shells_terminal(&mut self) {
+        self.resize(132, 43);
+        eventually("the new size arrives", Duration::from_secs(20), || {
+            self.types("stty size\r");
+            thread::sleep(Duration::from_millis(200));
+            self.seen().contains("43 132\n").then_some(())
+        });
+    }
+
+    /// Waits for the client's end: its exit code and all that was seen.
     pub fn waits(mut self) -> (Option<i32>, String) {
         let since = Instant::now();
         let code = loop {
@@ -163,12 +173,7 @@ on_every_containerd! {
         person.sees("# ");
         person.types("stty size\r");
         person.sees("24 80\n");
-        person.resize(132, 43);
-        eventually("the new size arrives", Duration::from_secs(20), || {
-            person.types("stty size\r");
-            thread::sleep(Duration::from_millis(200));
-            person.seen().contains("43 132\n").then_some(())
-        });
+        person.resizes_the_shells_terminal();
         person.types("exit 3\r");
         assert_eq!(person.waits().0, Some(3));
         node.remove(&id);

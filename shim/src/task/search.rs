@@ -1,0 +1,62 @@
+//! Where a process of a container looks for what it runs, from the container's spec.
+
+use std::path::{Path, PathBuf};
+
+use oci_spec::runtime::{Process, Spec};
+
+use super::error::TaskError;
+use super::events::Facts;
+use super::service::Node;
+use crate::compile::{Artifact, Profile};
+use crate::image::{self, Wasm};
+use crate::sandbox::plan::Role;
+
+/// The places of one container.
+pub struct Search<'a> {
+    facts: &'a Facts,
+    root: PathBuf,
+    volumes: Vec<&'a Path>,
+}
+
+impl<'a> Search<'a> {
+    pub fn new(facts: &'a Facts, spec: &'a Spec) -> Search<'a> {
+        let root = spec
+            .root()
+            .as_ref()
+            .map_or(Path::new("rootfs"), |root| root.path().as_path());
+        let mounts = spec.mounts().iter().flatten();
+        Search {
+            facts,
+            root: facts.bundle.join(root),
+            volumes: mounts.map(|mount| mount.destination().as_path()).collect(),
+        }
+    }
+
+    /// What `process` asks to run; nothing when a spec has none.
+    pub fn request<'b>(&'b self, process: Option<&'b Process>) -> image::Request<'b> {
+        let env = process.and_then(|process| process.env().as_deref()).unwrap_or_default();
+        image::Request {
+            namespace: &self.facts.namespace,
+            id: &self.facts.id,
+            args: process
+                .and_then(|process| process.args().as_deref())
+                .unwrap_or_default(),
+            cwd: process.and_then(|process| process.cwd().to_str()).unwrap_or("/"),
+            path: env.iter().find_map(|variable| variable.strip_prefix("PATH=")),
+            rootfs: &self.facts.rootfs,
+            root: &self.root,
+            volumes: &self.volumes,
+        }
+    }
+}
+
+/// The guest that runs `wasm`, compiled.
+pub async fn guest(node: &Node, wasm: Wasm) -> Result<(Role, Artifact), TaskError> {
+    let artifact = node.artifacts.get(&node.images, &wasm, Profile::Command).await?;
+    tracing::info!(program = wasm.name, digest = %wasm.digest, world = ?artifact.world, "program found");
+    let role = Role::Guest {
+        world: artifact.world,
+        export: wasm.export,
+    };
+    Ok((role, artifact))
+}
