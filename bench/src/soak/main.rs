@@ -141,7 +141,7 @@ impl Soak {
             if number % LOOK == LOOK - 1 {
                 let _quiet = self.quiet.write().await;
                 self.balance().await;
-                for grown in steady.look(&self.tenant.node.servers()) {
+                for grown in steady.look(&self.tenant.node.servers()).await {
                     self.tenant.ledger.wrong("steady", grown);
                 }
                 println!(

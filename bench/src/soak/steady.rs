@@ -2,12 +2,17 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::time::Duration;
 
 use anyhow::Result;
 use kubewasi_bench::memory::{anonymous, pss};
+use tokio::time::{Instant, sleep};
 
 /// How much of its memory a server may gain between two looks, in percent.
 const GAIN: u64 = 10;
+
+/// How long it may take until what a server holds for others is gone: it keeps output that nobody has read for ten seconds.
+const SETTLE: Duration = Duration::from_secs(15);
 
 /// A server without containers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,19 +53,39 @@ pub struct Steady {
 impl Steady {
     /// Looks at idle servers; returns what has grown since they were first looked at. A launcher that was killed shares no
     /// file with its server any more: only what is the server's own counts.
-    pub fn look(&mut self, servers: &[i32]) -> Vec<String> {
+    pub async fn look(&mut self, servers: &[i32]) -> Vec<String> {
         let mut grown = Vec::new();
         for pid in servers {
-            // One that has just ended is not big.
-            let Ok(size) = Size::of(*pid) else { continue };
-            let first = self.first.entry(*pid).or_insert(size);
-            grown.extend(
-                size.growth(first, |size| size.anonymous)
-                    .map(|what| format!("server {pid} has grown: {what}")),
-            );
+            let since = Instant::now();
+            while let Some(what) = self.growth(*pid) {
+                if since.elapsed() > SETTLE {
+                    grown.push(format!(
+                        "server {pid} has grown: {what}; it has open {}",
+                        open_files(*pid)
+                    ));
+                    break;
+                }
+                sleep(Duration::from_millis(100)).await;
+            }
         }
         grown
     }
+
+    fn growth(&mut self, pid: i32) -> Option<String> {
+        // One that has just ended is not big.
+        let size = Size::of(pid).ok()?;
+        let first = self.first.entry(pid).or_insert(size);
+        size.growth(first, |size| size.anonymous)
+    }
+}
+
+/// What a process has open, to tell what should not be.
+fn open_files(pid: i32) -> String {
+    let entries = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+    let names: Vec<String> = entries
+        .filter_map(|entry| Some(fs::read_link(entry.path()).ok()?.display().to_string()))
+        .collect();
+    names.join(", ")
 }
 
 #[cfg(test)]

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! stdin   containerd ──> fifo ──> guest     we hold a write end until CloseIO: containerd may restart meanwhile
-//! stdout  containerd <── fifo <── guest     we hold a read end until Delete: no SIGPIPE, no lost output meanwhile
+//! stdout  containerd <── fifo <── guest     we hold a read end until Delete: no SIGPIPE, no lost output meanwhile;
+//!                                           what is unread then stays for a reader that is on its way
 //! ```
 //!
 //! No open blocks: the end that would wait is opened when its opposite is already there.
@@ -12,10 +13,14 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use rustix::fs::{Mode, OFlags};
 
 use super::Stdio;
+
+/// How often one looks whether it was read.
+const LOOK: Duration = Duration::from_millis(50);
 
 /// The streams as the Create request names them; empty for none.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -29,14 +34,35 @@ pub struct Streams {
 #[derive(Debug, Default)]
 pub struct Kept {
     stdin: Option<OwnedFd>,
-    _stdout: Option<OwnedFd>,
-    _stderr: Option<OwnedFd>,
+    stdout: Option<OwnedFd>,
+    stderr: Option<OwnedFd>,
 }
 
 impl Kept {
     /// Ends the guest's stdin, when containerd's client has closed its own end.
     pub fn close_stdin(&mut self) {
         self.stdin = None;
+    }
+
+    /// Ends the streams of a process that is gone: a fifo's content goes with its last open end, so output that is still
+    /// unread is held for its reader, for `longest` at most.
+    pub async fn linger(mut self, longest: Duration) {
+        self.close_stdin();
+        let read = async {
+            while self.unread() {
+                tokio::time::sleep(LOOK).await;
+            }
+        };
+        if tokio::time::timeout(longest, read).await.is_err() {
+            tracing::warn!("output that nobody has read in {longest:?} is lost");
+        }
+    }
+
+    fn unread(&self) -> bool {
+        [&self.stdout, &self.stderr]
+            .into_iter()
+            .flatten()
+            .any(|end| rustix::io::ioctl_fionread(end).is_ok_and(|bytes| bytes > 0))
     }
 }
 
@@ -92,8 +118,8 @@ pub fn open(streams: &Streams) -> Result<(Stdio, Kept), StreamError> {
         Stdio { stdin, stdout, stderr },
         Kept {
             stdin: kept_stdin,
-            _stdout: kept_stdout,
-            _stderr: kept_stderr,
+            stdout: kept_stdout,
+            stderr: kept_stderr,
         },
     ))
 }
@@ -205,6 +231,14 @@ mod tests {
         File::from(fd.unwrap())
     }
 
+    /// What is read from a fifo that nobody writes to any more.
+    fn late(path: &str) -> String {
+        let end = open_end(Path::new(path), OFlags::RDONLY).unwrap();
+        let mut all = String::new();
+        File::from(end).read_to_string(&mut all).unwrap();
+        all
+    }
+
     #[test]
     fn nothing_is_opened_for_empty_names() {
         let (stdio, kept) = open(&Streams::default()).unwrap();
@@ -267,6 +301,31 @@ mod tests {
         let mut all = String::new();
         second.read_to_string(&mut all).unwrap();
         assert_eq!(all, "still here");
+    }
+
+    #[tokio::test]
+    async fn output_that_is_unread_at_the_end_is_held_until_it_is_read_or_the_time_is_up() {
+        let folder = scratch("linger");
+        let written = |name| {
+            let path = fifo(&folder, name);
+            let streams = Streams {
+                stdout: path.clone(),
+                ..Streams::default()
+            };
+            let (stdio, kept) = open(&streams).unwrap();
+            file(stdio.stdout).write_all(b"unread").unwrap();
+            (path, kept)
+        };
+        let (path, kept) = written("read");
+        let lingering = tokio::spawn(kept.linger(Duration::MAX));
+        tokio::time::sleep(3 * LOOK).await;
+        assert!(!lingering.is_finished());
+        assert_eq!(late(&path), "unread");
+        lingering.await.unwrap();
+
+        let (path, kept) = written("unread");
+        kept.linger(LOOK).await;
+        assert_eq!(late(&path), "");
     }
 
     #[test]

@@ -100,7 +100,7 @@ impl Drop for Unfinished<'_> {
         if !self.finished {
             // From Creating this move is always allowed, and whoever waits must be told.
             let _ = self.container.step(Move::FailCreate, &self.node.events);
-            self.container.init.close_streams();
+            drop(self.container.init.take_streams());
             self.node.containers.remove(self.container);
             self.node.sinks.close(&self.container.key());
         }

@@ -13,7 +13,7 @@ use super::error::TaskError;
 use super::events::Facts;
 use super::phase::{Move, Phase};
 use super::process::Process;
-use super::service::Node;
+use super::service::{self, Node};
 use crate::stdio::Streams;
 use crate::sys::child::Exit;
 
@@ -70,13 +70,13 @@ async fn watch(node: Arc<Node>, process: Arc<Process>) {
 }
 
 /// Forgets a process that has ended, or never was started: then there is no exit.
-pub fn delete(node: &Node, container: &Container, process: &Arc<Process>) -> Result<Option<Exit>, TaskError> {
+pub fn delete(node: &Arc<Node>, container: &Container, process: &Arc<Process>) -> Result<Option<Exit>, TaskError> {
     let exit = if process.phase() == Phase::Created {
         process.step(Move::Discard, &node.events)?;
         None
     } else {
         process.step(Move::Delete, &node.events)?;
-        process.close_streams();
+        service::end_streams(node, process);
         process.step(Move::Deleted, &node.events)?;
         process.phase().exit().cloned()
     };

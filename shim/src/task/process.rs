@@ -143,9 +143,9 @@ impl Process {
         held.kept.close_stdin();
     }
 
-    /// Closes our ends of the streams.
-    pub fn close_streams(&self) {
-        self.held().kept = Kept::default();
+    /// Takes our ends of the streams, for whoever is to end them.
+    pub fn take_streams(&self) -> Kept {
+        std::mem::take(&mut self.held().kept)
     }
 
     fn held(&self) -> MutexGuard<'_, Held> {

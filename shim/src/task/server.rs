@@ -109,6 +109,8 @@ fn prepare(folder: &Path, sinks: &Arc<Sinks>) -> Result<(Settings, tokio::runtim
     let runtime = tokio::runtime::Builder::new_multi_thread()
         // The server only carries messages; more threads would cost each node memory.
         .worker_threads(2)
+        // So would those of a burst of requests; tokio keeps them for ten seconds.
+        .thread_keep_alive(Duration::from_secs(1))
         .enable_all()
         .build()
         .map_err(io_error("start threads in", myself))?;

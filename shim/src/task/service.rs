@@ -8,6 +8,7 @@ use std::future::Future;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use containerd_shim_protos::api::*;
@@ -143,7 +144,7 @@ async fn start(node: &Node, container: &Container) -> Result<u32, TaskError> {
 }
 
 /// Removes what a stopped container holds; returns how it ended.
-pub async fn delete(node: &Node, container: &Arc<Container>) -> Result<Exit, TaskError> {
+pub async fn delete(node: &Arc<Node>, container: &Arc<Container>) -> Result<Exit, TaskError> {
     if container.phase() == Phase::Creating {
         // containerd 2.x deletes so what it gave up to create; nobody will ask for it again.
         container.give_up();
@@ -167,7 +168,7 @@ pub async fn delete(node: &Node, container: &Arc<Container>) -> Result<Exit, Tas
             cause,
         });
     }
-    container.init.close_streams();
+    end_streams(node, &container.init);
     let exit = container.ended().await?;
     container.step(Move::Deleted, &node.events)?;
     tracing::info!("container deleted");
@@ -176,8 +177,24 @@ pub async fn delete(node: &Node, container: &Arc<Container>) -> Result<Exit, Tas
     Ok(exit)
 }
 
+/// How long output that nobody has read outlives its container, as containerd's own shim has it
+/// (cmd/containerd-shim-runc-v2/process/init.go, `waitTimeout`).
+const LINGER: Duration = Duration::from_secs(10);
+
+/// Ends the streams of a process that is gone, without waiting for a reader that is late; the server's end does.
+pub fn end_streams(node: &Arc<Node>, process: &Process) {
+    let (node, kept) = (node.clone(), process.take_streams());
+    tokio::spawn(
+        async move {
+            let _answering = Answering::new(&node.requests);
+            kept.linger(LINGER).await;
+        }
+        .in_current_span(),
+    );
+}
+
 /// Ends and removes a container that containerd has given up; `None` when there is none.
-pub async fn force_delete(node: &Node, key: &(String, String)) -> Result<Option<(u32, Exit)>, TaskError> {
+pub async fn force_delete(node: &Arc<Node>, key: &(String, String)) -> Result<Option<(u32, Exit)>, TaskError> {
     let Some(container) = node.containers.find(key) else {
         return Ok(None);
     };

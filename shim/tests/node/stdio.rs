@@ -1,5 +1,10 @@
 //! Standard streams: nothing is lost, nothing is mixed, the end of input arrives.
 
+use std::fs::File;
+use std::io::read_to_string;
+
+use rustix::fs::{Mode, OFlags};
+
 use crate::guests::Probe;
 use crate::image_builder::Image;
 
@@ -47,5 +52,18 @@ on_every_containerd! {
         node.wait_until(&id, "STOPPED");
         assert_eq!(std::fs::read_to_string(log).unwrap(), "to the file\n");
         node.remove(&id);
+    }
+
+    fn output_that_is_unread_when_its_container_is_deleted_waits_for_its_reader(node) {
+        let image = image(Probe::P1);
+        node.import(&image);
+        let (id, _, fifo) = node.run(&image).args(&["/probe.wasm", "say", "late"]).detach_with_fifo();
+        node.wait_until(&id, "STOPPED");
+        node.remove(&id);
+        // An open that waits for a writer would wait for ever.
+        let nonblocking = OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let late = rustix::fs::open(&fifo, OFlags::RDONLY | nonblocking, Mode::empty()).unwrap();
+        assert_eq!(read_to_string(File::from(late)).unwrap(), "late\n");
+        std::fs::remove_file(fifo).unwrap();
     }
 }
