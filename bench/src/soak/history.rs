@@ -49,6 +49,12 @@ impl History {
         self.count_since(since, |fault| *fault == Fault::ServerKilled)
     }
 
+    /// Whether containerd may have gone away before it had answered a call that began at `since`.
+    pub fn cuts_call(&self, since: Instant) -> bool {
+        let goes = |fault: &Fault| matches!(fault, Fault::ContainerdKilled(_) | Fault::ContainerdStopped(_));
+        self.count_since(since, goes) > 0
+    }
+
     /// Whether a Create that began at `since` may have failed: of all that a fault breaks, what is just being made.
     pub fn excuses_create(&self, since: Instant) -> bool {
         self.excuses_call(since)
@@ -100,6 +106,15 @@ mod tests {
         let after = Instant::now() + Duration::from_millis(1);
         assert_eq!((history.server_deaths(before), history.server_deaths(after)), (1, 0));
         assert!(history.excuses_create(before) && !history.excuses_create(after));
+    }
+
+    #[test]
+    fn only_containerds_own_end_cuts_an_answer() {
+        let (history, now) = (History::default(), Instant::now());
+        drop(history.begin(Fault::ServerKilled));
+        assert!(!history.cuts_call(now));
+        drop(history.begin(Fault::ContainerdKilled(Duration::ZERO)));
+        assert!(history.cuts_call(now));
     }
 
     #[test]

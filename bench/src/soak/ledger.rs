@@ -59,6 +59,8 @@ pub struct Account {
     pub waited: Option<u32>,
     /// What Delete answered.
     pub deleted: Option<u32>,
+    /// It was deleted, and containerd went away before it had said so.
+    pub delete_unsure: bool,
     /// How often servers were killed in its life.
     pub server_deaths: usize,
     pub told: Vec<Told>,
@@ -77,7 +79,8 @@ impl Account {
     /// Whether the end may have died with its server: containerd tells by itself of containers, and not of those whose
     /// Delete it saw answered; it never tells of processes that were exec'd.
     fn may_be_untold(&self) -> bool {
-        self.server_deaths > 0 && (self.deleted.is_some() || self.kind == Kind::Process)
+        let deleted = self.deleted.is_some() || self.delete_unsure;
+        self.server_deaths > 0 && (deleted || self.kind == Kind::Process)
     }
 
     /// Everything that is wrong; empty when nothing was lost.
@@ -352,6 +355,31 @@ mod tests {
         };
         assert!(lost(false) > 0);
         assert_eq!(lost(true), 0);
+    }
+
+    #[test]
+    fn an_end_may_be_untold_where_containerd_left_before_it_answered_the_delete_and_the_server_died() {
+        let untold = Account {
+            waited: None,
+            deleted: None,
+            delete_unsure: true,
+            server_deaths: 1,
+            told: vec![Told::Create, Told::Start],
+            ..good()
+        };
+        assert_eq!(untold.verdict(), Vec::<String>::new());
+        for told_by_containerd in [
+            Account {
+                delete_unsure: false,
+                ..untold.clone()
+            },
+            Account {
+                server_deaths: 0,
+                ..untold
+            },
+        ] {
+            assert!(!told_by_containerd.verdict().is_empty());
+        }
     }
 
     #[test]

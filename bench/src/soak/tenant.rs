@@ -233,8 +233,10 @@ impl Tenant {
                 .map_err(|_| anyhow!("no end in {LIMIT:?}"))???,
             None => None,
         };
+        let asked = Instant::now();
         let delete = || self.client.delete(id);
         account.deleted = self.call("delete", container.begun, &[Code::NotFound], delete).await?;
+        account.delete_unsure = account.deleted.is_none() && self.history.cuts_call(asked);
         Ok(())
     }
 
