@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use anyhow::{Context, Result};
@@ -36,8 +37,10 @@ pub fn pss_of_all(pids: impl IntoIterator<Item = u32>) -> Result<u64> {
 
 /// The processes that run the binary `exe`, and those whose arguments name it and the containerd at `socket`.
 pub fn processes_of(exe: &Path, socket: &Path) -> Result<BTreeSet<u32>> {
-    let (exe, name, socket) = (
-        fs::canonicalize(exe).with_context(|| format!("cannot find {}", exe.display()))?,
+    // By the file itself: a launcher and its guests run it through a mount that has no path.
+    let file = |path: &Path| fs::metadata(path).map(|file| (file.dev(), file.ino()));
+    let (wanted, name, socket) = (
+        file(exe).with_context(|| format!("cannot find {}", exe.display()))?,
         exe.file_name().unwrap_or_default().to_string_lossy().into_owned(),
         socket.display().to_string(),
     );
@@ -48,7 +51,7 @@ pub fn processes_of(exe: &Path, socket: &Path) -> Result<BTreeSet<u32>> {
         };
         let arguments = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
         let arguments = String::from_utf8_lossy(&arguments);
-        let runs = fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|path| path == exe);
+        let runs = file(Path::new(&format!("/proc/{pid}/exe"))).is_ok_and(|runs| runs == wanted);
         if runs && (name.contains("wasi") || arguments.contains(&socket)) {
             found.insert(pid);
         }

@@ -1,7 +1,8 @@
 //! The server's side of the launcher: asks for processes, holds their pidfds, hears their reports.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command as Process, Stdio as Streams};
 use std::sync::Arc;
@@ -57,6 +58,9 @@ pub enum SandboxError {
 /// The launcher of this server; started again when it dies, has forked often enough or is old.
 pub struct Launcher {
     hierarchies: Hierarchies,
+    /// This program, read-only: what is forked from a launcher and executes files of a container can have its
+    /// `/proc/self/exe` executed, and would else reach the file that way.
+    program: OwnedFd,
     /// The host's `/dev`, read-only: a process that is root changes no mode or owner through its /dev/null.
     devices: OwnedFd,
     max_forks: u64,
@@ -92,9 +96,11 @@ impl Launcher {
     /// When there is no cgroup file system or the process cannot be started.
     pub async fn start(max_forks: u64, max_age: Duration) -> Result<Launcher, SandboxError> {
         let hierarchies = Hierarchies::find(Path::new(cgroup::ROOT)).map_err(SandboxError::Cgroups)?;
-        let running = Mutex::new(Running::start().map_err(SandboxError::StartLauncher)?);
+        let program = mounts::open_read_only(Path::new("/proc/self/exe")).map_err(SandboxError::StartLauncher)?;
+        let running = Mutex::new(Running::start(&program).map_err(SandboxError::StartLauncher)?);
         Ok(Launcher {
             hierarchies,
+            program,
             devices: mounts::open_read_only(Path::new("/dev"))
                 .map_err(|error| SandboxError::Resource("view of /dev", error))?,
             max_forks,
@@ -335,7 +341,7 @@ impl Launcher {
     }
 
     fn renew(&self, running: &mut Running) -> Result<(), SandboxError> {
-        *running = Running::start().map_err(SandboxError::StartLauncher)?;
+        *running = Running::start(&self.program).map_err(SandboxError::StartLauncher)?;
         self.starts.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         Ok(())
     }
@@ -368,10 +374,12 @@ impl Running {
         }
     }
 
-    fn start() -> io::Result<Running> {
+    fn start(program: &OwnedFd) -> io::Result<Running> {
         let (ours, theirs) = seqpacket::pair()?;
         rustix::io::ioctl_fionbio(&ours, true)?;
-        let process = Process::new("/proc/self/exe")
+        let process = Process::new(format!("/proc/self/fd/{}", program.as_raw_fd()))
+            // The path by which ps(1) shows it: the program's own has no name behind the mount.
+            .arg0(std::env::current_exe()?)
             .arg("launch")
             .env_clear()
             .stdin(Streams::from(theirs))

@@ -6,7 +6,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::Pid;
 
 use super::stat::Stat;
 use super::{freezer, pidfd};
@@ -214,28 +214,17 @@ impl Cgroup {
 
     /// Every process in the cgroup; none when it is gone.
     pub fn pids(&self) -> Vec<Pid> {
-        let mut pids: Vec<i32> = self
-            .entrances()
-            .iter()
-            .filter_map(|path| fs::read_to_string(path).ok())
-            .flat_map(|text| text.lines().filter_map(|line| line.parse().ok()).collect::<Vec<i32>>())
-            .collect();
-        pids.sort_unstable();
+        let mut pids: Vec<Pid> = self.entrances().iter().flat_map(|file| members(file)).collect();
+        pids.sort_unstable_by_key(|pid| pid.as_raw_nonzero());
         pids.dedup();
-        pids.into_iter().filter_map(Pid::from_raw).collect()
+        pids
     }
 
     /// Sends `signal` to every process but `first`; one that ends by itself is what was wanted.
     pub fn signal_others(&self, first: u32, signal: i32) {
         for pid in self.pids() {
-            let is_first = u32::try_from(pid.as_raw_nonzero().get()) == Ok(first);
-            // The pid of a process that has ended may be another's by now: what counts is who is in the cgroup while we
-            // hold its pidfd.
-            let Some(handle) = (!is_first).then(|| pidfd::open(pid).ok()).flatten() else {
-                continue;
-            };
-            if self.pids().contains(&pid) {
-                let _ = pidfd::kill(&handle, signal);
+            if u32::try_from(pid.as_raw_nonzero().get()) != Ok(first) {
+                send(pid, signal, || self.pids());
             }
         }
     }
@@ -258,8 +247,7 @@ impl Cgroup {
                 return Ok(());
             }
             for pid in alive {
-                // A process that ended in between is what we want.
-                let _ = kill_process(pid, Signal::KILL);
+                send(pid, libc::SIGKILL, || self.pids());
             }
             // A frozen process of v1 takes its signal when it is thawed.
             freezer::thaw(self)?;
@@ -298,6 +286,23 @@ impl Cgroup {
     }
 }
 
+/// The processes that a cgroup's file of members names; none when it is gone.
+fn members(file: &Path) -> Vec<Pid> {
+    let text = fs::read_to_string(file).unwrap_or_default();
+    text.lines()
+        .filter_map(|line| Pid::from_raw(line.parse().ok()?))
+        .collect()
+}
+
+/// Sends `signal` to `pid`, which was a member. The pid of a process that has ended may be another's by now: what counts is
+/// who is a member while we hold its pidfd. One that ended in between is what was wanted.
+fn send(pid: Pid, signal: i32, members: impl FnOnce() -> Vec<Pid>) {
+    let Ok(process) = pidfd::open(pid) else { return };
+    if members().contains(&pid) {
+        let _ = pidfd::kill(&process, signal);
+    }
+}
+
 /// The path in the text of `/proc/<pid>/cgroup`: `number:controllers:path`, without controllers on v2 (cgroups(7)).
 fn path_in(version: Version, text: &str) -> Option<&str> {
     text.lines().find_map(|line| {
@@ -331,10 +336,9 @@ fn clear(folder: &Path) {
             continue;
         }
         let child = entry.path();
-        let members = fs::read_to_string(child.join("cgroup.procs")).unwrap_or_default();
-        for pid in members.lines().filter_map(|line| Pid::from_raw(line.parse().ok()?)) {
-            // One that ended in between is what we want.
-            let _ = kill_process(pid, Signal::KILL);
+        let file = child.join("cgroup.procs");
+        for pid in members(&file) {
+            send(pid, libc::SIGKILL, || members(&file));
         }
         clear(&child);
         // One that is busy still is tried again with its parent.

@@ -374,16 +374,17 @@ pub fn own_process(attributes: MountAttrFlags) -> io::Result<OwnedFd> {
     )?)
 }
 
-/// The folder `path`, through a mount of its own that is read-only for everybody: what is opened from it cannot be
-/// opened again for writing, through `/proc/<pid>/fd` say. Without the privilege to mount, the folder as it is.
+/// The folder or file `path`, through a mount of its own that is read-only for everybody: what is opened or executed from
+/// it cannot be opened again for writing, through `/proc/<pid>/fd` or `exe` say. Without the privilege to mount, `path` as
+/// it is.
 ///
 /// # Errors
 ///
 /// What openat(2), open_tree(2) and mount_setattr(2) say.
 pub fn open_read_only(path: &Path) -> io::Result<OwnedFd> {
-    let folder = open_directory(path)?;
-    let view = match clone_tree(folder.as_fd(), Path::new(""), false) {
-        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => return Ok(folder),
+    let itself = openat(CWD, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
+    let view = match clone_tree(itself.as_fd(), Path::new(""), false) {
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => return Ok(itself),
         view => view?,
     };
     restrict(view.as_fd(), MountAttrFlags::MOUNT_ATTR_RDONLY, false)?;

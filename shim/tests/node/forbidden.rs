@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use rustix::fs::{CWD, FileType, Mode, makedev, mknodat};
+use rustix::fs::{CWD, FileType, Mode, StatVfsMountFlags, makedev, mknodat, statvfs};
 use serde_json::{Value, json};
 
 use crate::container::{Run, root_folder, spec};
@@ -10,6 +10,7 @@ use crate::cri;
 use crate::guests::Probe;
 use crate::image_builder::Image;
 use crate::sandbox::{idle, status};
+use crate::server;
 use crate::tracer::Tracee;
 
 /// Calls that no guest makes, whatever their arguments: none may say anything but EPERM.
@@ -176,6 +177,16 @@ on_newest_containerd! {
         let root = root_folder(node, &[("probe.wasm", &Probe::P2.bytes()), ("deep/self/mem", b"")]);
         let said = Run::of_spec(node, &spec(node, &root, &["/probe.wasm", "seek"])).finish().ok().stdout;
         assert!(said.contains("found /deep/self/mem"), "{said}");
+    }
+
+    fn nobody_gets_the_shims_own_file_for_writing_by_the_exe_of_what_is_forked_from_it(node) {
+        let image = Image::with_files("exe", &[("/probe.wasm", &Probe::P1.bytes())]);
+        node.import(&image);
+        let (id, pid) = node.run(&image).args(&["/probe.wasm", "sleep", "60000"]).detach();
+        let is_read_only = |path: &str| statvfs(path).unwrap().f_flag.contains(StatVfsMountFlags::RDONLY);
+        assert!(is_read_only(&format!("/proc/{pid}/exe")));
+        assert!(!is_read_only(&format!("/proc/{}/exe", server::pid(node))), "the file itself is not");
+        node.remove(&id);
     }
 
     fn folders_of_the_kernel_are_refused_as_volumes_by_name(node) {
