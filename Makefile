@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint unit node test-cgroup2 critest bench soak release tools packages
+.PHONY: help demo test lint unit node test-cgroup2 critest e2e e2e-full bench soak release images tools rust
 
 CACHE := $(shell hack/cache-dir)
 export CARGO_TARGET_DIR ?= $(CACHE)/target
@@ -15,28 +15,28 @@ CROSS := gcc-aarch64-linux-gnu libc6-dev-arm64-cross
 NODE := containerd runc buildah
 TEST := busybox-static docker-registry skopeo shellcheck
 CRI := containernetworking-plugins iptables jq libseccomp-dev pkg-config
+KIND := $(CRI) busybox-static debootstrap docker.io
 VM := binutils debootstrap e2fsprogs qemu-system-x86
 
 help: ## Say what the targets do
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 22
 
-demo: ## Run a Rust guest under a private containerd, and measure it beside runc
+demo: rust ## Run a Rust guest under a private containerd, and measure it beside runc
 	@hack/packages $(BUILD) $(NODE)
-	@hack/rust x86_64-unknown-linux-musl wasm32-wasip1 wasm32-wasip2
 	@hack/demo
 
 test: lint unit node ## Lint, unit tests and node tests: all that CI asks
 	@echo "test: ok, lint, unit and node tests"
 
-lint: ## Formatting, clippy, the rules between rooms, dependencies, spelling, scripts
+lint: rust ## Formatting, clippy, the rules between rooms, dependencies, spelling, scripts
 	@hack/packages $(BUILD) shellcheck
-	@hack/rust x86_64-unknown-linux-musl wasm32-wasip1 wasm32-wasip2
 	@cargo fmt --all --check
 	@cd e2e/guests && cargo fmt --check
 	@cd examples/hello && cargo fmt --check
 	@cargo clippy --quiet --locked --workspace --all-targets -- -D warnings
 	@hack/lint-rooms
 	@hack/lint-docs
+	@hack/install-manifest --check
 	@shellcheck hack/* .ci/run
 	@hack/tool cargo-deny && cargo-deny --log-level error check --hide-inclusion-graph bans licenses sources
 	@hack/tool typos-cli && typos
@@ -49,31 +49,33 @@ unit: ## Unit tests, which need no root
 	@cargo test --quiet --locked --workspace --bins --lib --examples
 	@echo "unit: ok"
 
-node: ## Tests under private containerds 1.6, 1.7 and 2.4, as root; NODE_TESTS=filter picks some
+node: rust ## Tests under private containerds 1.6, 1.7 and 2.4, as root; NODE_TESTS=filter picks some
 	@hack/packages $(BUILD) $(NODE) $(TEST)
-	@hack/rust x86_64-unknown-linux-musl wasm32-wasip1 wasm32-wasip2
 	@hack/tools-for-node
 	@cargo test --quiet --locked --package containerd-shim-wasi-v1 --test node $(NODE_TESTS) -- --test-threads=3
 	@echo "node: ok"
 
-critest: ## CRI's conformance tests by runc and by us, on containerd 1.7 and 2.4, native images and wasm; as root
+critest: rust ## CRI's conformance tests by runc and by us, on containerd 1.7 and 2.4, native images and wasm; as root
 	@hack/packages $(BUILD) $(NODE) $(TEST) $(CRI)
-	@hack/rust x86_64-unknown-linux-musl wasm32-wasip1 wasm32-wasip2
 	@hack/critest
 
-test-cgroup2: ## Node tests under cgroup v2, systemd and AppArmor, in a virtual machine; NODE_TESTS=filters picks some
+test-cgroup2: rust ## Node tests under cgroup v2, systemd and AppArmor, in a virtual machine; NODE_TESTS=filters picks some
 	@hack/packages $(BUILD) $(VM)
-	@hack/rust x86_64-unknown-linux-musl wasm32-wasip1 wasm32-wasip2
 	@hack/test-cgroup2 $(NODE_TESTS)
 
-bench: ## Memory and lifecycle time beside runc; writes bench/report.md
+e2e: rust ## Scenarios on a Kubernetes cluster by kind, as root; E2E=filters picks some, KUBECONFIG= takes another cluster
+	@hack/packages $(BUILD) $(KIND)
+	@hack/e2e $(E2E)
+
+e2e-full: override E2E += --include-ignored
+e2e-full: e2e ## As e2e, with faults, density and scale
+
+bench: rust ## Memory and lifecycle time beside runc; writes bench/report.md
 	@hack/packages $(BUILD) $(NODE)
-	@hack/rust x86_64-unknown-linux-musl wasm32-wasip1 wasm32-wasip2
 	@hack/bench
 
-soak: ## Clients and faults for SOAK_MINUTES=10 (SOAK_SEED); SOAK=lifecycles: 10,000 in one server
+soak: rust ## Clients and faults for SOAK_MINUTES=10 (SOAK_SEED); SOAK=lifecycles: 10,000 in one server
 	@hack/packages $(BUILD) $(NODE)
-	@hack/rust x86_64-unknown-linux-musl wasm32-wasip1 wasm32-wasip2
 	@hack/soak
 
 release: ## The static release binary, x86_64 and aarch64
@@ -84,7 +86,14 @@ release: ## The static release binary, x86_64 and aarch64
 	@ls -l $(CARGO_TARGET_DIR)/*-unknown-linux-musl/release/containerd-shim-wasi-v1
 	@echo "release: ok"
 
+images: ## Images of controller, node agent and shim for x86_64 and aarch64, as OCI archives in target/images
+	@hack/packages $(BUILD) $(CROSS) jq
+	@hack/rust x86_64-unknown-linux-musl aarch64-unknown-linux-musl
+	@hack/images target/images
+
 tools: ## Build the containerd versions, crictl and the linters now, not when they are first needed
 	@hack/tools-for-node
 	@for tool in cargo-deny typos-cli cargo-machete; do hack/tool $$tool; done
 	@echo "tools: ok"
+
+rust: ; @hack/rust x86_64-unknown-linux-musl wasm32-wasip1 wasm32-wasip2
