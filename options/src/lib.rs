@@ -8,4 +8,4 @@ mod parse;
 mod table;
 
 pub use parse::{OptionsError, parse};
-pub use table::{Entry, Kind, Options, Place, Scope, TABLE, reference};
+pub use table::{Entry, Kind, Options, Place, Scope, TABLE, reference, size};

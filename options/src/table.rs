@@ -296,7 +296,7 @@ pub fn reference() -> String {
 }
 
 /// A number of bytes as it would be written, in the largest unit that divides it.
-pub(crate) fn size(bytes: u64) -> String {
+pub fn size(bytes: u64) -> String {
     [(GI, "Gi"), (MI, "Mi"), (KI, "Ki")]
         .into_iter()
         .find(|(unit, _)| bytes >= *unit && bytes.is_multiple_of(*unit))
