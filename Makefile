@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint unit node test-cgroup2 critest bench soak release tools packages
+.PHONY: help demo test lint unit api node test-cgroup2 critest bench soak release tools packages
 
 CACHE := $(shell hack/cache-dir)
 export CARGO_TARGET_DIR ?= $(CACHE)/target
@@ -25,8 +25,8 @@ demo: ## Run a Rust guest under a private containerd, and measure it beside runc
 	@hack/rust x86_64-unknown-linux-musl wasm32-wasip1 wasm32-wasip2
 	@hack/demo
 
-test: lint unit node ## Lint, unit tests and node tests: all that CI asks
-	@echo "test: ok, lint, unit and node tests"
+test: lint unit api node ## Lint, unit tests, API server tests and node tests: all that CI asks
+	@echo "test: ok, lint, unit, API server and node tests"
 
 lint: ## Formatting, clippy, the rules between rooms, dependencies, spelling, scripts
 	@hack/packages $(BUILD) shellcheck
@@ -48,6 +48,13 @@ unit: ## Unit tests, which need no root
 	@hack/rust x86_64-unknown-linux-musl
 	@cargo test --quiet --locked --workspace --bins --lib --examples
 	@echo "unit: ok"
+
+api: ## The controller against a real API server and etcd, which are built when they are first needed
+	@hack/packages $(BUILD) openssl
+	@hack/rust x86_64-unknown-linux-musl
+	@hack/kubernetes etcd kube-apiserver >/dev/null
+	@cargo test --quiet --locked --package kubewasi-controller --test api-server -- --test-threads=2
+	@echo "api: ok"
 
 node: ## Tests under private containerds 1.6, 1.7 and 2.4, as root; NODE_TESTS=filter picks some
 	@hack/packages $(BUILD) $(NODE) $(TEST)

@@ -4,6 +4,11 @@
 //! the rollout has room. The agent then works through the plan, proves the node, and reports the proof. A failure is
 //! reported with the attempt of the permit, and the same attempt is never permitted twice.
 
+#![expect(
+    clippy::duplicated_attributes,
+    reason = "printer columns of one type are no duplicates"
+)]
+
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::{CustomResource, KubeSchema};

@@ -1,0 +1,130 @@
+//! What a report says about a node: for its label, and for the rollout.
+
+use jiff::Timestamp;
+use kube::ResourceExt;
+
+use crate::api::WasmNode;
+use crate::api::wasm_node::{DisproofReason, Phase, Proof, WishedState};
+use crate::operator::view::View;
+
+/// How often in a row the smoke module must fail: once may be a full disk or a busy node.
+const SMOKE_FAILURES: u32 = 3;
+
+/// What the node's label should follow.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Standing {
+    /// The agent saw a module run, with what is on the node now.
+    Proven(Proof),
+    /// The agent saw that it does not work, or gave the host up.
+    Disproved(String),
+    /// Nothing was heard for too long.
+    Silent,
+    /// The runtime is to leave the node.
+    Leaving,
+    /// Something is going on; what was true stays.
+    Open,
+}
+
+/// Where a node stands.
+pub fn standing(view: &View, wasm_node: &WasmNode) -> Standing {
+    if view.is_deleting() || wasm_node.spec.wish.state == WishedState::Removed {
+        return Standing::Leaving;
+    }
+    let silence = silence(view, wasm_node);
+    if silence > i64::from(view.runtime.spec.stale_after_seconds) {
+        return Standing::Silent;
+    }
+    let Some(status) = &wasm_node.status else {
+        return Standing::Open;
+    };
+    if let Some(disproof) = &status.disproof {
+        return match disproof.reason {
+            DisproofReason::HandlerGone => Standing::Disproved(disproof.message.clone()),
+            DisproofReason::SmokeFailed if disproof.times >= SMOKE_FAILURES => Standing::Disproved(format!(
+                "the smoke module failed {SMOKE_FAILURES} times in a row: {}",
+                disproof.message
+            )),
+            DisproofReason::SmokeFailed => Standing::Open,
+        };
+    }
+    match (&status.proof, status.phase) {
+        (Some(proof), _) => Standing::Proven(proof.clone()),
+        (None, Some(Phase::Refused)) => Standing::Disproved(status.refusal.as_ref().map_or_else(
+            || "the agent refuses the host".to_owned(),
+            |refusal| refusal.message.clone(),
+        )),
+        (None, Some(Phase::Failed)) => Standing::Disproved(
+            status
+                .failure
+                .as_ref()
+                .map_or_else(|| "the plan failed".to_owned(), |failure| failure.message.clone()),
+        ),
+        _ => Standing::Open,
+    }
+}
+
+/// For how many seconds nothing was heard, counted from when somebody could have been heard.
+fn silence(view: &View, wasm_node: &WasmNode) -> i64 {
+    let heard = wasm_node
+        .status
+        .as_ref()
+        .and_then(|status| status.reported_at.as_ref())
+        .map(|at| at.0)
+        .or(wasm_node.creation_timestamp().map(|at| at.0))
+        .unwrap_or(Timestamp::MIN);
+    view.now.duration_since(heard.max(view.since)).as_secs()
+}
+
+/// How far a node is with its wish, in one try of the rollout.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Progress {
+    /// The agent has not yet looked at the wish.
+    Unseen,
+    /// The agent has a plan that nobody tried in this attempt.
+    Planned,
+    /// A permitted plan is carried out.
+    Working,
+    /// The wish is fulfilled.
+    Done,
+    /// The plan failed in this attempt.
+    Failed,
+    /// The agent leaves the host alone.
+    Refused,
+}
+
+/// How far a node is.
+pub fn progress(wasm_node: &WasmNode, attempt: &str) -> Progress {
+    let Some(status) = &wasm_node.status else {
+        return Progress::Unseen;
+    };
+    if status.phase == Some(Phase::Working) && wasm_node.spec.permit.is_some() {
+        return Progress::Working;
+    }
+    if status.observed_wish.as_deref() != Some(&wasm_node.spec.wish.hash()) {
+        return Progress::Unseen;
+    }
+    if status
+        .failure
+        .as_ref()
+        .is_some_and(|failure| failure.attempt == attempt)
+    {
+        return Progress::Failed;
+    }
+    match (&status.plan, status.phase) {
+        (_, Some(Phase::Refused)) => Progress::Refused,
+        (None, Some(Phase::Ready | Phase::Removed)) => Progress::Done,
+        (Some(_), _) => Progress::Planned,
+        (None, _) => Progress::Unseen,
+    }
+}
+
+/// Whether no agent can have changed anything on the node: it never had a permit, and reported nothing.
+pub fn is_untouched(view: &View, wasm_node: &WasmNode) -> bool {
+    wasm_node.spec.permit.is_none()
+        && wasm_node.status.is_none()
+        && !view
+            .runtime
+            .status
+            .as_ref()
+            .is_some_and(|status| status.permitted.contains(&wasm_node.spec.node_name))
+}

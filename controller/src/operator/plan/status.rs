@@ -1,0 +1,310 @@
+//! What people read: conditions with reasons that say what to do, counts, and the nodes that need somebody.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+
+use super::Decisions;
+use super::selection::Conflict;
+use super::standing::{Progress, Standing, standing};
+use crate::api::wasm_node::WishedState;
+use crate::api::wasm_runtime::{Attention, NodeCounts, WasmRuntimeStatus};
+use crate::operator::view::{View, WasmPod, is_labelled};
+
+/// How many nodes that need somebody are listed; who has more of them has one problem, not many.
+const MOST_ATTENTION: usize = 10;
+/// How many pods or names a message lists.
+const MOST_NAMES: usize = 5;
+
+/// A condition without its times.
+struct Verdict {
+    holds: bool,
+    reason: &'static str,
+    message: String,
+}
+
+/// The status that follows from what was seen and decided.
+pub fn status(view: &View, decisions: &Decisions) -> WasmRuntimeStatus {
+    let counts = counts(view, decisions);
+    let attention = attention(view, decisions);
+    let verdicts = [
+        ("Available", available(&counts)),
+        ("Progressing", progressing(view, decisions, &counts)),
+        ("Degraded", degraded(view, decisions, &counts, &attention)),
+    ];
+    let old = view.runtime.status.as_ref();
+    WasmRuntimeStatus {
+        observed_generation: view.runtime.metadata.generation,
+        conditions: verdicts
+            .into_iter()
+            .map(|(type_, verdict)| condition(view, type_, verdict))
+            .collect(),
+        nodes: counts,
+        attention: attention.into_iter().take(MOST_ATTENTION).collect(),
+        permitted: decisions.rollout.permitted.clone(),
+        agents_generation: decisions
+            .agents_generation
+            .or(old.and_then(|old| old.agents_generation)),
+    }
+}
+
+fn condition(view: &View, type_: &str, verdict: Verdict) -> Condition {
+    let status = if verdict.holds { "True" } else { "False" };
+    let since = view
+        .runtime
+        .status
+        .as_ref()
+        .and_then(|old| old.conditions.iter().find(|condition| condition.type_ == type_))
+        .filter(|old| old.status == status)
+        .map(|old| old.last_transition_time.clone());
+    Condition {
+        type_: type_.to_owned(),
+        status: status.to_owned(),
+        reason: verdict.reason.to_owned(),
+        message: verdict.message,
+        observed_generation: view.runtime.metadata.generation,
+        // Whole seconds are what the API server keeps.
+        last_transition_time: since.unwrap_or_else(|| Time(whole_seconds(view.now))),
+    }
+}
+
+fn whole_seconds(at: jiff::Timestamp) -> jiff::Timestamp {
+    jiff::Timestamp::from_second(at.as_second()).unwrap_or(at)
+}
+
+fn counts(view: &View, decisions: &Decisions) -> NodeCounts {
+    let number = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
+    let installed = |name: &String| {
+        view.wasm_nodes
+            .get(name)
+            .is_some_and(|wasm_node| wasm_node.spec.wish.state == WishedState::Installed)
+    };
+    NodeCounts {
+        selected: number(decisions.nodes.wanted.len()),
+        ready: number(
+            view.nodes
+                .values()
+                .filter(|node| is_labelled(node, &view.name()))
+                .count(),
+        ),
+        updated: number(
+            decisions
+                .rollout
+                .progress
+                .iter()
+                .filter(|(name, progress)| **progress == Progress::Done && installed(name))
+                .count(),
+        ),
+        working: number(
+            view.wasm_nodes
+                .values()
+                .filter(|wasm_node| wasm_node.spec.permit.is_some())
+                .count(),
+        ),
+        failed: number(decisions.rollout.count(Progress::Failed)),
+        refused: number(decisions.rollout.count(Progress::Refused)),
+    }
+}
+
+fn available(counts: &NodeCounts) -> Verdict {
+    let (holds, reason) = match (counts.selected, counts.ready) {
+        (0, _) => (false, "NoNodes"),
+        (_, 0) => (false, "NoReadyNodes"),
+        (selected, ready) if ready >= selected => (true, "AllNodesReady"),
+        _ => (true, "SomeNodesReady"),
+    };
+    Verdict {
+        holds,
+        reason,
+        message: match reason {
+            "NoNodes" => "no node matches spec.nodeSelector, has only taints that spec.tolerations tolerates, and is \
+                          free of older runtimes"
+                .to_owned(),
+            _ => format!("{} of {} selected nodes can run pods", counts.ready, counts.selected),
+        },
+    }
+}
+
+fn progressing(view: &View, decisions: &Decisions, counts: &NodeCounts) -> Verdict {
+    let verdict = |holds, reason, message| Verdict { holds, reason, message };
+    if view.is_deleting() {
+        let message = match waiting_for(view) {
+            Some(pods) => pods,
+            None => format!("the runtime is being taken from {} nodes", view.wasm_nodes.len()),
+        };
+        return verdict(true, "Deleting", message);
+    }
+    let open = decisions.rollout.count(Progress::Unseen)
+        + decisions.rollout.count(Progress::Planned)
+        + decisions.rollout.count(Progress::Working);
+    if decisions.rollout.halted {
+        return verdict(
+            false,
+            "RolloutHalted",
+            format!(
+                "{} nodes failed, which is spec.rollout.failureThreshold; mend them or the spec, or set the annotation \
+                 {} to a new value to try them again",
+                counts.failed,
+                crate::api::labels::RETRY
+            ),
+        );
+    }
+    if open == 0 {
+        return verdict(
+            false,
+            "RolloutComplete",
+            format!("{} nodes have what the spec says", counts.updated),
+        );
+    }
+    if view.runtime.spec.rollout.paused {
+        return verdict(
+            false,
+            "RolloutPaused",
+            format!("{open} nodes wait, since spec.rollout.paused is set"),
+        );
+    }
+    let pods = waiting_for(view).map_or_else(String::new, |pods| format!("; {pods}"));
+    verdict(
+        true,
+        "RollingOut",
+        format!("{open} nodes to go, {} at work{pods}", counts.working),
+    )
+}
+
+/// The pods that keep a node from being cleaned.
+fn waiting_for(view: &View) -> Option<String> {
+    let pods: Vec<&WasmPod> = view
+        .pods
+        .iter()
+        .filter(|pod| {
+            view.wasm_nodes
+                .get(&pod.node)
+                .is_some_and(|wasm_node| wasm_node.spec.wish.state == WishedState::Removed)
+        })
+        .collect();
+    if pods.is_empty() {
+        return None;
+    }
+    let names: Vec<String> = pods
+        .iter()
+        .take(MOST_NAMES)
+        .map(|pod| format!("{}/{}", pod.namespace, pod.name))
+        .collect();
+    let more = if pods.len() > MOST_NAMES { " and others" } else { "" };
+    Some(format!(
+        "waiting for {} wasm pods to end: {}{more}",
+        pods.len(),
+        names.join(", ")
+    ))
+}
+
+fn degraded(view: &View, decisions: &Decisions, counts: &NodeCounts, attention: &[Attention]) -> Verdict {
+    let verdict = |reason, message| Verdict {
+        holds: true,
+        reason,
+        message,
+    };
+    if let Some(message) = &view.forbidden {
+        return verdict(
+            "AgentsForbidden",
+            format!(
+                "the agents' pods are refused; namespace {} needs the label \
+                 pod-security.kubernetes.io/enforce=privileged: {message}",
+                view.settings.namespace
+            ),
+        );
+    }
+    if let Err(error) = view.runtime.spec.shim.options.check() {
+        return verdict("InvalidOptions", format!("spec.shim.options: {error}"));
+    }
+    if !decisions.classes.foreign.is_empty() {
+        return verdict(
+            "RuntimeClassTaken",
+            format!(
+                "RuntimeClass {} exists and is not this runtime's; delete it, or name another one",
+                decisions.classes.foreign.join(", ")
+            ),
+        );
+    }
+    if let Some((node, conflict)) = decisions.nodes.conflicts.first_key_value() {
+        return verdict(
+            "RuntimeConflict",
+            format!(
+                "{} nodes have the older WasmRuntime {} with the same {}, {node} among them",
+                decisions.nodes.conflicts.len(),
+                conflict.with,
+                conflict.over
+            ),
+        );
+    }
+    let reason = match (counts.failed, counts.refused, attention.is_empty()) {
+        (0, 0, true) => {
+            return Verdict {
+                holds: false,
+                reason: "AsExpected",
+                message: "no node needs attention".to_owned(),
+            };
+        }
+        (0, 0, false) => "NodesNeedAttention",
+        (0, _, _) => "NodesRefused",
+        _ => "NodesFailed",
+    };
+    verdict(
+        reason,
+        format!("{} nodes need attention, see status.attention", attention.len()),
+    )
+}
+
+fn attention(view: &View, decisions: &Decisions) -> Vec<Attention> {
+    let mut list: Vec<Attention> = view
+        .wasm_nodes
+        .iter()
+        .filter_map(|(name, wasm_node)| {
+            let status = wasm_node.status.as_ref();
+            let (reason, message) = match (decisions.rollout.progress.get(name), standing(view, wasm_node)) {
+                (Some(Progress::Failed), _) => {
+                    let failure = status.and_then(|status| status.failure.as_ref())?;
+                    let host = if failure.rolled_back {
+                        "rolled back"
+                    } else {
+                        "not rolled back"
+                    };
+                    (
+                        "Failed".to_owned(),
+                        format!("{:?}, {host}: {}", failure.step, failure.message),
+                    )
+                }
+                (Some(Progress::Refused), _) => {
+                    let refusal = status.and_then(|status| status.refusal.as_ref())?;
+                    (refusal.reason.clone(), refusal.message.clone())
+                }
+                (_, Standing::Disproved(message)) => ("Disproved".to_owned(), message),
+                // How long would be a write each minute.
+                (_, Standing::Silent) => (
+                    "Silent".to_owned(),
+                    "the agent does not report; look at its pod and its node".to_owned(),
+                ),
+                _ => return None,
+            };
+            Some(Attention {
+                node: name.clone(),
+                reason,
+                message,
+            })
+        })
+        .collect();
+    list.extend(
+        decisions
+            .nodes
+            .conflicts
+            .iter()
+            .map(|(node, conflict)| conflicted(node, conflict)),
+    );
+    list
+}
+
+fn conflicted(node: &str, conflict: &Conflict) -> Attention {
+    Attention {
+        node: node.to_owned(),
+        reason: "Conflict".to_owned(),
+        message: format!("WasmRuntime {} is older and has {}", conflict.with, conflict.over),
+    }
+}

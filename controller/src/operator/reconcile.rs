@@ -1,0 +1,168 @@
+//! From a change to a plan to its writes, again and again, for as long as this replica leads.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use futures_util::StreamExt;
+use jiff::Timestamp;
+use kube::runtime::controller::{Action, Config, Controller};
+use kube::runtime::events::Recorder;
+use kube::runtime::reflector::ObjectRef;
+use kube::{Client, ResourceExt};
+
+use super::metrics::Metrics;
+use super::perform::{FIELD_MANAGER, PerformError, perform};
+use super::plan::{node_labels, plan};
+use super::settings::Settings;
+use super::watch::{self, Stores};
+use super::write::Write;
+use super::{asked, events};
+use crate::api::WasmRuntime;
+
+/// Changes come in crowds, one write of ours makes some of them; a plan waits until this long after the first.
+const DEBOUNCE: Duration = Duration::from_millis(200);
+
+/// When to look again after a write met something newer: its change is on the way.
+const SOON: Duration = Duration::from_secs(1);
+
+/// When to look again after an error.
+const LATER: Duration = Duration::from_secs(5);
+
+/// The environment variable that names the kind of write after which the process ends at once. For tests of exactly
+/// that; never set otherwise.
+pub const FAULT_AFTER: &str = "KUBEWASI_FAULT_AFTER";
+
+/// Why a reconciliation ended early. It is begun again.
+#[derive(Debug, thiserror::Error)]
+pub enum ReconcileError {
+    #[error(transparent)]
+    Write(#[from] PerformError),
+    #[error("a question to the API server: {0}")]
+    Ask(#[from] kube::Error),
+    #[error("a watch ended before it was current: {0}")]
+    Watch(#[from] kube::runtime::reflector::store::WriterDropped),
+}
+
+struct Context {
+    client: Client,
+    stores: Stores,
+    settings: Arc<Settings>,
+    metrics: Arc<Metrics>,
+    recorder: Recorder,
+    taken: Taken,
+    fault_after: Option<String>,
+}
+
+/// When labels were taken away, by runtime. A new leader starts with nothing, and may take a tenth at once.
+#[derive(Default)]
+struct Taken(Mutex<HashMap<String, Vec<Timestamp>>>);
+
+impl Taken {
+    fn lately(&self, runtime: &str) -> Vec<Timestamp> {
+        let now = Timestamp::now();
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let of_runtime = all.entry(runtime.to_owned()).or_default();
+        of_runtime.retain(|at| node_labels::is_recent(now, *at));
+        of_runtime.clone()
+    }
+
+    fn add(&self, runtime: &str) {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        all.entry(runtime.to_owned()).or_default().push(Timestamp::now());
+    }
+}
+
+/// Reconciles all runtimes until the process is told to end.
+pub async fn run(client: Client, settings: Settings, metrics: Arc<Metrics>) {
+    let (stores, changes) = watch::all(&client, &settings);
+    let runtimes = stores.runtimes.clone();
+    let context = Arc::new(Context {
+        recorder: Recorder::new(client.clone(), FIELD_MANAGER.into()),
+        fault_after: std::env::var(FAULT_AFTER).ok(),
+        client,
+        stores,
+        settings: Arc::new(settings),
+        metrics,
+        taken: Taken::default(),
+    });
+    // A node and a class concern every runtime. So does another runtime, whose changes come as those of its nodes.
+    let (for_node, for_class) = (runtimes.clone(), runtimes.clone());
+    Controller::for_stream(changes.runtimes, runtimes)
+        .watches_stream(changes.nodes, move |_| watch::refs(&for_node))
+        .watches_stream(changes.classes, move |_| watch::refs(&for_class))
+        .watches_stream(changes.wasm_nodes, |wasm_node| {
+            [ObjectRef::new(&wasm_node.spec.runtime)]
+        })
+        .watches_stream(changes.daemon_sets, |daemon_set| {
+            daemon_set
+                .labels()
+                .get(crate::api::labels::RUNTIME)
+                .map(|runtime| ObjectRef::new(runtime))
+        })
+        .with_config(Config::default().debounce(DEBOUNCE).concurrency(1))
+        .shutdown_on_signal()
+        .run(reconcile, retry, context)
+        .for_each(|_| std::future::ready(()))
+        .await;
+}
+
+async fn reconcile(runtime: Arc<WasmRuntime>, context: Arc<Context>) -> Result<Action, ReconcileError> {
+    let began = Instant::now();
+    let name = runtime.name_any();
+    let result = once(runtime, &context).await;
+    context
+        .metrics
+        .reconciled(began.elapsed().as_secs_f64(), result.is_err());
+    if let Some(status) = context
+        .stores
+        .runtimes
+        .get(&ObjectRef::new(&name))
+        .and_then(|runtime| runtime.status.clone())
+    {
+        context.metrics.counted(&name, &status.nodes);
+    }
+    result
+}
+
+async fn once(runtime: Arc<WasmRuntime>, context: &Context) -> Result<Action, ReconcileError> {
+    let name = runtime.name_any();
+    context.stores.synced().await?;
+    let taken = context.taken.lately(&name);
+    let mut view = context.stores.view(runtime, taken, context.settings.clone());
+    asked::complete(&context.client, &mut view).await?;
+    let plan = plan(&view);
+    let mut outdated = None;
+    for write in &plan.writes {
+        match perform(&context.client, &context.settings.namespace, write).await {
+            Ok(()) => {}
+            // The other writes do not depend on this one: each was decided on what it names.
+            Err(error @ (PerformError::Outdated(_) | PerformError::Budget(_))) => {
+                tracing::debug!(runtime = name, %error, "left for the next look");
+                outdated = Some(error);
+                continue;
+            }
+            Err(error) => return Err(error.into()),
+        }
+        tracing::info!(runtime = name, write = write.kind(), what = ?write.target().map(|seen| &seen.name), "wrote");
+        context.metrics.wrote(write.kind());
+        if context.fault_after.as_deref() == Some(write.kind()) {
+            std::process::abort();
+        }
+        if matches!(write, Write::TakeReady { .. }) {
+            context.taken.add(&name);
+        }
+        if matches!(write, Write::RemoveFinalizer { .. }) {
+            context.metrics.forget(&name);
+        }
+        events::publish(&context.recorder, &view, write).await;
+    }
+    let look_again = if outdated.is_some() { SOON } else { plan.look_again };
+    Ok(Action::requeue(look_again))
+}
+
+fn retry(runtime: Arc<WasmRuntime>, error: &ReconcileError, _: Arc<Context>) -> Action {
+    tracing::warn!(runtime = runtime.name_any(), %error, "the reconciliation is begun again");
+    Action::requeue(LATER)
+}

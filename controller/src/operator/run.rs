@@ -1,0 +1,87 @@
+//! `kubewasi-controller run`: definitions, health, leadership, and then the reconciliation.
+
+use std::net::SocketAddr;
+use std::sync::atomic::Ordering;
+
+use clap::Args;
+use kube::Client;
+use kube_lease_manager::LeaseManagerError;
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::definitions::{self, DefinitionError};
+use super::lead::Place;
+use super::reconcile;
+use super::serve::{Health, serve};
+use super::settings::Settings;
+
+/// The arguments of `run`.
+#[derive(Args, Debug)]
+pub struct Run {
+    #[command(flatten)]
+    settings: Settings,
+    /// Where /metrics, /healthz and /readyz are served.
+    #[arg(long, env = "KUBEWASI_LISTEN", default_value = "0.0.0.0:8080")]
+    listen: SocketAddr,
+    /// The name of this replica in the lease.
+    #[arg(long, env = "POD_NAME", default_value = "kubewasi-controller")]
+    identity: String,
+}
+
+/// Why the controller ends.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    #[error("no way to the API server: {0}")]
+    Config(#[from] kube::Error),
+    #[error(transparent)]
+    Definitions(#[from] DefinitionError),
+    #[error("the lease: {0}")]
+    Lease(#[from] LeaseManagerError),
+    #[error("{address}: {source}")]
+    Serve {
+        address: SocketAddr,
+        source: std::io::Error,
+    },
+    #[error("signals cannot be handled: {0}")]
+    Signal(std::io::Error),
+    /// Another replica took over; this one starts anew, with nothing remembered.
+    #[error("leadership was lost")]
+    LostLeadership,
+}
+
+/// Runs until a signal, or until leadership is lost.
+pub async fn run(arguments: Run) -> Result<(), RunError> {
+    let client = Client::try_default().await?;
+    let health = Health::default();
+    let address = arguments.listen;
+    let endpoints = serve(address, health.clone());
+    let work = work(client, arguments, health);
+    tokio::select! {
+        served = endpoints => served.map_err(|source| RunError::Serve { address, source }),
+        worked = work => worked,
+    }
+}
+
+async fn work(client: Client, arguments: Run, health: Health) -> Result<(), RunError> {
+    let mut terminate = signal(SignalKind::terminate()).map_err(RunError::Signal)?;
+    definitions::apply(&client).await?;
+    let mut place = Place::take(client.clone(), &arguments.settings.namespace, &arguments.identity).await?;
+    health.ready.store(true, Ordering::Relaxed);
+    tracing::info!(identity = arguments.identity, "waiting for the lease");
+    let leads = tokio::select! {
+        leads = place.gained() => leads,
+        _ = terminate.recv() => false,
+    };
+    if !leads {
+        place.leave().await;
+        return Ok(());
+    }
+    health.metrics.leads();
+    tracing::info!(identity = arguments.identity, "leading");
+    let ended = tokio::select! {
+        // Ends by itself on a signal, after the write that it is at.
+        () = reconcile::run(client, arguments.settings, health.metrics) => Ok(()),
+        () = place.lost() => Err(RunError::LostLeadership),
+    };
+    place.leave().await;
+    ended
+}

@@ -1,0 +1,181 @@
+//! What is watched, and kept in memory: all that a plan looks at but pods.
+
+use std::collections::BTreeMap;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use futures_util::{Stream, StreamExt, TryStreamExt};
+use jiff::Timestamp;
+use k8s_openapi::api::apps::v1::DaemonSet;
+use k8s_openapi::api::core::v1::Node;
+use k8s_openapi::api::node::v1::RuntimeClass;
+use kube::runtime::reflector::store::WriterDropped;
+use kube::runtime::reflector::{self, ObjectRef, Store};
+use kube::runtime::{WatchStreamExt, watcher};
+use kube::{Api, Client, Resource, ResourceExt};
+use serde::de::DeserializeOwned;
+
+use super::plan::agents;
+use super::settings::Settings;
+use super::view::{View, WasmPod};
+use crate::api::{WasmNode, WasmRuntime, labels};
+
+/// The stores that watches fill.
+pub struct Stores {
+    pub runtimes: Store<WasmRuntime>,
+    nodes: Store<Node>,
+    wasm_nodes: Store<WasmNode>,
+    daemon_sets: Store<DaemonSet>,
+    classes: Store<RuntimeClass>,
+    since: Since,
+}
+
+/// Since when every watch has been current.
+#[derive(Clone)]
+struct Since(Arc<Mutex<Timestamp>>);
+
+impl Since {
+    fn now() -> Since {
+        Since(Arc::new(Mutex::new(Timestamp::now())))
+    }
+
+    /// A watch broke: what was not heard until now may have been said.
+    fn restart(&self) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Timestamp::now();
+    }
+
+    fn get(&self) -> Timestamp {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Changes of the watched objects, for who reconciles. Nothing is stored until they are polled.
+pub struct Changes {
+    pub runtimes: Changed<WasmRuntime>,
+    pub nodes: Changed<Node>,
+    pub wasm_nodes: Changed<WasmNode>,
+    pub daemon_sets: Changed<DaemonSet>,
+    pub classes: Changed<RuntimeClass>,
+}
+
+type Changed<K> = Pin<Box<dyn Stream<Item = Result<K, watcher::Error>> + Send>>;
+
+/// Prepares all watches.
+pub fn all(client: &Client, settings: &Settings) -> (Stores, Changes) {
+    let since = Since::now();
+    let agents = watcher::Config::default().labels(labels::RUNTIME);
+    let namespaced = Api::<DaemonSet>::namespaced(client.clone(), &settings.namespace);
+    let (runtimes, runtime_changes) = watch(Api::all(client.clone()), watcher::Config::default(), &since, |_| {});
+    let (nodes, node_changes) = watch(Api::all(client.clone()), watcher::Config::default(), &since, prune);
+    let (wasm_nodes, wasm_node_changes) = watch(Api::all(client.clone()), watcher::Config::default(), &since, |_| {});
+    let (daemon_sets, daemon_set_changes) = watch(namespaced, agents, &since, |_| {});
+    let (classes, class_changes) = watch(Api::all(client.clone()), watcher::Config::default(), &since, |_| {});
+    (
+        Stores {
+            runtimes,
+            nodes,
+            wasm_nodes,
+            daemon_sets,
+            classes,
+            since,
+        },
+        Changes {
+            runtimes: runtime_changes,
+            nodes: node_changes,
+            wasm_nodes: wasm_node_changes,
+            daemon_sets: daemon_set_changes,
+            classes: class_changes,
+        },
+    )
+}
+
+fn watch<K>(api: Api<K>, config: watcher::Config, since: &Since, prune: fn(&mut K)) -> (Store<K>, Changed<K>)
+where
+    K: Resource<DynamicType = ()> + Clone + std::fmt::Debug + DeserializeOwned + Send + Sync + 'static,
+{
+    let (store, writer) = reflector::store();
+    let since = since.clone();
+    let changes = watcher(api, config)
+        .modify(move |object: &mut K| {
+            object.managed_fields_mut().clear();
+            prune(object);
+        })
+        .default_backoff()
+        .reflect(writer)
+        .touched_objects()
+        .inspect_err(move |error| {
+            since.restart();
+            tracing::warn!(%error, kind = %K::kind(&()), "a watch broke and is begun again");
+        })
+        .boxed();
+    (store, changes)
+}
+
+/// Half of a node in memory is its images, which nobody here asks for.
+fn prune(node: &mut Node) {
+    if let Some(status) = &mut node.status {
+        let conditions = status.conditions.take();
+        *status = k8s_openapi::api::core::v1::NodeStatus {
+            conditions,
+            ..Default::default()
+        };
+    }
+    node.annotations_mut().clear();
+}
+
+impl Stores {
+    /// Waits until each store has been filled once.
+    pub async fn synced(&self) -> Result<(), WriterDropped> {
+        self.runtimes.wait_until_ready().await?;
+        self.nodes.wait_until_ready().await?;
+        self.wasm_nodes.wait_until_ready().await?;
+        self.daemon_sets.wait_until_ready().await?;
+        self.classes.wait_until_ready().await
+    }
+
+    /// What a plan for the runtime looks at, pods aside.
+    pub fn view(&self, runtime: Arc<WasmRuntime>, taken: Vec<Timestamp>, settings: Arc<Settings>) -> View {
+        let name = runtime.name_any();
+        let agents = ObjectRef::new(&agents::name(&name)).within(&settings.namespace);
+        View {
+            now: Timestamp::now(),
+            since: self.since.get(),
+            runtimes: self.runtimes.state(),
+            nodes: by_name(&self.nodes),
+            wasm_nodes: self
+                .wasm_nodes
+                .state()
+                .into_iter()
+                .filter(|wasm_node| wasm_node.spec.runtime == name)
+                .map(|wasm_node| (wasm_node.spec.node_name.clone(), wasm_node))
+                .collect(),
+            agents: self.daemon_sets.get(&agents),
+            classes: by_name(&self.classes),
+            pods: Vec::<WasmPod>::new(),
+            forbidden: None,
+            taken,
+            settings,
+            runtime,
+        }
+    }
+}
+
+/// References to everything in a store.
+pub fn refs(store: &Store<WasmRuntime>) -> Vec<ObjectRef<WasmRuntime>> {
+    store
+        .state()
+        .iter()
+        .map(|runtime| ObjectRef::from_obj(runtime.as_ref()))
+        .collect()
+}
+
+fn by_name<K>(store: &Store<K>) -> BTreeMap<String, Arc<K>>
+where
+    K: Resource<DynamicType = ()> + Clone + 'static,
+{
+    store
+        .state()
+        .into_iter()
+        .map(|object| (object.name_any(), object))
+        .collect()
+}

@@ -1,0 +1,101 @@
+//! The controller's own process.
+
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Child, Command, ExitStatus, Stdio};
+
+use crate::control_plane::{ControlPlane, free_port};
+
+/// A controller; it is killed with its value, as by a node that dies.
+pub struct Controller {
+    process: Child,
+    port: u16,
+}
+
+impl Controller {
+    /// Starts one, under a name of its own in the lease.
+    pub fn start(control_plane: &ControlPlane, name: &str) -> Controller {
+        Controller::start_with(control_plane, name, &[])
+    }
+
+    /// Starts one that ends at once after a write of this kind.
+    pub fn start_with_fault(control_plane: &ControlPlane, name: &str, after: &str) -> Controller {
+        Controller::start_with(control_plane, name, &[("KUBEWASI_FAULT_AFTER", after)])
+    }
+
+    fn start_with(control_plane: &ControlPlane, name: &str, environment: &[(&str, &str)]) -> Controller {
+        let port = free_port();
+        let process = command(control_plane)
+            .arg("run")
+            .args(["--namespace=kubewasi", "--agent-image=registry/agent:1"])
+            .arg(format!("--identity={name}"))
+            .arg(format!("--listen=127.0.0.1:{port}"))
+            .envs(environment.iter().copied())
+            .spawn()
+            .unwrap();
+        Controller { process, port }
+    }
+
+    /// Whether and how it ended.
+    pub fn ended(&mut self) -> Option<ExitStatus> {
+        self.process.try_wait().unwrap()
+    }
+
+    /// Whether it ended itself at its fault point.
+    pub fn aborted(&mut self) -> bool {
+        // SIGABRT.
+        self.ended().is_some_and(|status| status.signal() == Some(6))
+    }
+
+    /// Asks it to end, and waits for it.
+    pub fn terminate(mut self) -> ExitStatus {
+        let pid = rustix::process::Pid::from_child(&self.process);
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+        self.process.wait().unwrap()
+    }
+
+    /// The body of one of its endpoints, or nothing before it listens.
+    pub async fn get(&self, path: &str) -> Option<String> {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        let mut stream = tokio::net::TcpStream::connect(("127.0.0.1", self.port)).await.ok()?;
+        let request = format!("GET {path} HTTP/1.1\r\nHost: controller\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.ok()?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.ok()?;
+        answer.split_once("\r\n\r\n").map(|(_, body)| body.to_owned())
+    }
+
+    /// How many writes it has made.
+    pub async fn writes(&self) -> u64 {
+        let metrics = self.get("/metrics").await.unwrap();
+        metrics
+            .lines()
+            .filter(|line| line.starts_with("kubewasi_writes_total"))
+            .map(|line| line.rsplit(' ').next().unwrap().parse::<u64>().unwrap())
+            .sum()
+    }
+}
+
+impl Drop for Controller {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+/// The controller's command, for the cluster.
+pub fn command(control_plane: &ControlPlane) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_kubewasi-controller"));
+    command
+        .env("KUBECONFIG", control_plane.kubeconfig())
+        .env_remove("KUBEWASI_FAULT_AFTER")
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped());
+    if std::env::var_os("KUBEWASI_TEST_LOG").is_some() {
+        command.stderr(Stdio::inherit());
+    } else {
+        command.stderr(Stdio::null());
+    }
+    command
+}
