@@ -61,6 +61,7 @@ node: ## Tests under private containerds 1.6, 1.7 and 2.4, as root; NODE_TESTS=f
 	@hack/rust x86_64-unknown-linux-musl wasm32-wasip1 wasm32-wasip2
 	@hack/tools-for-node
 	@cargo test --quiet --locked --package containerd-shim-wasi-v1 --test node $(NODE_TESTS) -- --test-threads=3
+	@cargo test --quiet --locked --package kubewasi-controller --test node $(NODE_TESTS) -- --test-threads=3
 	@echo "node: ok"
 
 critest: ## CRI's conformance tests by runc and by us, on containerd 1.7 and 2.4, native images and wasm; as root
