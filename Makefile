@@ -59,6 +59,7 @@ node: rust ## Tests under private containerds 1.6, 1.7 and 2.4, as root; NODE_TE
 	@hack/packages $(BUILD) $(NODE) $(TEST)
 	@hack/tools-for-node
 	@cargo test --quiet --locked --package containerd-shim-wasi-v1 --test node $(NODE_TESTS) -- --test-threads=3
+	@cargo test --quiet --locked --package kubewasi-controller --test node $(NODE_TESTS) -- --test-threads=3
 	@echo "node: ok"
 
 critest: rust ## CRI's conformance tests by runc and by us, on containerd 1.7 and 2.4, native images and wasm; as root

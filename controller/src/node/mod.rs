@@ -1,1 +1,32 @@
 //! The agent of a node: it changes its host while it holds a permit, and proves that the host works.
+//!
+//! ```text
+//!  WasmNode ──wish──> agent: host ──> observe ──> plan (pure) ──permit──> work ──> proof ──> report ──> WasmNode
+//!                                                                         │ journal
+//!                      on the host, in a unit of its own:  helper ──> transaction: restart, verify or roll back
+//! ```
+//!
+//! `config` and `plan` decide and do nothing; `durable`, `journal`, `systemd`, `cri` and `smoke` do and decide nothing.
+
+pub mod agent;
+pub mod check;
+pub mod config;
+pub mod copy;
+pub mod cri;
+mod durable;
+mod fault;
+pub mod health;
+pub mod helper;
+pub mod host;
+mod journal;
+pub mod layout;
+mod observe;
+pub mod plan;
+mod proof;
+pub mod refusal;
+mod report;
+pub mod shim;
+pub mod smoke;
+mod systemd;
+pub mod transaction;
+mod work;

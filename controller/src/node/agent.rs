@@ -1,0 +1,392 @@
+//! The agent's loop: it compares the wish with the host, works while it is permitted to, proves, and reports.
+//!
+//! It keeps the last wish when the API server is away, and changes nothing when it is ended: whatever is under way is in
+//! the journal, and the agent that comes next goes on.
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use futures_util::StreamExt;
+use kube::runtime::WatchStreamExt;
+use kube::runtime::watcher::{self, Event, watcher};
+use kube::{Api, Client};
+
+use crate::api::labels;
+use crate::api::wasm_node::{
+    Disproof, DisproofReason, Failure, Phase, Proof, Refusal, WasmNode, WasmNodeStatus, WishedState,
+};
+
+use super::cri::Cri;
+use super::durable;
+use super::host::{Containerd, Host, HostError};
+use super::journal::{self, Failed, Journal, Kept};
+use super::layout::Layout;
+use super::observe::{ObserveError, observe};
+use super::plan::Planned;
+use super::proof::{Facts, now};
+use super::report::Reporter;
+use super::shim;
+use super::smoke;
+use super::work::Work;
+
+/// How often a host is looked at that has nothing to do.
+const LOOK: Duration = Duration::from_secs(30);
+/// How soon one is that waits for something, or could not be looked at.
+const SOON: Duration = Duration::from_secs(5);
+/// How often a node is proven anew, give or take [`JITTER`].
+const PROVE: Duration = Duration::from_secs(300);
+/// A tenth of [`PROVE`]: the nodes of a cluster do not prove themselves at once.
+const JITTER: u64 = 30;
+
+/// Who this agent is.
+#[derive(Clone, Debug)]
+pub struct Identity {
+    pub runtime: String,
+    pub node: String,
+    pub pod_uid: String,
+    /// The image that the staged shim is of.
+    pub shim_image: String,
+    pub staging: PathBuf,
+}
+
+/// Why the agent, or a step of its loop, ended.
+#[derive(Debug, thiserror::Error)]
+pub enum AgentError {
+    #[error("the API server cannot be asked: {0}")]
+    Kube(#[from] kube::Error),
+    #[error(transparent)]
+    Host(#[from] HostError),
+    #[error(transparent)]
+    Observe(#[from] ObserveError),
+    #[error(transparent)]
+    Record(#[from] journal::RecordError),
+    #[error(transparent)]
+    Write(#[from] durable::WriteError),
+    #[error("there is no WasmNode for the runtime {runtime:?} on the node {node:?}")]
+    NoWish { runtime: String, node: String },
+}
+
+/// The agent of one runtime on one node.
+pub struct Agent {
+    identity: Identity,
+    host: Host,
+    layout: Layout,
+    reporter: Reporter,
+    proof: Option<Proof>,
+    disproof: Option<Disproof>,
+    /// When the module is to run next.
+    prove_at: Instant,
+}
+
+impl Agent {
+    pub fn new(identity: Identity, host: Host, layout: Layout, client: Client) -> Agent {
+        let reporter = Reporter::new(client);
+        Agent {
+            identity,
+            host,
+            layout,
+            reporter,
+            proof: None,
+            disproof: None,
+            prove_at: Instant::now(),
+        }
+    }
+
+    /// Works until `end`.
+    pub async fn run(&mut self, client: Client, end: impl Future<Output = ()>) {
+        let api: Api<WasmNode> = Api::all(client);
+        let mut events = watcher(api, selection(&self.identity)).default_backoff().boxed();
+        let mut wish: Option<WasmNode> = None;
+        let mut next = Instant::now();
+        tokio::pin!(end);
+        loop {
+            tokio::select! {
+                // A plan that is under way is left as it is; the journal has it.
+                () = &mut end => return,
+                Some(event) = events.next() => match event {
+                    Ok(Event::Apply(node) | Event::InitApply(node)) => {
+                        let is_news = wish.as_ref().is_none_or(|wish| wish.spec != node.spec);
+                        self.reporter.saw(&node);
+                        wish = Some(node);
+                        if is_news {
+                            next = Instant::now();
+                        }
+                    }
+                    Ok(Event::Delete(_)) => wish = None,
+                    Ok(Event::Init | Event::InitDone) => {}
+                    // The last wish counts on.
+                    Err(error) => tracing::warn!(%error, "the API server cannot be asked"),
+                },
+                () = tokio::time::sleep_until(next.into()) => {
+                    next = Instant::now() + LOOK;
+                    if let Some(node) = &wish {
+                        match self.look(node).await {
+                            Ok(after) => next = Instant::now() + after,
+                            Err(error) => {
+                                tracing::warn!(%error, "the host could not be looked at");
+                                next = Instant::now() + SOON;
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// Looks at the host once, does what is permitted, and reports; returns when to look again.
+    async fn look(&mut self, node: &WasmNode) -> Result<Duration, AgentError> {
+        let wish = &node.spec.wish;
+        if self.proof.is_none() {
+            // What an earlier agent proved holds while its facts do.
+            self.proof = node.status.as_ref().and_then(|status| status.proof.clone());
+        }
+        let mut status = WasmNodeStatus {
+            observed_wish: Some(wish.hash()),
+            ..WasmNodeStatus::default()
+        };
+        let containerd = match self.host.containerd(Some(&self.identity.pod_uid)).await {
+            Err(HostError::Refused(refusal)) => return Ok(self.refuse(node, status, refusal).await),
+            containerd => containerd?,
+        };
+        status.sandboxes = Some(self.sandboxes(&containerd, &wish.handler).await?);
+        if let Some(journal) = self.unfinished(node)? {
+            return self.work(node, status, containerd, journal).await;
+        }
+        let waits_for_image = wish.state == WishedState::Installed && wish.shim_image != self.identity.shim_image;
+        let planned = match observe(&self.host, &containerd, &self.layout, &self.identity.staging, wish) {
+            Err(ObserveError::Refused(refusal)) => return Ok(self.refuse(node, status, refusal).await),
+            planned => planned?,
+        };
+        let permit = node
+            .spec
+            .permit
+            .as_ref()
+            .filter(|permit| permit.plan == planned.plan.hash);
+        let failed: Option<Journal> = journal::read(&self.layout.journal())?;
+        let is_spent = |attempt: &str| failed.as_ref().is_some_and(|failed| failed.permit.attempt == attempt);
+        if let Some(permit) =
+            permit.filter(|permit| !waits_for_image && !planned.is_done() && !is_spent(&permit.attempt))
+        {
+            let journal = Journal {
+                permit: permit.clone(),
+                planned,
+                previous_shim: shim::current(&self.layout),
+                failed: None,
+            };
+            durable::make_folder(&self.layout.folder())?;
+            journal::write(&self.layout.journal(), &journal)?;
+            return self.work(node, status, containerd, journal).await;
+        }
+        // Another wish has not failed yet.
+        let of_this = failed.as_ref().filter(|failed| failed.planned.wish == wish.hash());
+        status.failure = of_this.and_then(failure);
+        if planned.is_done() && wish.state == WishedState::Removed {
+            status.phase = Some(Phase::Removed);
+            (self.proof, self.disproof) = (None, None);
+        } else {
+            let is_done = planned.is_done() && !waits_for_image;
+            if is_done {
+                shim::prune(&self.layout, &self.host.processes)
+                    .unwrap_or_else(|error| tracing::warn!(%error, "old shims stay"));
+                // A host that is as it should be has no failure to tell of.
+                status.failure = None;
+            }
+            self.prove(&containerd, &planned, is_done).await?;
+            status.phase = Some(match (is_done, &status.failure) {
+                (true, _) => Phase::Ready,
+                (false, Some(_)) => Phase::Failed,
+                (false, None) => Phase::Waiting,
+            });
+            if !waits_for_image && !is_done {
+                status.plan = Some(planned.plan);
+            }
+        }
+        (status.proof, status.disproof) = (self.proof.clone(), self.disproof.clone());
+        self.reporter.report(node, status, PROVE).await;
+        Ok(LOOK)
+    }
+
+    /// The journal of a plan that was begun, is permitted or past the point of no return, and did not fail.
+    fn unfinished(&self, node: &WasmNode) -> Result<Option<Journal>, AgentError> {
+        let Some(journal): Option<Journal> = journal::read(&self.layout.journal())? else {
+            return Ok(None);
+        };
+        if journal.failed.is_some() {
+            return Ok(None);
+        }
+        // What the helper has begun it ends, whatever is wished meanwhile.
+        if node.spec.permit.as_ref() == Some(&journal.permit) || self.layout.order().exists() {
+            return Ok(Some(journal));
+        }
+        durable::remove(&self.layout.journal())?;
+        Ok(None)
+    }
+
+    /// Carries a plan out, from its beginning: a step that is done does nothing.
+    async fn work(
+        &mut self,
+        node: &WasmNode,
+        mut status: WasmNodeStatus,
+        containerd: Containerd,
+        mut journal: Journal,
+    ) -> Result<Duration, AgentError> {
+        let work = Work {
+            host: &self.host,
+            containerd: &containerd,
+            layout: &self.layout,
+            staging: self.identity.staging.clone(),
+        };
+        status.phase = Some(Phase::Working);
+        status.plan = Some(journal.planned.plan.clone());
+        (status.proof, status.disproof) = (self.proof.clone(), None);
+        for step in journal.planned.plan.steps.clone() {
+            status.step = Some(step);
+            self.reporter.report(node, status.clone(), PROVE).await;
+            tracing::info!(?step, plan = journal.planned.plan.hash, "working");
+            let Err(error) = work.step(step, &journal).await else {
+                continue;
+            };
+            if error.waits() {
+                tracing::info!(?step, %error, "waiting");
+                return Ok(SOON);
+            }
+            tracing::error!(?step, %error, "the plan failed");
+            journal.failed = Some(Failed {
+                step,
+                message: error.to_string(),
+                rolled_back: error.rolled_back(),
+                at: now().0.to_string(),
+            });
+            journal::write(&self.layout.journal(), &journal)?;
+            return Ok(Duration::ZERO);
+        }
+        durable::remove(&self.layout.journal())?;
+        self.prove_at = Instant::now();
+        Ok(Duration::ZERO)
+    }
+
+    /// Proves the node when that is due, or when a fact has changed since.
+    async fn prove(&mut self, containerd: &Containerd, planned: &Planned, is_done: bool) -> Result<(), AgentError> {
+        let kept: Option<Kept> = journal::read(&self.layout.kept())?;
+        let wish = match (is_done, kept) {
+            (true, _) => planned.wish.clone(),
+            (false, Some(kept)) => kept.wish,
+            // Nothing was ever installed here.
+            (false, None) => return Ok(()),
+        };
+        let facts = Facts::look(&self.host, containerd, &self.layout)?;
+        let holds = self
+            .proof
+            .as_ref()
+            .is_some_and(|proof| facts.hold(proof) && proof.wish == wish);
+        if holds && self.disproof.is_none() && Instant::now() < self.prove_at {
+            return Ok(());
+        }
+        let socket = self.host.path(&containerd.socket);
+        let seen = match containerd.health.handlers.contains_key(&planned.handler) {
+            false => Err((
+                DisproofReason::HandlerGone,
+                format!("the running containerd does not list the handler {:?}", planned.handler),
+            )),
+            true => match smoke::run(&socket, &self.layout, &containerd.health, &planned.handler).await {
+                Ok(()) => shim::version(&self.layout).map_err(|error| (DisproofReason::SmokeFailed, error.to_string())),
+                Err(error) => Err((DisproofReason::SmokeFailed, error.to_string())),
+            },
+        };
+        match seen {
+            Ok(version) => {
+                self.proof = Some(facts.prove(wish, version, self.proof.as_ref()));
+                self.disproof = None;
+                self.prove_at = Instant::now() + jittered();
+            }
+            Err((reason, message)) => {
+                tracing::warn!(message, "the node is not proven");
+                if !holds {
+                    self.proof = None;
+                }
+                let before = self.disproof.take().filter(|disproof| disproof.reason == reason);
+                self.disproof = Some(Disproof {
+                    reason,
+                    message,
+                    times: before.as_ref().map_or(1, |before| before.times.saturating_add(1)),
+                    since: before.map_or_else(now, |before| before.since),
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// Reports that the host is left alone; for a runtime that is not there and not wished that is all there is to do.
+    async fn refuse(
+        &mut self,
+        node: &WasmNode,
+        mut status: WasmNodeStatus,
+        refusal: super::refusal::Refusal,
+    ) -> Duration {
+        if node.spec.wish.state == WishedState::Removed && !self.layout.folder().exists() {
+            status.phase = Some(Phase::Removed);
+        } else {
+            status.phase = Some(Phase::Refused);
+            status.refusal = Some(Refusal {
+                reason: refusal.reason.to_owned(),
+                message: refusal.message,
+            });
+            status.proof = self.proof.clone();
+        }
+        self.reporter.report(node, status, PROVE).await;
+        LOOK
+    }
+
+    async fn sandboxes(&self, containerd: &Containerd, handler: &str) -> Result<u32, AgentError> {
+        let asked = async {
+            Cri::connect(&self.host.path(&containerd.socket))
+                .await?
+                .sandboxes(handler)
+                .await
+        };
+        Ok(asked.await.map_err(HostError::from)?)
+    }
+}
+
+/// Plans for the wish of the API server, and returns the plan with its change of configuration; nothing is changed.
+pub async fn dry_run(identity: &Identity, host: &Host, layout: &Layout, client: Client) -> Result<Planned, AgentError> {
+    let selection = selection(identity);
+    let list = kube::api::ListParams {
+        label_selector: selection.label_selector,
+        field_selector: selection.field_selector,
+        ..kube::api::ListParams::default()
+    };
+    let found = Api::<WasmNode>::all(client).list(&list).await?;
+    let node = found.items.into_iter().next().ok_or_else(|| AgentError::NoWish {
+        runtime: identity.runtime.clone(),
+        node: identity.node.clone(),
+    })?;
+    let containerd = host.containerd(Some(&identity.pod_uid)).await?;
+    Ok(observe(host, &containerd, layout, &identity.staging, &node.spec.wish)?)
+}
+
+/// This agent's one WasmNode.
+fn selection(identity: &Identity) -> watcher::Config {
+    watcher::Config::default()
+        .fields(&format!("spec.nodeName={}", identity.node))
+        .labels(&format!("{}={}", labels::RUNTIME, identity.runtime))
+}
+
+fn failure(journal: &Journal) -> Option<Failure> {
+    let failed = journal.failed.as_ref()?;
+    Some(Failure {
+        attempt: journal.permit.attempt.clone(),
+        plan: journal.permit.plan.clone(),
+        step: failed.step,
+        message: failed.message.clone(),
+        rolled_back: failed.rolled_back,
+        at: k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(failed.at.parse().unwrap_or_default()),
+    })
+}
+
+/// The time until the next proof; the clock's nanoseconds are random enough for that.
+fn jittered() -> Duration {
+    let nanos = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    let random = nanos.map_or(0, |now| u64::from(now.subsec_nanos())) % (2 * JITTER);
+    PROVE - Duration::from_secs(JITTER) + Duration::from_secs(random)
+}

@@ -1,0 +1,148 @@
+//! `kubewasi-node check`: what the agent would refuse on this host, and why; nothing is changed.
+
+use std::fmt::Write;
+
+use super::config::{self, Handler};
+use super::host::{Containerd, Host, HostError};
+use super::layout::Layout;
+use super::observe::refuse;
+use super::plan::Planned;
+use super::refusal::Refusal;
+
+/// What was found, for people.
+pub struct Findings {
+    pub text: String,
+    /// Whether the agent would work here.
+    pub is_good: bool,
+}
+
+/// Looks at `host` as the agent of `layout`'s runtime would, for `handler`.
+pub async fn check(host: &Host, layout: &Layout, handler: &str, pod_uid: Option<&str>) -> Result<Findings, HostError> {
+    let mut text = String::new();
+    let containerd = match host.containerd(pod_uid).await {
+        Err(HostError::Refused(refusal)) => return Ok(refused(text, &refusal)),
+        containerd => containerd?,
+    };
+    describe(&mut text, &containerd);
+    if let Err(refusal) = refuse(host, &containerd) {
+        return Ok(refused(text, &refusal));
+    }
+    let handler = Handler {
+        runtime: layout.runtime().to_owned(),
+        name: handler.to_owned(),
+        shim: layout.stable(),
+    };
+    match config::install(&containerd.shape, &handler) {
+        Err(refusal) => return Ok(refused(text, &refusal.into())),
+        Ok(None) => line(&mut text, "configuration", "has the handler"),
+        Ok(Some(edit)) => line(&mut text, "would change", &edit.file.display().to_string()),
+    }
+    line(&mut text, "verdict", "ok: nothing would be refused");
+    Ok(Findings { text, is_good: true })
+}
+
+/// A plan as text, with the lines of configuration that it adds and removes.
+pub fn describe_plan(planned: &Planned) -> String {
+    let mut text = String::new();
+    line(&mut text, "plan", &planned.plan.hash);
+    let steps: Vec<String> = planned.plan.steps.iter().map(|step| format!("{step:?}")).collect();
+    line(
+        &mut text,
+        "steps",
+        if steps.is_empty() {
+            "none: the host is as wished".to_owned()
+        } else {
+            steps.join(", ")
+        }
+        .as_str(),
+    );
+    if let Some(edit) = &planned.edit {
+        line(&mut text, "file", &edit.file.display().to_string());
+        let (old, new) = (
+            edit.old.as_deref().unwrap_or_default(),
+            edit.new.as_deref().unwrap_or_default(),
+        );
+        for (sign, these, those) in [("-", old, new), ("+", new, old)] {
+            for changed in these.lines().filter(|line| !those.lines().any(|other| other == *line)) {
+                let _ = writeln!(text, "  {sign} {changed}");
+            }
+        }
+    }
+    text
+}
+
+fn describe(text: &mut String, containerd: &Containerd) {
+    let Containerd {
+        health, unit, shape, ..
+    } = containerd;
+    let handlers: Vec<&str> = health.handlers.keys().map(String::as_str).collect();
+    line(
+        text,
+        "containerd",
+        &format!(
+            "{} at {}, pid {}",
+            health.release,
+            containerd.socket.display(),
+            containerd.pid
+        ),
+    );
+    line(text, "program", &containerd.binary.display().to_string());
+    line(text, "unit", &format!("{}, KillMode={}", unit.name, unit.kill_mode));
+    line(
+        text,
+        "configuration",
+        &format!("{}, version {}", shape.root.path.display(), shape.root.version),
+    );
+    for (path, _) in &shape.imported {
+        line(text, "imports", &path.display().to_string());
+    }
+    line(
+        text,
+        "handlers",
+        &format!("{}; the default is {}", handlers.join(", "), health.default_runtime),
+    );
+}
+
+fn refused(mut text: String, refusal: &Refusal) -> Findings {
+    line(
+        &mut text,
+        "verdict",
+        &format!("refused, {}: {}", refusal.reason, refusal.message),
+    );
+    Findings { text, is_good: false }
+}
+
+fn line(text: &mut String, name: &str, value: &str) {
+    let _ = writeln!(text, "{name:<14} {value}");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::wasm_node::{Plan, Step};
+    use crate::node::config::Edit;
+
+    #[test]
+    fn a_plan_is_told_with_the_lines_that_it_changes() {
+        let planned = Planned {
+            plan: Plan {
+                hash: "abc".into(),
+                steps: vec![Step::WriteConfig, Step::RestartContainerd],
+            },
+            wish: "w".into(),
+            handler: "wasi".into(),
+            installs: true,
+            shim: "s".into(),
+            options: String::new(),
+            edit: Some(Edit {
+                file: "/etc/containerd/config.toml".into(),
+                old: Some("version = 2\n".into()),
+                new: Some("version = 2\n[ours]\n".into()),
+            }),
+            cache: None,
+        };
+        let text = describe_plan(&planned);
+        assert!(text.contains("WriteConfig, RestartContainerd"), "{text}");
+        assert!(text.ends_with("  + [ours]\n") && !text.contains("version"), "{text}");
+    }
+}

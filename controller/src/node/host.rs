@@ -1,0 +1,345 @@
+//! What the agent finds out about its host before anything is decided; nothing is changed here.
+//!
+//! The pod sees the host's processes, so the host's files are looked at through theirs: `/proc/1/root` is the host's
+//! root, `/proc/PID/root` is containerd's. A mounted folder of sockets would pin the root filesystems of containers that
+//! are mounted below it, and a mounted socket is stale after a restart.
+
+use std::fs;
+use std::io;
+use std::os::unix::net::UnixStream;
+use std::path::{Component, Path, PathBuf};
+
+use super::config::{Release, Root, Shape};
+use super::cri::{Cri, CriError};
+use super::health::Health;
+use super::refusal::Refusal;
+use super::systemd::{Systemd, SystemdError, Unit};
+
+/// Where containerd listens by default; other distributions have other sockets.
+const SOCKETS: [&str; 1] = ["/run/containerd/containerd.sock"];
+/// Sockets of runtimes that are none of ours, for a better message.
+const OTHERS: [(&str, &str); 2] = [
+    ("/run/crio/crio.sock", "CRI-O"),
+    ("/run/cri-dockerd.sock", "cri-dockerd"),
+];
+/// containerd's own default.
+const CONFIG: &str = "/etc/containerd/config.toml";
+
+/// Why the host could not be looked at; another look may go well.
+#[derive(Debug, thiserror::Error)]
+pub enum HostError {
+    #[error(transparent)]
+    Cri(#[from] CriError),
+    #[error(transparent)]
+    Systemd(#[from] SystemdError),
+    #[error("cannot read {path}: {cause}", path = path.display())]
+    Read { path: PathBuf, cause: io::Error },
+    #[error("{path} is not of the form that proc(5) gives it: {text:?}", path = path.display())]
+    Proc { path: PathBuf, text: String },
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+}
+
+/// The host, seen from where this program runs.
+#[derive(Clone, Debug)]
+pub struct Host {
+    /// The host's root.
+    pub root: PathBuf,
+    /// A procfs of the host's pids.
+    pub processes: PathBuf,
+}
+
+/// A running containerd and all that is known of it.
+#[derive(Clone, Debug)]
+pub struct Containerd {
+    pub pid: u32,
+    /// Its socket, as the host names it.
+    pub socket: PathBuf,
+    /// Its program, as the host names it.
+    pub binary: PathBuf,
+    /// When the kernel started it, in clock ticks after boot: with the boot id, another process for another value.
+    pub started: u64,
+    /// Its service.
+    pub unit: Unit,
+    pub health: Health,
+    /// Its configuration as it is on disk now.
+    pub shape: Shape,
+}
+
+impl Host {
+    /// The host of the pod that this runs in, which shares the host's pids.
+    pub fn of_pod() -> Host {
+        Host {
+            root: PathBuf::from("/proc/1/root"),
+            processes: PathBuf::from("/proc"),
+        }
+    }
+
+    /// The machine that this runs on, without a pod.
+    pub fn itself() -> Host {
+        Host {
+            root: PathBuf::from("/"),
+            processes: PathBuf::from("/proc"),
+        }
+    }
+
+    /// A path of the host's, in this process's view. No component is looked up here, so `path` has no symlinks that lead
+    /// out: those of the host's root are absolute.
+    pub fn path(&self, path: &Path) -> PathBuf {
+        below(&self.root, path)
+    }
+
+    /// The boot that this is.
+    pub fn boot_id(&self) -> Result<String, HostError> {
+        let text = read(&self.processes.join("sys/kernel/random/boot_id"))?;
+        Ok(text.trim().to_owned())
+    }
+
+    /// Finds the containerd that runs the pod with `pod_uid`, or the only one when no pod is named.
+    pub async fn containerd(&self, pod_uid: Option<&str>) -> Result<Containerd, HostError> {
+        if !super::systemd::socket(&self.root).exists() || !self.path(Path::new("/run/systemd/system")).exists() {
+            return Err(Refusal::no_systemd().into());
+        }
+        let (socket, mut cri, health) = self.find(pod_uid).await?;
+        let pid = self.listener(&socket)?;
+        let process = self.processes.join(pid.to_string());
+        let binary = program(&read_link(&process.join("exe"))?);
+        let unit = Systemd::connect(&self.root).await?.unit_of(pid).await?;
+        let config = config_of(&fs::read(process.join("cmdline")).map_err(read_error(&process.join("cmdline")))?);
+        let shape = self.shape(&process.join("root"), &config, &health)?;
+        let started = started(&process)?;
+        // Whoever restarts it while we look would have us mix two.
+        cri.health().await?;
+        Ok(Containerd {
+            pid,
+            socket,
+            binary,
+            started,
+            unit,
+            health,
+            shape,
+        })
+    }
+
+    /// The socket whose CRI lists the pod.
+    async fn find(&self, pod_uid: Option<&str>) -> Result<(PathBuf, Cri, Health), HostError> {
+        for socket in SOCKETS.map(PathBuf::from) {
+            let here = self.path(&socket);
+            if !here.exists() {
+                continue;
+            }
+            let mut cri = Cri::connect(&here).await?;
+            let health = cri.health().await?;
+            if health.runtime_name != "containerd" {
+                return Err(Refusal::other_runtime(&health.runtime_name).into());
+            }
+            let is_ours = match pod_uid {
+                Some(uid) => cri.has_pod(uid).await?,
+                None => true,
+            };
+            if is_ours {
+                return Ok((socket, cri, health));
+            }
+        }
+        let other = OTHERS.iter().find(|(socket, _)| self.path(Path::new(socket)).exists());
+        Err(match other {
+            Some((_, name)) => Refusal::other_runtime(name),
+            None => Refusal::no_containerd(&SOCKETS),
+        }
+        .into())
+    }
+
+    /// The process that listens at a socket: SO_PEERCRED has who called listen(2).
+    fn listener(&self, socket: &Path) -> Result<u32, HostError> {
+        let path = self.path(socket);
+        let stream = UnixStream::connect(&path).map_err(read_error(&path))?;
+        let credentials = rustix::net::sockopt::socket_peercred(&stream)
+            .map_err(io::Error::from)
+            .map_err(read_error(&path))?;
+        Ok(credentials.pid.as_raw_nonzero().get().unsigned_abs())
+    }
+
+    /// Reads the configuration of a containerd that has `root`.
+    pub fn shape(&self, root: &Path, config: &Path, health: &Health) -> Result<Shape, HostError> {
+        let release: Release = health
+            .release
+            .parse()
+            .map_err(|()| Refusal::unreadable_release(&health.release))?;
+        let text = match read(&below(root, config)) {
+            Err(HostError::Read { cause, .. }) if cause.kind() == io::ErrorKind::NotFound => {
+                return Err(Refusal::no_config(config).into());
+            }
+            text => text?,
+        };
+        let file = Root::parse(config, &text).map_err(Refusal::from)?;
+        let imported = imported(root, &file)?;
+        let folder = file.drop_in_folder();
+        Ok(Shape {
+            release,
+            drop_ins: folder.filter(|folder| below(root, folder).is_dir()),
+            root: file,
+            imported,
+            default_runtime: health.default_entry(),
+        })
+    }
+}
+
+/// The files that a root file imports, as containerd does: each pattern's matches in order.
+fn imported(root: &Path, file: &Root) -> Result<Vec<(PathBuf, String)>, HostError> {
+    let mut found = Vec::new();
+    for import in &file.imports {
+        let pattern = file.path.parent().unwrap_or(Path::new("/")).join(import);
+        let (Some(folder), Some(name)) = (pattern.parent(), pattern.file_name().and_then(|name| name.to_str())) else {
+            continue;
+        };
+        let Some((before, after)) = name.split_once('*') else {
+            found.push(pattern);
+            continue;
+        };
+        let entries = match fs::read_dir(below(root, folder)) {
+            // A glob that matches nothing imports nothing.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            entries => entries.map_err(read_error(folder))?,
+        };
+        let mut names: Vec<String> = entries
+            .flatten()
+            .filter_map(|entry| entry.file_name().into_string().ok())
+            .filter(|name| {
+                name.len() >= before.len() + after.len() && name.starts_with(before) && name.ends_with(after)
+            })
+            .collect();
+        names.sort_unstable();
+        found.extend(names.into_iter().map(|name| folder.join(name)));
+    }
+    found
+        .into_iter()
+        .map(|path| read(&below(root, &path)).map(|text| (path, text)))
+        .collect()
+}
+
+/// `--config` or `-c` of a command line, else the default.
+fn config_of(cmdline: &[u8]) -> PathBuf {
+    let mut arguments = cmdline.split(|byte| *byte == 0).map(String::from_utf8_lossy);
+    while let Some(argument) = arguments.next() {
+        let name = argument.trim_start_matches('-');
+        if argument.starts_with('-') && matches!(name, "config" | "c") {
+            return arguments
+                .next()
+                .map_or_else(|| CONFIG.into(), |path| path.into_owned().into());
+        }
+        if let Some(path) = name.strip_prefix("config=").or_else(|| name.strip_prefix("c=")) {
+            return path.into();
+        }
+    }
+    CONFIG.into()
+}
+
+/// What `/proc/PID/exe` leads to; of a program that was replaced since it was started, the new one.
+fn program(link: &Path) -> PathBuf {
+    let text = link.to_string_lossy();
+    PathBuf::from(text.strip_suffix(" (deleted)").unwrap_or(&text))
+}
+
+/// The start time of proc_pid_stat(5), in clock ticks after boot.
+fn started(process: &Path) -> Result<u64, HostError> {
+    let path = process.join("stat");
+    let text = read(&path)?;
+    // The name, in parentheses, may have spaces and parentheses; the start is the 20th field after it.
+    let rest = text.rsplit_once(") ").map(|(_, rest)| rest);
+    let field = rest
+        .and_then(|rest| rest.split(' ').nth(19))
+        .and_then(|field| field.parse().ok());
+    field.ok_or(HostError::Proc { path, text })
+}
+
+/// `path` below another root, without its own.
+pub fn below(root: &Path, path: &Path) -> PathBuf {
+    let inner = path.components().filter(|part| matches!(part, Component::Normal(_)));
+    root.join(inner.collect::<PathBuf>())
+}
+
+fn read(path: &Path) -> Result<String, HostError> {
+    fs::read_to_string(path).map_err(read_error(path))
+}
+
+fn read_link(path: &Path) -> Result<PathBuf, HostError> {
+    fs::read_link(path).map_err(read_error(path))
+}
+
+fn read_error(path: &Path) -> impl FnOnce(io::Error) -> HostError {
+    let path = path.to_owned();
+    move |cause| HostError::Read { path, cause }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_configuration_is_the_one_that_containerd_was_started_with() {
+        let of = |line: &str| config_of(line.replace(' ', "\0").as_bytes());
+        assert_eq!(of("/usr/bin/containerd"), Path::new(CONFIG));
+        assert_eq!(
+            of("containerd --log-level debug --config /a.toml"),
+            Path::new("/a.toml")
+        );
+        assert_eq!(of("containerd -c /a.toml"), Path::new("/a.toml"));
+        assert_eq!(of("containerd --config=/a.toml --root /r"), Path::new("/a.toml"));
+    }
+
+    #[test]
+    fn a_program_that_was_replaced_is_known_by_its_path() {
+        assert_eq!(
+            program(Path::new("/usr/bin/containerd (deleted)")),
+            Path::new("/usr/bin/containerd")
+        );
+        assert_eq!(
+            program(Path::new("/usr/bin/containerd")),
+            Path::new("/usr/bin/containerd")
+        );
+    }
+
+    #[test]
+    fn a_start_is_read_behind_a_name_with_spaces_and_parentheses() {
+        let folder = tempfile::tempdir().unwrap();
+        let numbers: Vec<String> = (4..60).map(|number| number.to_string()).collect();
+        fs::write(folder.path().join("stat"), format!("7 (a) b) S {}", numbers.join(" "))).unwrap();
+        assert_eq!(started(folder.path()).unwrap(), 22);
+        assert!(started(Path::new("/proc/self")).unwrap() > 0);
+    }
+
+    #[test]
+    fn imports_are_read_in_containerds_order() {
+        let folder = tempfile::tempdir().unwrap();
+        let conf = folder.path().join("etc/containerd/conf.d");
+        fs::create_dir_all(&conf).unwrap();
+        for name in ["b.toml", "a.toml", "c.conf"] {
+            fs::write(conf.join(name), "").unwrap();
+        }
+        let text = "version = 3\nimports = ['conf.d/*.toml', '/gone/*.toml']";
+        let file = Root::parse(Path::new("/etc/containerd/config.toml"), text).unwrap();
+        let names: Vec<PathBuf> = imported(folder.path(), &file)
+            .unwrap()
+            .into_iter()
+            .map(|(path, _)| path)
+            .collect();
+        assert_eq!(
+            names,
+            ["/etc/containerd/conf.d/a.toml", "/etc/containerd/conf.d/b.toml"].map(PathBuf::from)
+        );
+        let missing = Root::parse(
+            Path::new("/etc/containerd/config.toml"),
+            "version = 2\nimports = ['x.toml']",
+        )
+        .unwrap();
+        assert!(imported(folder.path(), &missing).is_err());
+    }
+
+    #[test]
+    fn a_path_of_the_host_stays_below_its_root() {
+        assert_eq!(
+            below(Path::new("/proc/1/root"), Path::new("/etc/../x")),
+            Path::new("/proc/1/root/etc/x")
+        );
+    }
+}

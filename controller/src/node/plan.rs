@@ -1,0 +1,255 @@
+//! What is to be done on a host for a wish. Pure: what was observed goes in, a plan comes out.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::api::wasm_node::{Plan, Step, Wish, WishedState, digest};
+use crate::api::wasm_runtime::ContainerdRestart;
+
+use super::config::Edit;
+
+/// What was found on the host.
+#[derive(Clone, Debug)]
+pub struct Observed {
+    /// The SHA-256 of the shim that the agent was started with.
+    pub staged: String,
+    /// Whether the host has that one.
+    pub has_staged: bool,
+    /// The SHA-256 of the shim that the stable path leads to.
+    pub current: Option<String>,
+    /// The options beside the staged shim.
+    pub options: Option<String>,
+    /// The change of configuration that the wish needs.
+    pub edit: Option<Edit>,
+    /// Whether the running containerd lists the handler, and has it lead to the stable path.
+    pub listed: bool,
+    /// Whether anything of the runtime is on the host.
+    pub has_folder: bool,
+    /// The folder of compiled artifacts that goes with the last runtime of a host.
+    pub cache: Option<PathBuf>,
+}
+
+/// A plan with all that is needed to carry it out, also by a later agent.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Planned {
+    /// What is reported, and permitted.
+    pub plan: Plan,
+    /// The wish.
+    pub wish: String,
+    pub handler: String,
+    /// Whether the handler is to be there in the end.
+    pub installs: bool,
+    /// The SHA-256 of the shim to switch to.
+    pub shim: String,
+    /// The options file, as text.
+    pub options: String,
+    pub edit: Option<Edit>,
+    pub cache: Option<PathBuf>,
+}
+
+impl Planned {
+    /// Whether there is nothing to do.
+    pub fn is_done(&self) -> bool {
+        self.plan.steps.is_empty()
+    }
+
+    pub fn has(&self, step: Step) -> bool {
+        self.plan.steps.contains(&step)
+    }
+}
+
+/// Plans for `wish`.
+pub fn plan(wish: &Wish, observed: Observed) -> Planned {
+    let options = wish.options.to_toml();
+    let mut steps = Vec::new();
+    let mut add = |needed: bool, step: Step| {
+        if needed {
+            steps.push(step);
+        }
+    };
+    let installs = wish.state == WishedState::Installed;
+    // A running containerd that differs from its files is brought in line by a restart too.
+    let differs = observed.edit.is_some() || observed.listed != installs;
+    let restarts = differs && wish.containerd_restart == ContainerdRestart::Rolling;
+    if installs {
+        add(!observed.has_staged, Step::StageShim);
+        add(observed.options.as_ref() != Some(&options), Step::WriteOptions);
+        add(observed.current.as_ref() != Some(&observed.staged), Step::SwitchShim);
+        add(observed.edit.is_some(), Step::WriteConfig);
+        add(restarts, Step::RestartContainerd);
+    } else {
+        add(observed.edit.is_some(), Step::RemoveConfig);
+        add(restarts, Step::RestartContainerd);
+        add(observed.has_folder, Step::RemoveShim);
+    }
+    if installs && (differs || !steps.is_empty()) {
+        steps.push(Step::Prove);
+    }
+    let mut planned = Planned {
+        plan: Plan {
+            hash: String::new(),
+            steps,
+        },
+        wish: wish.hash(),
+        handler: wish.handler.clone(),
+        installs,
+        shim: observed.staged,
+        options,
+        edit: observed.edit,
+        cache: observed.cache,
+    };
+    planned.plan.hash = digest(&serde_json::json!(planned).to_string());
+    planned
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::ShimOptions;
+
+    fn wish(state: WishedState) -> Wish {
+        Wish {
+            state,
+            handler: "wasi".into(),
+            shim_image: "shim:1".into(),
+            options: ShimOptions::default(),
+            containerd_restart: ContainerdRestart::Rolling,
+        }
+    }
+
+    fn edit() -> Option<Edit> {
+        Some(Edit {
+            file: "/etc/containerd/config.toml".into(),
+            old: Some("old".into()),
+            new: Some("new".into()),
+        })
+    }
+
+    fn fresh() -> Observed {
+        Observed {
+            staged: "aa".into(),
+            has_staged: false,
+            current: None,
+            options: None,
+            edit: edit(),
+            listed: false,
+            has_folder: false,
+            cache: None,
+        }
+    }
+
+    fn installed() -> Observed {
+        Observed {
+            staged: "aa".into(),
+            has_staged: true,
+            current: Some("aa".into()),
+            options: Some(String::new()),
+            edit: None,
+            listed: true,
+            has_folder: true,
+            cache: None,
+        }
+    }
+
+    #[track_caller]
+    fn steps(wish: &Wish, observed: Observed) -> Vec<Step> {
+        plan(wish, observed).plan.steps
+    }
+
+    #[test]
+    fn a_fresh_host_gets_everything_and_the_proof_comes_last() {
+        use Step::*;
+        let all = [
+            StageShim,
+            WriteOptions,
+            SwitchShim,
+            WriteConfig,
+            RestartContainerd,
+            Prove,
+        ];
+        assert_eq!(steps(&wish(WishedState::Installed), fresh()), all);
+    }
+
+    #[test]
+    fn nothing_is_done_where_everything_is() {
+        assert_eq!(steps(&wish(WishedState::Installed), installed()), []);
+        let gone = Observed { edit: None, ..fresh() };
+        assert_eq!(steps(&wish(WishedState::Removed), gone), []);
+    }
+
+    #[test]
+    fn a_new_shim_or_new_options_need_no_restart() {
+        use Step::*;
+        let upgrade = Observed {
+            staged: "bb".into(),
+            has_staged: false,
+            options: None,
+            ..installed()
+        };
+        assert_eq!(
+            steps(&wish(WishedState::Installed), upgrade),
+            [StageShim, WriteOptions, SwitchShim, Prove]
+        );
+        let options = Observed {
+            options: Some("log = \"debug\"\n".into()),
+            ..installed()
+        };
+        assert_eq!(steps(&wish(WishedState::Installed), options), [WriteOptions, Prove]);
+    }
+
+    #[test]
+    fn a_containerd_that_was_not_restarted_since_is() {
+        let stale = Observed {
+            listed: false,
+            ..installed()
+        };
+        assert_eq!(
+            steps(&wish(WishedState::Installed), stale),
+            [Step::RestartContainerd, Step::Prove]
+        );
+    }
+
+    #[test]
+    fn removal_takes_the_configuration_first_and_the_shim_last() {
+        use Step::*;
+        let observed = Observed {
+            edit: edit(),
+            ..installed()
+        };
+        assert_eq!(
+            steps(&wish(WishedState::Removed), observed),
+            [RemoveConfig, RestartContainerd, RemoveShim]
+        );
+    }
+
+    #[test]
+    fn containerd_is_not_restarted_where_that_is_somebody_elses() {
+        use Step::*;
+        let mut wish = wish(WishedState::Installed);
+        wish.containerd_restart = ContainerdRestart::Never;
+        assert_eq!(
+            steps(&wish, fresh()),
+            [StageShim, WriteOptions, SwitchShim, WriteConfig, Prove]
+        );
+    }
+
+    #[test]
+    fn the_hash_tells_plans_apart_by_all_that_they_do() {
+        let wish = wish(WishedState::Installed);
+        let hash = |observed| plan(&wish, observed).plan.hash;
+        assert_eq!(hash(fresh()), hash(fresh()));
+        let mut other = edit().unwrap();
+        other.old = Some("edited since".into());
+        let changed = Observed {
+            edit: Some(other),
+            ..fresh()
+        };
+        assert_ne!(hash(fresh()), hash(changed));
+        let shim = Observed {
+            staged: "bb".into(),
+            ..fresh()
+        };
+        assert_ne!(hash(fresh()), hash(shim));
+    }
+}

@@ -1,0 +1,129 @@
+//! Why the agent leaves a host alone, as the resource's status says it and as `kubewasi-node check` does.
+
+use std::path::Path;
+
+use super::config;
+
+/// A reason to touch nothing, and what an administrator can do about it.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct Refusal {
+    /// A word in CamelCase, for programs.
+    pub reason: &'static str,
+    /// What was found and what mends it, for people.
+    pub message: String,
+}
+
+impl Refusal {
+    fn new(reason: &'static str, message: impl Into<String>) -> Refusal {
+        Refusal {
+            reason,
+            message: message.into(),
+        }
+    }
+
+    pub fn no_systemd() -> Refusal {
+        Refusal::new(
+            "NoSystemd",
+            "the host does not run systemd with a system bus, and nothing else could restart containerd and roll it back",
+        )
+    }
+
+    pub fn other_runtime(name: &str) -> Refusal {
+        Refusal::new(
+            "NotContainerd",
+            format!("pods of this node are run by {name}; only containerd is supported"),
+        )
+    }
+
+    pub fn no_containerd(sockets: &[&str]) -> Refusal {
+        Refusal::new(
+            "NotContainerd",
+            format!("no containerd that runs this pod listens at {}", sockets.join(" or ")),
+        )
+    }
+
+    pub fn unreadable_release(release: &str) -> Refusal {
+        Refusal::new(
+            "UnsupportedContainerd",
+            format!("containerd's release {release:?} is not readable: 1.6, 1.7 and 2.x are supported"),
+        )
+    }
+
+    pub fn no_config(path: &Path) -> Refusal {
+        let path = path.display();
+        Refusal::new(
+            "NoConfig",
+            format!("containerd runs without {path}: write one with `containerd config default > {path}`"),
+        )
+    }
+
+    pub fn kill_mode(unit: &str, kill_mode: &str) -> Refusal {
+        Refusal::new(
+            "RestartEndsPods",
+            format!(
+                "{unit} has KillMode={kill_mode}, so its restart would end the node's pods: set KillMode=process, as containerd's own unit does"
+            ),
+        )
+    }
+
+    pub fn read_only(folder: &Path) -> Refusal {
+        Refusal::new(
+            "ReadOnly",
+            format!(
+                "{} is on a read-only file system, so containerd's configuration cannot be changed",
+                folder.display()
+            ),
+        )
+    }
+
+    pub fn no_exec(folder: &Path) -> Refusal {
+        Refusal::new(
+            "NoExec",
+            format!(
+                "{} is on a file system that forbids programs (noexec), so no shim can live there",
+                folder.display()
+            ),
+        )
+    }
+
+    pub fn not_ready() -> Refusal {
+        Refusal::new(
+            "RuntimeNotReady",
+            "CRI says that containerd is not ready; that has to be mended before anything is changed",
+        )
+    }
+
+    pub fn shim(message: String) -> Refusal {
+        Refusal::new("BadShimImage", message)
+    }
+
+    pub fn options(message: String) -> Refusal {
+        Refusal::new("BadOptions", message)
+    }
+}
+
+impl From<config::RootError> for Refusal {
+    fn from(error: config::RootError) -> Refusal {
+        let reason = match error {
+            config::RootError::Unparsable { .. } => "ConfigUnparsable",
+            config::RootError::Version { .. } => "ConfigVersion",
+            config::RootError::Imports { .. } => "ConfigImports",
+        };
+        Refusal::new(reason, error.to_string())
+    }
+}
+
+impl From<config::Refusal> for Refusal {
+    fn from(error: config::Refusal) -> Refusal {
+        let reason = match error {
+            config::Refusal::Root(error) => return error.into(),
+            config::Refusal::Release(_) => "UnsupportedContainerd",
+            config::Refusal::Foreign { .. } => "HandlerTaken",
+            config::Refusal::Replaced { .. } | config::Refusal::Mixed { .. } => "ConfigImports",
+            config::Refusal::Inline(_) => "ConfigForm",
+            config::Refusal::NoDefault { .. } => "NoDefaultRuntime",
+        };
+        Refusal::new(reason, error.to_string())
+    }
+}

@@ -1,0 +1,334 @@
+//! The change that may break a node: containerd's configuration and its restart, with a way back.
+//!
+//! This runs on the host, in a unit of its own: a kubelet whose containerd is broken cannot start the agent's pod, so the
+//! agent cannot be the rescuer. Each phase is on disk before it begins, and each can be done twice.
+//!
+//! ```text
+//! Checking ──> Writing ──> Restarting ──> Verifying ──> Committed
+//!    │            │             └─────────────┴──> RollingBack ──> RolledBack
+//!    └────────────┴──> Refused: nothing was changed
+//! ```
+
+use std::fmt::Display;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+
+use super::config::{Difference, Edit, difference};
+use super::cri::Cri;
+use super::durable::{self, WriteError};
+use super::fault;
+use super::health::{Health, compare};
+use super::journal::{self, RecordError};
+
+/// How often a containerd that comes up is asked.
+const ASK: Duration = Duration::from_millis(500);
+
+/// What the helper is to do; written by the agent, and not changed any more.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Order {
+    /// containerd's service.
+    pub unit: String,
+    pub binary: PathBuf,
+    /// Its root configuration file.
+    pub config: PathBuf,
+    pub socket: PathBuf,
+    /// The change; none when containerd is only to read what it has.
+    pub edit: Option<Edit>,
+    /// A root file that imports the candidate, when the change is one of an imported file.
+    pub trial: Option<String>,
+    pub handler: String,
+    /// Whether the handler is to be listed afterwards.
+    pub listed: bool,
+    /// Whether containerd is to be restarted.
+    pub restart: bool,
+    /// How containerd was before.
+    pub before: Health,
+    /// How many seconds containerd has to be healthy again, after its restart.
+    pub patience: u64,
+    /// A folder to remove when all is committed: the artifacts of a runtime that leaves.
+    pub cache: Option<PathBuf>,
+}
+
+/// How far the helper is.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Progress {
+    #[default]
+    Checking,
+    Writing,
+    Restarting,
+    Verifying,
+    Committed,
+    /// Nothing was changed.
+    Refused(String),
+    RollingBack(String),
+    RolledBack {
+        reason: String,
+        /// Why containerd is not as it was before, in spite of the old configuration.
+        unhealthy: Option<String>,
+    },
+}
+
+impl Progress {
+    /// Whether nothing more happens.
+    pub fn is_final(&self) -> bool {
+        matches!(
+            self,
+            Progress::Committed | Progress::Refused(_) | Progress::RolledBack { .. }
+        )
+    }
+
+    fn name(&self) -> &'static str {
+        match self {
+            Progress::Checking => "Checking",
+            Progress::Writing => "Writing",
+            Progress::Restarting => "Restarting",
+            Progress::Verifying => "Verifying",
+            Progress::Committed => "Committed",
+            Progress::Refused(_) => "Refused",
+            Progress::RollingBack(_) => "RollingBack",
+            Progress::RolledBack { .. } => "RolledBack",
+        }
+    }
+}
+
+/// Why the helper stopped without a result; systemd starts it again.
+#[derive(Debug, thiserror::Error)]
+pub enum TransactionError {
+    #[error(transparent)]
+    Record(#[from] RecordError),
+    #[error(transparent)]
+    Write(#[from] WriteError),
+    #[error("cannot read {path}: {cause}", path = path.display())]
+    Read { path: PathBuf, cause: io::Error },
+    #[error("{path} is neither what it was nor what we wrote: somebody else changes it", path = path.display())]
+    Foreign { path: PathBuf },
+}
+
+/// Carries `order` out from where `progress` stands, and returns how it ended. `restart` restarts containerd.
+///
+/// # Errors
+///
+/// When a phase could not be recorded or a file not be written on the way back: it is to be called again then.
+pub async fn run<E: Display>(
+    order: &Order,
+    progress: &Path,
+    restart: impl AsyncFn() -> Result<(), E>,
+) -> Result<Progress, TransactionError> {
+    let mut phase: Progress = journal::read(progress)?.unwrap_or_default();
+    loop {
+        tracing::info!(phase = phase.name(), "transaction");
+        let next = match &phase {
+            Progress::Checking => match check(order) {
+                Ok(()) => Progress::Writing,
+                Err(reason) => Progress::Refused(reason),
+            },
+            Progress::Writing => match write(order) {
+                Ok(()) if order.restart => Progress::Restarting,
+                Ok(()) => Progress::Committed,
+                Err(reason) => Progress::Refused(reason),
+            },
+            Progress::Restarting => match restart().await {
+                Ok(()) => Progress::Verifying,
+                Err(error) => Progress::RollingBack(format!("containerd did not restart: {error}")),
+            },
+            Progress::Verifying => match healthy(order, order.listed).await {
+                Ok(()) => Progress::Committed,
+                Err(reason) => Progress::RollingBack(reason),
+            },
+            Progress::RollingBack(reason) => {
+                let was_listed = order.before.handlers.contains_key(&order.handler);
+                let unhealthy = match roll_back(order) {
+                    // Whoever changed the file since has made it theirs, for better or worse.
+                    Err(error @ TransactionError::Foreign { .. }) => Some(error.to_string()),
+                    Err(error) => return Err(error),
+                    Ok(()) => match restart().await {
+                        Ok(()) => healthy(order, was_listed).await.err(),
+                        Err(error) => Some(format!("containerd did not restart: {error}")),
+                    },
+                };
+                Progress::RolledBack {
+                    reason: reason.clone(),
+                    unhealthy,
+                }
+            }
+            last => return Ok(last.clone()),
+        };
+        if next == Progress::Committed {
+            clean(order)?;
+        }
+        journal::write(progress, &next)?;
+        fault::after(phase.name());
+        phase = next;
+    }
+}
+
+/// Has containerd itself read the old files and the candidate, and compares what it makes of them.
+fn check(order: &Order) -> Result<(), String> {
+    let Some(edit) = &order.edit else { return Ok(()) };
+    unchanged(edit).map_err(|error| error.to_string())?;
+    let candidate = candidate(&edit.file);
+    let root = candidate_root(order, edit);
+    let checked = (|| {
+        if let Some(new) = &edit.new {
+            durable::write_new(&candidate, new.as_bytes(), 0o600).map_err(|error| error.to_string())?;
+        }
+        if let Some(trial) = &order.trial {
+            durable::write_new(&root, trial.as_bytes(), 0o600).map_err(|error| error.to_string())?;
+        }
+        let old = dump(&order.binary, &order.config)?;
+        let new = dump(&order.binary, &root)?;
+        let expected = match order.listed {
+            true => Difference::Added,
+            false => Difference::Removed,
+        };
+        match difference(&old, &new, &order.handler).map_err(|error| error.to_string())? {
+            found if found == expected => Ok(()),
+            // Ours was there before, with other values.
+            Difference::None if order.listed && old != new => Ok(()),
+            _ => Err(format!(
+                "containerd sees no change of the handler {:?} in the candidate for {}: is another file in its way?",
+                order.handler,
+                edit.file.display()
+            )),
+        }
+    })();
+    let removed = [&candidate, &root].map(|path| durable::remove(path));
+    checked?;
+    removed
+        .into_iter()
+        .collect::<Result<(), _>>()
+        .map_err(|error| error.to_string())
+}
+
+/// Puts the new file in place, unless it is there.
+fn write(order: &Order) -> Result<(), String> {
+    let Some(edit) = &order.edit else { return Ok(()) };
+    let now = read(&edit.file).map_err(|error| error.to_string())?;
+    if now == edit.new {
+        return Ok(());
+    }
+    unchanged(edit).map_err(|error| error.to_string())?;
+    put(&edit.file, edit.new.as_deref()).map_err(|error| error.to_string())
+}
+
+/// Puts the old file back; whatever somebody else made of it in between is theirs.
+fn roll_back(order: &Order) -> Result<(), TransactionError> {
+    let Some(edit) = &order.edit else { return Ok(()) };
+    match read(&edit.file)? {
+        now if now == edit.old => Ok(()),
+        now if now == edit.new => Ok(put(&edit.file, edit.old.as_deref())?),
+        _ => Err(TransactionError::Foreign {
+            path: edit.file.clone(),
+        }),
+    }
+}
+
+/// Waits until containerd is as healthy as before.
+async fn healthy(order: &Order, listed: bool) -> Result<(), String> {
+    let patience = Instant::now() + Duration::from_secs(order.patience);
+    loop {
+        let asked = async { Cri::connect(&order.socket).await?.health().await }.await;
+        let problem = match asked {
+            Ok(now) => match compare(&order.before, &now, &order.handler, listed) {
+                Ok(()) => return Ok(()),
+                Err(unhealthy) => unhealthy.to_string(),
+            },
+            Err(error) => error.to_string(),
+        };
+        if Instant::now() >= patience {
+            return Err(format!(
+                "containerd was not healthy within {} seconds: {problem}",
+                order.patience
+            ));
+        }
+        tokio::time::sleep(ASK).await;
+    }
+}
+
+/// Removes what a runtime that left has made.
+fn clean(order: &Order) -> Result<(), TransactionError> {
+    if let Some(cache) = &order.cache {
+        durable::remove_folder(cache)?;
+        // The folder above, when it was ours alone; any other is not empty.
+        if let Some(above) = cache.parent().filter(|above| above.ends_with("kubewasi")) {
+            let _ = fs::remove_dir(above);
+        }
+    }
+    Ok(())
+}
+
+fn unchanged(edit: &Edit) -> Result<(), TransactionError> {
+    match read(&edit.file)? {
+        now if now == edit.old => Ok(()),
+        _ => Err(TransactionError::Foreign {
+            path: edit.file.clone(),
+        }),
+    }
+}
+
+fn read(path: &Path) -> Result<Option<String>, TransactionError> {
+    match fs::read_to_string(path) {
+        Ok(text) => Ok(Some(text)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(cause) => Err(TransactionError::Read {
+            path: path.to_owned(),
+            cause,
+        }),
+    }
+}
+
+/// Puts a text at `path`, which may be a symlink whose target is meant, with the mode that it had; or removes it.
+fn put(path: &Path, text: Option<&str>) -> Result<(), WriteError> {
+    let Some(text) = text else { return durable::remove(path) };
+    let path = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+    let mode = fs::metadata(&path).map_or(0o644, |metadata| {
+        std::os::unix::fs::PermissionsExt::mode(&metadata.permissions())
+    });
+    durable::write(&path, text.as_bytes(), mode & 0o7777)
+}
+
+/// A name beside `path` that no glob for `*.toml` finds.
+fn candidate(path: &Path) -> PathBuf {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    path.with_file_name(format!(".{name}.kubewasi"))
+}
+
+/// The candidate of an imported file: what a trial root has to import.
+pub fn candidate_of(edit: &Edit) -> PathBuf {
+    candidate(&edit.file)
+}
+
+/// The root file of the trial.
+fn candidate_root(order: &Order, edit: &Edit) -> PathBuf {
+    match order.trial {
+        Some(_) => candidate(&order.config),
+        None => candidate(&edit.file),
+    }
+}
+
+/// What containerd makes of a configuration. It succeeds for a file that is not there, so that is asked first.
+fn dump(binary: &Path, config: &Path) -> Result<String, String> {
+    if !config.is_file() {
+        return Err(format!("{} is no file", config.display()));
+    }
+    let Output { status, stdout, stderr } = Command::new(binary)
+        .arg("--config")
+        .arg(config)
+        .args(["config", "dump"])
+        .output()
+        .map_err(|error| format!("cannot run {}: {error}", binary.display()))?;
+    let said = String::from_utf8_lossy(&stderr);
+    match status.success() {
+        true => Ok(String::from_utf8_lossy(&stdout).into_owned()),
+        false => Err(format!(
+            "containerd does not read {}: {}",
+            config.display(),
+            said.trim()
+        )),
+    }
+}

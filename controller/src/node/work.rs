@@ -1,0 +1,312 @@
+//! A permitted plan, carried out step by step. Each step looks whether it is done, so all of it can be begun again.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::api::wasm_node::Step;
+
+use super::config;
+use super::cri::{Cri, CriError};
+use super::durable::{self, WriteError};
+use super::fault;
+use super::host::{Containerd, Host};
+use super::journal::{self, Journal, Kept, Lock, RecordError};
+use super::layout::{BASE, Layout};
+use super::shim::{self, ShimError, Staged};
+use super::smoke::{self, SmokeError};
+use super::systemd::{Systemd, SystemdError};
+use super::transaction::{Order, Progress, candidate_of};
+
+/// How long containerd has to be healthy after a restart, in seconds: its plugins load within ten on a slow machine.
+const PATIENCE: u64 = 120;
+/// How often the module is tried before a plan counts as failed, and how long after each other.
+const TRIES: u32 = 3;
+const AGAIN: Duration = Duration::from_secs(5);
+/// How often the helper's progress is looked at.
+const LOOK: Duration = Duration::from_millis(500);
+/// How long a helper may be away before it is started again: systemd does that by itself, after a second.
+const AWAY: Duration = Duration::from_secs(10);
+
+/// Why a step failed.
+#[derive(Debug, thiserror::Error)]
+pub enum StepError {
+    #[error(transparent)]
+    Shim(#[from] ShimError),
+    #[error(transparent)]
+    Write(#[from] WriteError),
+    #[error(transparent)]
+    Record(#[from] RecordError),
+    #[error(transparent)]
+    Systemd(#[from] SystemdError),
+    #[error(transparent)]
+    Cri(#[from] CriError),
+    #[error(transparent)]
+    Smoke(#[from] SmokeError),
+    #[error("{0}; nothing was changed")]
+    Refused(String),
+    #[error("{reason}; the old configuration is back and containerd is healthy")]
+    RolledBack { reason: String },
+    #[error("{reason}; the old configuration is back, but {unhealthy}")]
+    Unhealthy { reason: String, unhealthy: String },
+    #[error("the handler has {0} sandboxes: its pods have to end first")]
+    InUse(u32),
+    #[error("containerd has to be restarted, which spec.containerdRestart leaves to somebody else")]
+    AwaitsRestart,
+    #[error("another agent changes this host")]
+    Locked,
+}
+
+impl StepError {
+    /// Whether the host is again as it was before the step.
+    pub fn rolled_back(&self) -> bool {
+        matches!(self, StepError::RolledBack { .. } | StepError::Refused(_))
+    }
+
+    /// Whether the step is only to be tried again later: it waits for somebody.
+    pub fn waits(&self) -> bool {
+        matches!(self, StepError::InUse(_) | StepError::AwaitsRestart | StepError::Locked)
+    }
+}
+
+/// What is at hand while a plan is carried out.
+pub struct Work<'a> {
+    pub host: &'a Host,
+    pub containerd: &'a Containerd,
+    pub layout: &'a Layout,
+    /// The folder with the shim.
+    pub staging: PathBuf,
+}
+
+impl Work<'_> {
+    /// Does one step of the journal's plan.
+    pub async fn step(&self, step: Step, journal: &Journal) -> Result<(), StepError> {
+        let (layout, planned) = (self.layout, &journal.planned);
+        match step {
+            Step::StageShim => {
+                let _lock = self.lock()?;
+                Staged::look(&self.staging)?.install(layout)?;
+                smoke::install(layout)?;
+            }
+            Step::WriteOptions => {
+                let _lock = self.lock()?;
+                durable::write(&layout.options(&planned.shim), planned.options.as_bytes(), 0o644)?;
+            }
+            Step::SwitchShim => {
+                let _lock = self.lock()?;
+                shim::switch(layout, &planned.shim)?;
+            }
+            Step::WriteConfig | Step::RemoveConfig => {
+                // Where containerd is restarted, that and this are one act of the helper's.
+                if !planned.has(Step::RestartContainerd) {
+                    self.transact(journal, false).await?;
+                }
+            }
+            Step::RestartContainerd => self.transact(journal, true).await?,
+            Step::Prove => self.prove(journal).await?,
+            Step::RemoveShim => self.remove(journal).await?,
+        }
+        fault::after(&format!("{step:?}"));
+        Ok(())
+    }
+
+    fn lock(&self) -> Result<Lock, StepError> {
+        Lock::try_take(self.layout)?.ok_or(StepError::Locked)
+    }
+
+    /// Has the helper on the host change the configuration, and waits for its verdict.
+    async fn transact(&self, journal: &Journal, restart: bool) -> Result<(), StepError> {
+        let layout = self.layout;
+        let is_ordered = layout.order().exists();
+        if !is_ordered && self.is_changed(journal, restart) {
+            return Ok(());
+        }
+        if !is_ordered && !journal.planned.installs {
+            let mut cri = Cri::connect(&self.host.path(&self.containerd.socket)).await?;
+            let sandboxes = cri.sandboxes(&journal.planned.handler).await?;
+            if sandboxes > 0 {
+                return Err(StepError::InUse(sandboxes));
+            }
+        }
+        if !is_ordered {
+            durable::remove(&layout.progress())?;
+            let helper = std::fs::read("/proc/self/exe").map_err(WriteError::of("read", "/proc/self/exe".as_ref()))?;
+            durable::write(&layout.helper(), &helper, 0o755)?;
+            journal::write(&layout.order(), &self.order(journal, restart))?;
+        }
+        let verdict = self.helped().await?;
+        // The order is done with, whatever came of it.
+        durable::remove(&layout.order())?;
+        match verdict {
+            Progress::Refused(reason) => Err(StepError::Refused(reason)),
+            Progress::RolledBack {
+                reason,
+                unhealthy: None,
+            } => Err(StepError::RolledBack { reason }),
+            Progress::RolledBack {
+                reason,
+                unhealthy: Some(unhealthy),
+            } => Err(StepError::Unhealthy { reason, unhealthy }),
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether the configuration is the planned one already, and containerd runs with it: an agent before was killed when
+    /// the helper was done.
+    fn is_changed(&self, journal: &Journal, restart: bool) -> bool {
+        let (planned, shape) = (&journal.planned, &self.containerd.shape);
+        let is_written = planned.edit.as_ref().is_none_or(|edit| {
+            let files = shape.imported.iter().map(|(path, text)| (path, text));
+            let mut files = files.chain([(&shape.root.path, &shape.root.text)]);
+            files.find(|(path, _)| **path == edit.file).map(|(_, text)| text) == edit.new.as_ref()
+        });
+        let entry = self.containerd.health.handlers.get(&planned.handler);
+        let leads_here = entry.and_then(|entry| entry["runtimePath"].as_str()) == self.layout.stable().to_str();
+        is_written && (!restart || leads_here == planned.installs)
+    }
+
+    fn order(&self, journal: &Journal, restart: bool) -> Order {
+        let (planned, containerd) = (&journal.planned, self.containerd);
+        let trial = |edit| config::trial(&containerd.shape, edit, &candidate_of(edit));
+        Order {
+            unit: containerd.unit.name.clone(),
+            binary: containerd.binary.clone(),
+            config: containerd.shape.root.path.clone(),
+            socket: containerd.socket.clone(),
+            trial: planned.edit.as_ref().and_then(trial),
+            edit: planned.edit.clone(),
+            handler: planned.handler.clone(),
+            listed: planned.installs,
+            restart,
+            before: containerd.health.clone(),
+            patience: PATIENCE,
+            cache: planned.cache.clone(),
+        }
+    }
+
+    /// Starts the helper unless it runs, and waits until it is done, however often containerd or systemd restart.
+    async fn helped(&self) -> Result<Progress, StepError> {
+        let layout = self.layout;
+        let (mut away, mut began) = (AWAY, layout.progress().exists());
+        loop {
+            let progress: Progress = journal::read(&layout.progress())?.unwrap_or_default();
+            if progress.is_final() {
+                return Ok(progress);
+            }
+            match self.assist(away >= AWAY).await {
+                Ok(true) => (away, began) = (Duration::ZERO, true),
+                Ok(false) => away += LOOK,
+                // Nobody has begun anything, so nobody has to.
+                Err(error) if !began => {
+                    durable::remove(&layout.order())?;
+                    return Err(error.into());
+                }
+                // The helper works on while the bus is away.
+                Err(error) => tracing::warn!(%error, "systemd cannot be asked"),
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+
+    /// Whether the helper runs; when it does not and `start` is set, it is started.
+    async fn assist(&self, start: bool) -> Result<bool, SystemdError> {
+        let layout = self.layout;
+        let systemd = Systemd::connect(&self.host.root).await?;
+        if systemd.is_active(&layout.unit()).await? {
+            return Ok(true);
+        }
+        if start {
+            let argv = [layout.helper(), "transact".into(), layout.folder()].map(|word| word.display().to_string());
+            let faults = std::env::var(fault::VARIABLE).map(|point| format!("{}={point}", fault::VARIABLE));
+            let environment: Vec<String> = faults.into_iter().collect();
+            let description = format!("kubewasi: containerd's configuration for {}", layout.runtime());
+            systemd.run(&layout.unit(), &description, &argv, &environment).await?;
+        }
+        Ok(start)
+    }
+
+    /// Runs the module. A shim that fails gives way to the one before it, since pods would fail as well.
+    async fn prove(&self, journal: &Journal) -> Result<(), StepError> {
+        let (layout, planned) = (self.layout, &journal.planned);
+        let socket = self.host.path(&self.containerd.socket);
+        let mut tries = TRIES;
+        let error = loop {
+            let health = Cri::connect(&socket).await?.health().await?;
+            let is_listed = health.handlers.contains_key(&planned.handler);
+            if !is_listed && !planned.has(Step::RestartContainerd) {
+                return Err(StepError::AwaitsRestart);
+            }
+            match smoke::run(&socket, layout, &health, &planned.handler).await {
+                Ok(()) => return Ok(keep(layout, journal)?),
+                Err(error) if tries > 1 => tracing::warn!(%error, "the test module did not run; it is tried again"),
+                Err(error) => break error,
+            }
+            tries -= 1;
+            tokio::time::sleep(AGAIN).await;
+        };
+        match &journal.previous_shim {
+            Some(previous) if planned.has(Step::SwitchShim) && *previous != planned.shim => {
+                shim::switch(layout, previous)?;
+                Err(StepError::RolledBack {
+                    reason: format!("{error}; the stable path leads to the shim of before again"),
+                })
+            }
+            _ => Err(error.into()),
+        }
+    }
+
+    /// Removes everything of the runtime's, when nothing of it runs any more.
+    async fn remove(&self, journal: &Journal) -> Result<(), StepError> {
+        let socket = self.host.path(&self.containerd.socket);
+        let mut cri = Cri::connect(&socket).await?;
+        let sandboxes = cri.sandboxes(&journal.planned.handler).await?;
+        if sandboxes > 0 {
+            return Err(StepError::InUse(sandboxes));
+        }
+        let entry = cri.health().await?.handlers.remove(&journal.planned.handler);
+        let leads_here = entry.is_some_and(|entry| entry["runtimePath"].as_str() == self.layout.stable().to_str());
+        if leads_here {
+            return Err(StepError::AwaitsRestart);
+        }
+        // Its server ends by itself when it has been idle; systemd and containerd know nothing of it.
+        for pid in shim::users(&self.host.processes, &self.layout.versions()) {
+            let pid = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw);
+            if let Some(pid) = pid {
+                // It may be gone already.
+                let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+            }
+        }
+        durable::remove_folder(&self.layout.folder())?;
+        if self.layout.base() == std::path::Path::new(BASE) {
+            remove_if_alone(self.layout)?;
+        }
+        Ok(())
+    }
+}
+
+/// Removes the folder of all runtimes with the last of them.
+fn remove_if_alone(layout: &Layout) -> Result<(), WriteError> {
+    let others = std::fs::read_dir(layout.base()).map_err(WriteError::of("list", layout.base()))?;
+    if others.flatten().all(|entry| entry.path() == layout.lock()) {
+        durable::remove_folder(layout.base())?;
+    }
+    Ok(())
+}
+
+/// Keeps the wish that is fulfilled now, and the configuration of before the first one.
+fn keep(layout: &Layout, journal: &Journal) -> Result<(), RecordError> {
+    let mut kept: Kept = journal::read(&layout.kept())?.unwrap_or_default();
+    if let Some(edit) = journal.planned.edit.as_ref() {
+        let ours = format!("# kubewasi {}:", layout.runtime());
+        let had_ours = edit.old.as_ref().is_some_and(|old| old.contains(&ours));
+        kept.file = Some(edit.file.clone());
+        // The file of before an edit of our own table is no file of before us.
+        kept.written = edit
+            .new
+            .as_ref()
+            .filter(|_| !had_ours)
+            .map(|new| shim::digest(new.as_bytes()));
+        kept.old = edit.old.clone().filter(|_| !had_ours);
+    }
+    kept.wish = journal.planned.wish.clone();
+    journal::write(&layout.kept(), &kept)
+}

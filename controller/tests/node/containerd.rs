@@ -1,0 +1,272 @@
+//! A containerd of one test's own, with CRI, and a runtime's folder beside it.
+
+use std::cell::RefCell;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use kubewasi_controller::node::config::{self, Edit, Handler, Shape};
+use kubewasi_controller::node::cri::Cri;
+use kubewasi_controller::node::health::Health;
+use kubewasi_controller::node::host::Host;
+use kubewasi_controller::node::layout::{Layout, SHIM};
+use kubewasi_controller::node::shim::{self, Staged};
+use kubewasi_controller::node::smoke;
+use kubewasi_controller::node::transaction::{self, Order, Progress, candidate_of};
+use kubewasi_testbed::daemon::Daemon;
+use kubewasi_testbed::machine::{self, Machine};
+use rustix::process::Signal;
+
+/// The containerd versions that are supported and tested.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Version {
+    /// Debian 12's own.
+    V1_6,
+    V1_7,
+    V2_4,
+}
+
+impl Version {
+    fn folder(self) -> PathBuf {
+        match self {
+            Version::V1_6 => PathBuf::from("/usr/bin"),
+            Version::V1_7 => built("1.7.35"),
+            Version::V2_4 => built("2.4.2"),
+        }
+    }
+
+    /// The version of the format and the CRI plugin's name in it.
+    pub fn format(self) -> (u32, &'static str) {
+        match self {
+            Version::V1_6 | Version::V1_7 => (2, "io.containerd.grpc.v1.cri"),
+            Version::V2_4 => (3, "io.containerd.cri.v1.runtime"),
+        }
+    }
+}
+
+/// A running containerd, and the runtime `default` with its handler `wasi`, whose shim is there.
+pub struct Node {
+    pub version: Version,
+    pub folder: PathBuf,
+    pub layout: Layout,
+    pub handler: Handler,
+    daemon: RefCell<Daemon>,
+}
+
+impl Node {
+    /// Runs `scenario` on a fresh containerd, then checks that nothing is left on the machine.
+    pub async fn with(version: Version, scenario: impl AsyncFnOnce(&Node)) {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let mark = format!("kwa{}-{:03}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        let folder = Path::new("/tmp").join(&mark);
+        fs::create_dir_all(folder.join("cni")).unwrap();
+        let before = Machine::look(&mark);
+        let layout = Layout::new(&folder.join("opt"), "default");
+        let node = Node {
+            version,
+            handler: Handler {
+                runtime: "default".into(),
+                name: "wasi".into(),
+                shim: layout.stable(),
+            },
+            layout,
+            daemon: RefCell::new(Daemon::new(version.folder(), folder.clone())),
+            folder,
+        };
+        let _swept = Swept {
+            node: &node,
+            mark: &mark,
+            before: &before,
+        };
+        node.install_shim();
+        fs::write(node.config(), node.first_config()).unwrap();
+        node.restart().await.unwrap();
+        scenario(&node).await;
+        node.expect_nothing_left(&mark, &before);
+    }
+
+    /// The root configuration file.
+    pub fn config(&self) -> PathBuf {
+        self.folder.join("config.toml")
+    }
+
+    pub fn config_text(&self) -> String {
+        fs::read_to_string(self.config()).unwrap()
+    }
+
+    /// A file like that of a node, without a table for any runtime: containerd's built-in default is runc.
+    fn first_config(&self) -> String {
+        let (version, plugin) = self.version.format();
+        let cni = self.folder.join("cni").display().to_string();
+        let bins = if version == 2 {
+            format!("bin_dir = {cni:?}")
+        } else {
+            format!("bin_dirs = [{cni:?}]")
+        };
+        format!(
+            "# A node's own file.\nversion = {version}\ndisabled_plugins = [\"io.containerd.nri.v1.nri\"]\n{}\n\
+             [plugins.\"{plugin}\"] # CRI\n  restrict_oom_score_adj = true\n  disable_apparmor = true\n\
+             [plugins.\"{plugin}\".cni]\n  {bins}\n  conf_dir = {cni:?}\n\n# The end.\n",
+            self.daemon.borrow().private()
+        )
+    }
+
+    fn install_shim(&self) {
+        let staging = self.folder.join("staging");
+        fs::create_dir(&staging).unwrap();
+        fs::copy(shim_under_test(), staging.join(SHIM)).unwrap();
+        let staged = Staged::look(&staging).unwrap();
+        staged.install(&self.layout).unwrap();
+        let cache = self.folder.join("cache").display().to_string();
+        fs::write(
+            self.layout.options(&staged.digest),
+            format!("cache_dir = {cache:?}\nidle_timeout = 0\n"),
+        )
+        .unwrap();
+        shim::switch(&self.layout, &staged.digest).unwrap();
+        smoke::install(&self.layout).unwrap();
+    }
+
+    pub fn socket(&self) -> PathBuf {
+        self.daemon.borrow().socket()
+    }
+
+    pub async fn health(&self) -> Health {
+        // The socket is there before the CRI plugin is.
+        for _ in 0..600 {
+            let mut cri = Cri::connect(&self.socket()).await.unwrap();
+            if let Ok(health) = cri.health().await {
+                return health;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        panic!("CRI does not answer")
+    }
+
+    /// What the agent sees of this containerd.
+    pub async fn shape(&self) -> Shape {
+        Host::itself()
+            .shape(Path::new("/"), &self.config(), &self.health().await)
+            .unwrap()
+    }
+
+    /// Has containerd read its files, as systemd would.
+    pub async fn restart(&self) -> Result<(), String> {
+        let text = self.config_text();
+        {
+            let mut daemon = self.daemon.borrow_mut();
+            daemon.end(Signal::TERM).map_err(|error| error.to_string())?;
+            daemon.start(&text).map_err(|error| error.to_string())?;
+        }
+        let socket = self.socket();
+        let patience = Instant::now() + Duration::from_secs(60);
+        loop {
+            // Like systemd, which hears of a socket that is ready, not of a CRI plugin.
+            if std::os::unix::net::UnixStream::connect(&socket).is_ok() {
+                return Ok(());
+            }
+            if Instant::now() > patience {
+                return Err("containerd's socket is not there".into());
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    /// The order that the agent would give for `edit`.
+    pub async fn order(&self, edit: Edit, listed: bool) -> Order {
+        let shape = self.shape().await;
+        Order {
+            unit: "containerd.service".into(),
+            binary: self.version.folder().join("containerd"),
+            config: self.config(),
+            socket: self.socket(),
+            trial: config::trial(&shape, &edit, &candidate_of(&edit)),
+            edit: Some(edit),
+            handler: self.handler.name.clone(),
+            listed,
+            restart: true,
+            before: self.health().await,
+            patience: 15,
+            cache: None,
+        }
+    }
+
+    /// Carries an order out, from the beginning or where a helper before has left it.
+    pub async fn transact(&self, order: &Order) -> Progress {
+        transaction::run(order, &self.layout.progress(), async || self.restart().await)
+            .await
+            .unwrap()
+    }
+
+    /// The order that installs the handler.
+    pub async fn install_order(&self) -> Order {
+        let edit = config::install(&self.shape().await, &self.handler).unwrap().unwrap();
+        self.order(edit, true).await
+    }
+
+    /// Forgets the last order, as the agent does when it has read how it ended.
+    pub fn forget(&self) {
+        fs::remove_file(self.layout.progress()).unwrap();
+    }
+
+    pub async fn handlers(&self) -> Vec<String> {
+        self.health().await.handlers.into_keys().collect()
+    }
+
+    fn expect_nothing_left(&self, mark: &str, before: &Machine) {
+        let mut left = Vec::new();
+        for _ in 0..400 {
+            left = Machine::look(mark).since(before);
+            if left.is_empty() {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        panic!("left on the machine after the test:\n{}", left.join("\n"));
+    }
+}
+
+/// Takes the daemon and its folder away, also after a failed test, which shows the end of containerd's log.
+struct Swept<'a> {
+    node: &'a Node,
+    mark: &'a str,
+    before: &'a Machine,
+}
+
+impl Drop for Swept<'_> {
+    fn drop(&mut self) {
+        let mut daemon = self.node.daemon.borrow_mut();
+        let _ = daemon.end(Signal::TERM);
+        if std::thread::panicking() {
+            let log = fs::read_to_string(daemon.log()).unwrap_or_default();
+            let tail: Vec<&str> = log.lines().rev().take(40).collect();
+            eprintln!("--- the end of containerd's log ({:?})", self.node.version);
+            tail.iter().rev().for_each(|line| eprintln!("{line}"));
+        }
+        machine::sweep(self.mark, self.before);
+        let _ = fs::remove_dir_all(&self.node.folder);
+    }
+}
+
+/// The folder of a containerd that is built when it is missing.
+fn built(version: &str) -> PathBuf {
+    // Asked when it runs: checkouts share a target folder, and what one has built may serve another.
+    let crate_folder = std::env::var_os("CARGO_MANIFEST_DIR").expect("cargo runs the tests");
+    let script = Path::new(&crate_folder).join("../hack/containerd");
+    let output = Command::new(script).arg(version).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap().trim().into()
+}
+
+/// The shim: `KUBEWASI_SHIM`, or the one that was built beside this test.
+fn shim_under_test() -> PathBuf {
+    if let Some(path) = std::env::var_os("KUBEWASI_SHIM") {
+        return path.into();
+    }
+    let test = std::env::current_exe().unwrap();
+    let shim = test.parent().and_then(Path::parent).unwrap().join(SHIM);
+    assert!(shim.exists(), "{} is missing: cargo build -p {SHIM}", shim.display());
+    shim
+}
