@@ -1,10 +1,12 @@
 //! Which options there are.
 
-use std::fmt::Write;
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+
+use crate::kind::{Kind, Value};
 
 /// Which containers share one shim server.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -46,6 +48,17 @@ pub struct Options {
     pub runc_no_pivot_root: bool,
     /// Native containers share the server's session keyring.
     pub runc_no_new_keyring: bool,
+    /// What a guest runs with when its pod says nothing.
+    pub guest: Guest,
+}
+
+/// What one guest runs with: the options that pods may set too. It travels in the guest's plan.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Guest {
+    /// The most bytes that its linear memories may have together, beside the limit of its cgroup.
+    pub memory_limit: u64,
+    /// What it reads by wasi:config; from annotations alone.
+    pub config: BTreeMap<String, String>,
 }
 
 /// Where a key may be set.
@@ -55,32 +68,6 @@ pub enum Place {
     Handler,
     /// Also in a pod's annotations, by who may create pods.
     Pod,
-}
-
-/// What a value may be.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
-    /// One of these words.
-    Word(&'static [&'static str]),
-    /// Any text.
-    Text,
-    /// An absolute path.
-    Path,
-    /// A number of bytes, with `Ki`, `Mi` or `Gi` behind it or nothing.
-    Bytes { min: u64, max: u64 },
-    /// A whole number of seconds.
-    Seconds { min: u64, max: u64 },
-    /// A whole number.
-    Count { min: u64, max: u64 },
-    /// `true` or `false`.
-    Switch,
-}
-
-/// A value that passed its kind's test.
-pub(crate) enum Value {
-    Text(String),
-    Number(u64),
-    Switch(bool),
 }
 
 /// A row of the table.
@@ -221,6 +208,18 @@ pub const TABLE: &[Entry] = &[
         doc: "Native containers get no session keyring of their own.",
         set: |options, value| set_switch(&mut options.runc_no_new_keyring, value),
     },
+    Entry {
+        key: "memory_limit",
+        // One page of wasm; and as good as no limit.
+        kind: Kind::Bytes {
+            min: 64 * KI,
+            max: 1024 * GI,
+        },
+        default: "1024Gi",
+        place: Place::Pod,
+        doc: "The most that a guest's linear memories may have together, beside the limit of its container.",
+        set: |options, value| set_number(&mut options.guest.memory_limit, value),
+    },
 ];
 
 fn set_text(field: &mut String, value: Value) {
@@ -263,9 +262,13 @@ impl Default for Options {
             runc_binary: String::new(),
             runc_no_pivot_root: false,
             runc_no_new_keyring: false,
+            guest: Guest {
+                memory_limit: 0,
+                config: BTreeMap::new(),
+            },
         };
         for entry in TABLE {
-            if let Ok(value) = crate::parse::text(entry, entry.default) {
+            if let Ok(value) = entry.kind.read(entry.default) {
                 (entry.set)(&mut options, value);
             }
         }
@@ -273,34 +276,11 @@ impl Default for Options {
     }
 }
 
-/// The table as text for people: a line an option.
-pub fn reference() -> String {
-    let mut text = String::new();
-    for entry in TABLE {
-        let kind = match entry.kind {
-            Kind::Word(words) => words.join(" | "),
-            Kind::Text => "text".to_owned(),
-            Kind::Path => "absolute path".to_owned(),
-            Kind::Bytes { min, max } => format!("bytes, {} to {}", size(min), size(max)),
-            Kind::Seconds { min, max } => format!("seconds, {min} to {max}"),
-            Kind::Count { min, max } => format!("number, {min} to {max}"),
-            Kind::Switch => "true | false".to_owned(),
-        };
-        let _ = writeln!(
-            text,
-            "  {:<19} {} ({kind}; default {})",
-            entry.key, entry.doc, entry.default
-        );
+impl Default for Guest {
+    /// The values of the table.
+    fn default() -> Guest {
+        Options::default().guest
     }
-    text
-}
-
-/// A number of bytes as it would be written, in the largest unit that divides it.
-pub(crate) fn size(bytes: u64) -> String {
-    [(GI, "Gi"), (MI, "Mi"), (KI, "Ki")]
-        .into_iter()
-        .find(|(unit, _)| bytes >= *unit && bytes.is_multiple_of(*unit))
-        .map_or_else(|| bytes.to_string(), |(unit, name)| format!("{}{name}", bytes / unit))
 }
 
 #[cfg(test)]
@@ -310,7 +290,7 @@ mod tests {
     #[test]
     fn every_default_passes_its_own_kind() {
         for entry in TABLE {
-            assert!(crate::parse::text(entry, entry.default).is_ok(), "{}", entry.key);
+            assert!(entry.kind.read(entry.default).is_ok(), "{}", entry.key);
         }
         let options = Options::default();
         assert_eq!(options.scope, Scope::Node);
@@ -324,18 +304,7 @@ mod tests {
         assert_eq!(options.launcher_max_age, Duration::from_secs(6 * 3600));
         assert_eq!(options.runc_binary, "runc");
         assert!(!options.runc_no_pivot_root && !options.runc_no_new_keyring);
-    }
-
-    #[test]
-    fn every_option_is_in_the_reference_with_its_default() {
-        let text = reference();
-        for entry in TABLE {
-            assert!(
-                text.lines()
-                    .any(|line| line.contains(entry.key) && line.contains(entry.default)),
-                "{}",
-                entry.key
-            );
-        }
+        assert_eq!(options.guest.memory_limit, 1 << 40);
+        assert!(options.guest.config.is_empty());
     }
 }

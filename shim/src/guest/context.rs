@@ -7,6 +7,8 @@ use rand::rngs::{SmallRng, StdRng, SysRng};
 use wasmtime_wasi::filesystem::FsPerms;
 use wasmtime_wasi::p1::WasiP1Ctx;
 use wasmtime_wasi::{ResourceTable, WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView};
+use wasmtime_wasi_config::{WasiConfig, WasiConfigVariables};
+use wasmtime_wasi_keyvalue::{WasiKeyValue, WasiKeyValueCtx, WasiKeyValueCtxBuilder};
 
 use super::Settings;
 use super::limits::Limits;
@@ -22,6 +24,8 @@ pub struct Module {
 pub struct Component {
     wasi: WasiCtx,
     table: ResourceTable,
+    config: WasiConfigVariables,
+    keyvalue: WasiKeyValueCtx,
     pub limits: Limits,
 }
 
@@ -31,6 +35,18 @@ impl WasiView for Component {
             ctx: &mut self.wasi,
             table: &mut self.table,
         }
+    }
+}
+
+impl Component {
+    /// What wasi:config reads.
+    pub fn config(&mut self) -> WasiConfig<'_> {
+        WasiConfig::new(&self.config)
+    }
+
+    /// The store of wasi:keyvalue, in memory: each bucket that is opened begins empty.
+    pub fn keyvalue(&mut self) -> WasiKeyValue<'_> {
+        WasiKeyValue::new(&self.keyvalue, &mut self.table)
     }
 }
 
@@ -61,6 +77,8 @@ pub fn component(settings: &Settings<'_>, limits: Limits) -> wasmtime::Result<Co
     Ok(Component {
         wasi: builder.build(),
         table: ResourceTable::new(),
+        config: settings.options.config.clone().into_iter().collect(),
+        keyvalue: WasiKeyValueCtxBuilder::new().build(),
         limits,
     })
 }

@@ -1,4 +1,5 @@
-//! The guest's memory limit: what its linear memories and tables may grow to before its cgroup would kill it.
+//! The guest's memory limit: what its linear memories and tables may grow to before its cgroup would kill it, and what
+//! its options grant.
 //!
 //! Growing fails as wasm has it, by -1, so a guest that looks sees an allocation failure; one that was killed sees
 //! nothing. The cgroup's files are read at each growth, so a container that is resized is followed at once, and other
@@ -21,6 +22,10 @@ const ELEMENT: usize = size_of::<usize>();
 /// Limits the growth of a store's memories and tables.
 pub struct Limits {
     memory: Option<Memory>,
+    /// The most that all linear memories may have, in bytes.
+    cap: u64,
+    /// What all linear memories have.
+    linear: u64,
     /// What the cgroup used when the program was loaded and nothing of it had grown.
     base: u64,
     /// What all memories and tables have been granted, in bytes.
@@ -30,8 +35,8 @@ pub struct Limits {
 }
 
 impl Limits {
-    /// Limits by `memory`, the cgroup's files; without them nothing is limited.
-    pub fn new(memory: Option<Memory>) -> Limits {
+    /// Limits by `memory`, the cgroup's files, if any, and by `cap` bytes of linear memory.
+    pub fn new(memory: Option<Memory>, cap: u64) -> Limits {
         let base = |memory: &Memory| match memory.limit() {
             Ok(Some(_)) => used(memory, 0).ok(),
             _ => None,
@@ -39,6 +44,8 @@ impl Limits {
         Limits {
             base: memory.as_ref().and_then(base).unwrap_or_default(),
             memory,
+            cap,
+            linear: 0,
             granted: 0,
             instantiated: false,
         }
@@ -86,7 +93,22 @@ fn used(memory: &Memory, enough: u64) -> io::Result<u64> {
 
 impl ResourceLimiter for Limits {
     fn memory_growing(&mut self, current: usize, desired: usize, _maximum: Option<usize>) -> wasmtime::Result<bool> {
-        Ok(self.grow(current, desired, 1))
+        let more = desired.saturating_sub(current) as u64;
+        if self.linear.saturating_add(more) > self.cap {
+            // What is declared is had or the program does not run, so the reason is worth more than a failed growth.
+            return match self.instantiated {
+                true => Ok(false),
+                false => Err(wasmtime::format_err!(
+                    "its memory of {desired} bytes exceeds memory_limit, which is {} bytes",
+                    self.cap
+                )),
+            };
+        }
+        let granted = self.grow(current, desired, 1);
+        if granted {
+            self.linear += more;
+        }
+        Ok(granted)
     }
 
     fn table_growing(&mut self, current: usize, desired: usize, _maximum: Option<usize>) -> wasmtime::Result<bool> {
@@ -105,7 +127,7 @@ mod tests {
 
     fn limits(name: &str, limit: &str, usage: usize, cache: usize) -> (PathBuf, Limits) {
         let (root, memory) = memory(name, limit, usage as u64, cache as u64);
-        let mut limits = Limits::new(Some(memory));
+        let mut limits = Limits::new(Some(memory), u64::MAX);
         limits.instantiated();
         (root, limits)
     }
@@ -152,7 +174,7 @@ mod tests {
     #[test]
     fn what_a_program_declares_is_given_and_counts_against_its_growth() {
         let (root, memory) = memory("declared", &(8 * MIB).to_string(), 0, 0);
-        let mut limits = Limits::new(Some(memory));
+        let mut limits = Limits::new(Some(memory), u64::MAX);
         assert!(limits.grow(0, 16 * MIB, 1));
         limits.instantiated();
         assert!(!limits.grow(16 * MIB, 17 * MIB, 1));
@@ -169,8 +191,30 @@ mod tests {
 
     #[test]
     fn without_a_limit_nothing_is_judged() {
-        let mut limits = Limits::new(None);
+        let mut limits = Limits::new(None, u64::MAX);
         limits.instantiated();
         assert!(limits.grow(0, usize::MAX, ELEMENT));
+    }
+
+    #[test]
+    fn all_memories_together_stay_below_the_cap() {
+        let mut limits = Limits::new(None, 3 * MIB as u64);
+        assert!(limits.memory_growing(0, MIB, None).unwrap());
+        limits.instantiated();
+        assert!(limits.memory_growing(0, MIB, None).unwrap(), "a second memory");
+        assert!(limits.memory_growing(MIB, 2 * MIB, None).unwrap());
+        assert!(!limits.memory_growing(2 * MIB, 2 * MIB + 1, None).unwrap());
+        assert!(limits.table_growing(0, MIB, None).unwrap(), "tables are the cgroup's");
+    }
+
+    #[test]
+    fn a_program_that_declares_more_than_the_cap_is_told_why_it_does_not_run() {
+        let refused = Limits::new(None, MIB as u64)
+            .memory_growing(0, 2 * MIB, None)
+            .unwrap_err();
+        assert!(
+            refused.to_string().contains("memory_limit, which is 1048576 bytes"),
+            "{refused}"
+        );
     }
 }

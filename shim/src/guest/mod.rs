@@ -26,6 +26,7 @@ pub struct Settings<'a> {
     pub arguments: &'a [String],
     pub environment: &'a [(String, String)],
     pub working_directory: &'a str,
+    pub options: &'a kubewasi_options::Guest,
 }
 
 /// A program that is loaded and linked, and the event loop it runs in; only instantiating is left.

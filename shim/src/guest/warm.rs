@@ -14,7 +14,7 @@ pub struct Warm {
     pub engine: Engine,
     /// WASI 0.1 for core modules.
     pub modules: Linker<Module>,
-    /// WASI 0.2 and 0.3 for components: a 0.3 component imports 0.2 interfaces too.
+    /// WASI 0.2 and 0.3 for components, a 0.3 component imports 0.2 interfaces too; wasi:config and wasi:keyvalue.
     pub components: component::Linker<Component>,
 }
 
@@ -37,6 +37,8 @@ impl Warm {
         let mut components = component::Linker::new(&engine);
         wasmtime_wasi::p2::add_to_linker_async(&mut components)?;
         wasmtime_wasi::p3::add_to_linker(&mut components)?;
+        wasmtime_wasi_config::add_to_linker(&mut components, Component::config)?;
+        wasmtime_wasi_keyvalue::add_to_linker(&mut components, Component::keyvalue)?;
         Ok(Warm {
             engine,
             modules,

@@ -283,7 +283,8 @@ fn confine(
             export,
         } => {
             process.as_ref().map_or(Ok(()), enter_open_files)?;
-            let ready = guest::load(warm, artifact, world, export, Limits::new(memory));
+            let limits = Limits::new(memory, confinement.options.memory_limit);
+            let ready = guest::load(warm, artifact, world, export, limits);
             Prepared::Run(Box::new(
                 ready.map_err(|error| step("load the program")(format!("{error:#}")))?,
             ))
@@ -380,6 +381,7 @@ fn live(prepared: Prepared, confinement: &Confinement, socket: &OwnedFd, own: bo
                 arguments: &confinement.arguments,
                 environment: &confinement.environment,
                 working_directory: &confinement.working_directory,
+                options: &confinement.options,
             };
             match guest::run(*ready, &settings) {
                 Outcome::Exit(code) => exit(code),

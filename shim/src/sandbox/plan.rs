@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
+use kubewasi_options::Guest;
 use oci_spec::runtime::{
     Capabilities as CapabilityNames, Linux, LinuxNamespaceType, LinuxResources, PosixRlimitType, Process, Spec,
 };
@@ -44,6 +45,7 @@ pub struct Request<'a> {
     /// What the request for the process says, whatever its spec does.
     pub terminal: bool,
     pub role: Role,
+    pub options: Guest,
 }
 
 /// What the server does for the container and what its process does for itself.
@@ -95,6 +97,7 @@ pub struct Confinement {
     pub arguments: Vec<String>,
     pub environment: Vec<(String, String)>,
     pub working_directory: String,
+    pub options: Guest,
 }
 
 /// The root file system of the process.
@@ -224,6 +227,7 @@ pub fn plan(request: Request<'_>) -> Result<Plan, PlanError> {
         environment: environment(process),
         working_directory: process.cwd().to_string_lossy().into_owned(),
         role: request.role,
+        options: request.options,
     };
     Ok(Plan {
         cgroup,
@@ -542,6 +546,7 @@ mod tests {
                 world: World::Module,
                 export: None,
             },
+            options: Guest::default(),
         }
     }
 

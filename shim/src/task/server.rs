@@ -158,6 +158,7 @@ async fn serve(folder: &Path, settings: &Settings, sinks: Arc<Sinks>, stdout: &m
         images,
         artifacts,
         launcher: Launcher::start(options.launcher_max_forks, options.launcher_max_age).await?,
+        options: options.clone(),
         natives: native::Runtime::new(options).map_err(io_error("find cgroups at", Path::new(cgroup::ROOT)))?,
         sockets: Sockets::new(settings.socket.clone()),
         requests: AtomicUsize::new(0),
