@@ -19,6 +19,8 @@ pub enum Kind {
     Count { min: u64, max: u64 },
     /// `true` or `false`.
     Switch,
+    /// How often an instance is used: `auto` (0), `per-request` (1) or `reuse(N)`.
+    Instance { max: u64 },
 }
 
 /// A value that passed its kind's test.
@@ -47,6 +49,15 @@ impl Kind {
             Kind::Path if written.starts_with('/') => Ok(Value::Text(written.to_owned())),
             Kind::Switch => written.parse().map(Value::Switch).map_err(|_| wrong()),
             Kind::Word(_) | Kind::Path => Err(wrong()),
+            Kind::Instance { max } => match written {
+                "auto" => Ok(Value::Number(0)),
+                "per-request" => Ok(Value::Number(1)),
+                _ => {
+                    let inner = written.strip_prefix("reuse(").and_then(|rest| rest.strip_suffix(')'));
+                    let requests = inner.and_then(number).ok_or_else(wrong)?;
+                    in_range(written, requests, 1, max, |bound| format!("reuse({bound})"))
+                }
+            },
             Kind::Bytes { min, max } => in_range(written, bytes(written).ok_or_else(wrong)?, min, max, size),
             Kind::Seconds { min, max } | Kind::Count { min, max } => {
                 let number = number(written).ok_or_else(wrong)?;
@@ -65,6 +76,7 @@ impl Kind {
             Kind::Seconds { .. } => "a whole number of seconds".to_owned(),
             Kind::Count { .. } => "a whole number".to_owned(),
             Kind::Switch => "true or false".to_owned(),
+            Kind::Instance { .. } => "auto, per-request or reuse(N)".to_owned(),
         };
         ValueError::Kind { value, wanted }
     }
@@ -79,6 +91,7 @@ impl Kind {
             Kind::Seconds { min, max } => format!("seconds, {min} to {max}"),
             Kind::Count { min, max } => format!("number, {min} to {max}"),
             Kind::Switch => "true | false".to_owned(),
+            Kind::Instance { max } => format!("auto | per-request | reuse(1) to reuse({max})"),
         }
     }
 }

@@ -5,12 +5,14 @@
 //! reads a file or the environment.
 
 mod annotations;
+mod http;
 mod kind;
 mod parse;
 mod reference;
 mod table;
 
 pub use annotations::{AnnotationError, annotated};
+pub use http::Http;
 pub use kind::{Kind, ValueError};
 pub use parse::{OptionsError, parse};
 pub use reference::{markdown, reference};

@@ -54,7 +54,9 @@ fn checked(kind: Kind, value: &toml::Value) -> Result<Value, ValueError> {
         toml::Value::String(written) => kind.read(written),
         toml::Value::Integer(number) => match kind {
             Kind::Bytes { .. } | Kind::Seconds { .. } | Kind::Count { .. } => kind.read(&number.to_string()),
-            Kind::Word(_) | Kind::Text | Kind::Path | Kind::Switch => Err(kind.wrong(number.to_string())),
+            Kind::Word(_) | Kind::Text | Kind::Path | Kind::Switch | Kind::Instance { .. } => {
+                Err(kind.wrong(number.to_string()))
+            }
         },
         toml::Value::Boolean(on) if kind == Kind::Switch => Ok(Value::Switch(*on)),
         other => Err(kind.wrong(other.to_string())),

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::http::Http;
 use crate::kind::{Kind, Value};
 
 /// Which containers share one shim server.
@@ -59,6 +60,8 @@ pub struct Guest {
     pub memory_limit: u64,
     /// What it reads by wasi:config; from annotations alone.
     pub config: BTreeMap<String, String>,
+    /// How it serves HTTP.
+    pub http: Http,
 }
 
 /// Where a key may be set.
@@ -220,6 +223,89 @@ pub const TABLE: &[Entry] = &[
         doc: "The most that a guest's linear memories may have together, beside the limit of its container.",
         set: |options, value| set_number(&mut options.guest.memory_limit, value),
     },
+    Entry {
+        key: "http_port",
+        kind: Kind::Count { min: 0, max: 65535 },
+        default: "0",
+        place: Place::Pod,
+        doc: "The port a service listens on; 0: what PORT says in its environment, else 8080.",
+        set: |options, value| {
+            if let Value::Number(port) = value {
+                options.guest.http.port = u16::try_from(port).ok().filter(|port| *port > 0);
+            }
+        },
+    },
+    Entry {
+        key: "instance",
+        kind: Kind::Instance { max: 1_000_000_000 },
+        default: "auto",
+        place: Place::Pod,
+        doc: "How a service's instances are used: a fresh one for each request, or one for N; auto: per-request for wasi:http 0.2, reuse(128) for 0.3.",
+        set: |options, value| {
+            if let Value::Number(requests) = value {
+                options.guest.http.requests_per_instance = Some(requests).filter(|requests| *requests > 0);
+            }
+        },
+    },
+    Entry {
+        key: "request_timeout",
+        kind: Kind::Seconds { min: 1, max: 86400 },
+        default: "30",
+        place: Place::Pod,
+        doc: "How long a service may take until an answer begins, and between two pieces of it.",
+        set: |options, value| set_seconds(&mut options.guest.http.request_timeout, value),
+    },
+    Entry {
+        key: "max_concurrent_requests",
+        // Each has room for its memories in the address space, twice 12 GiB of 128 TiB.
+        kind: Kind::Count { min: 1, max: 2048 },
+        default: "128",
+        place: Place::Pod,
+        doc: "So many requests a service answers at the same time.",
+        set: |options, value| set_number(&mut options.guest.http.max_concurrent_requests, value),
+    },
+    Entry {
+        key: "max_queued_requests",
+        kind: Kind::Count { min: 0, max: 1_000_000 },
+        default: "1024",
+        place: Place::Pod,
+        doc: "So many more wait for their turn; the next one is answered 503.",
+        set: |options, value| set_number(&mut options.guest.http.max_queued_requests, value),
+    },
+    Entry {
+        key: "max_header_size",
+        // hyper reads no less at a time.
+        kind: Kind::Bytes { min: 8 * KI, max: MI },
+        default: "64Ki",
+        place: Place::Pod,
+        doc: "The most bytes of a request's head; more is answered 431.",
+        set: |options, value| set_number(&mut options.guest.http.max_header_size, value),
+    },
+    Entry {
+        key: "max_body_size",
+        kind: Kind::Bytes { min: 0, max: 1024 * GI },
+        default: "1Gi",
+        place: Place::Pod,
+        doc: "The most bytes of a request's body; more is answered 413, or an error to who reads it.",
+        set: |options, value| set_number(&mut options.guest.http.max_body_size, value),
+    },
+    Entry {
+        key: "drain_timeout",
+        kind: Kind::Seconds { min: 0, max: 86400 },
+        // Kubernetes kills 30 s after SIGTERM unless a pod says otherwise.
+        default: "25",
+        place: Place::Pod,
+        doc: "How long after SIGTERM a service may answer what was begun.",
+        set: |options, value| set_seconds(&mut options.guest.http.drain_timeout, value),
+    },
+    Entry {
+        key: "access_log",
+        kind: Kind::Switch,
+        default: "false",
+        place: Place::Pod,
+        doc: "A service writes a line on its stdout for each request.",
+        set: |options, value| set_switch(&mut options.guest.http.access_log, value),
+    },
 ];
 
 fn set_text(field: &mut String, value: Value) {
@@ -265,6 +351,7 @@ impl Default for Options {
             guest: Guest {
                 memory_limit: 0,
                 config: BTreeMap::new(),
+                http: Http::default(),
             },
         };
         for entry in TABLE {

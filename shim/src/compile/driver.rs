@@ -11,9 +11,9 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
+use super::World;
 use super::confine::Confine;
 use super::worker::{EXHAUSTED, Job, Outcome};
-use super::{Profile, World};
 use crate::image::memory;
 
 /// Starts compile workers.
@@ -56,7 +56,7 @@ const MOST_THREADS: usize = 4;
 impl Driver {
     /// Compiles `input` in a worker; the artifact comes in a sealed memfd. Blocks, and must be called on a thread that
     /// lives as long as the call: the kernel ends the worker when that thread ends.
-    pub fn compile(&self, input: OwnedFd, profile: Profile) -> Result<(File, World), WorkerError> {
+    pub fn compile(&self, input: OwnedFd) -> Result<(File, World), WorkerError> {
         let output = memory::file("artifact").map_err(WorkerError::Start)?;
         let threads = std::thread::available_parallelism()
             .map_or(1, usize::from)
@@ -64,7 +64,6 @@ impl Driver {
         // The wall clock strikes first unless the server is gone.
         let seconds = (self.timeout.as_secs() + 1).saturating_mul(threads as u64) + 5;
         let job = Job {
-            profile,
             memory: self.memory,
             seconds,
         };
@@ -195,7 +194,7 @@ mod tests {
     fn run(script: &str) -> Result<(File, World), WorkerError> {
         let folder = tempfile::tempdir().expect("temp folder");
         let input = memory::file("input").expect("memfd");
-        driver(&folder, script).compile(input.into(), Profile::Command)
+        driver(&folder, script).compile(input.into())
     }
 
     #[test]
@@ -251,9 +250,6 @@ mod tests {
             confined: false,
         };
         let input = memory::file("input").expect("memfd");
-        assert!(matches!(
-            driver.compile(input.into(), Profile::Command),
-            Err(WorkerError::Start(_))
-        ));
+        assert!(matches!(driver.compile(input.into()), Err(WorkerError::Start(_))));
     }
 }

@@ -13,7 +13,7 @@ use std::panic;
 use rustix::process::{DumpableBehavior, Resource, Rlimit, Signal};
 
 use super::world::world;
-use super::{Profile, World, engine};
+use super::{World, engine};
 use crate::sys::credentials::{Capabilities, Ids};
 use crate::sys::seccomp::{Allow, FilterError};
 use crate::sys::{allocator, credentials, fds, seccomp};
@@ -21,7 +21,6 @@ use crate::sys::{allocator, credentials, fds, seccomp};
 /// What a worker is told, as arguments.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Job {
-    pub profile: Profile,
     /// The most memory it may map, in bytes.
     pub memory: u64,
     /// The most processor time, in seconds: a second limit, for a worker whose server is gone.
@@ -57,29 +56,16 @@ const NOBODY: u32 = 65534;
 
 impl Job {
     /// The arguments that follow the binary's name.
-    pub fn arguments(&self) -> [String; 4] {
-        let profile = match self.profile {
-            Profile::Command => "command",
-            Profile::Service => "service",
-        };
-        [
-            "compile".to_owned(),
-            profile.to_owned(),
-            self.memory.to_string(),
-            self.seconds.to_string(),
-        ]
+    pub fn arguments(&self) -> [String; 3] {
+        ["compile".to_owned(), self.memory.to_string(), self.seconds.to_string()]
     }
 
     fn parse(mut arguments: impl Iterator<Item = String>) -> Option<Job> {
-        let profile = match (arguments.next()?.as_str(), arguments.next()?.as_str()) {
-            ("compile", "command") => Profile::Command,
-            ("compile", "service") => Profile::Service,
-            _ => return None,
-        };
-        let memory = arguments.next()?.parse().ok()?;
+        if arguments.next()? != "compile" {
+            return None;
+        }
         Some(Job {
-            profile,
-            memory,
+            memory: arguments.next()?.parse().ok()?,
             seconds: arguments.next()?.parse().ok()?,
         })
     }
@@ -94,7 +80,7 @@ pub fn run() -> ! {
         |job| {
             allocator::exit_when_exhausted(EXHAUSTED);
             confine(&job)
-                .and_then(|()| perform(&job))
+                .and_then(|()| perform())
                 .unwrap_or_else(|message| Outcome::Broken { message })
         },
     );
@@ -108,7 +94,7 @@ pub fn run() -> ! {
     std::process::exit(code);
 }
 
-fn perform(job: &Job) -> Result<Outcome, String> {
+fn perform() -> Result<Outcome, String> {
     let told = |what: &str| {
         let what = what.to_owned();
         move |error: io::Error| format!("{what} failed: {error}")
@@ -116,7 +102,7 @@ fn perform(job: &Job) -> Result<Outcome, String> {
     let wasm = input().map_err(told("reading the wasm"))?;
     // The default hook would mix its text into the outcome.
     panic::set_hook(Box::new(|_| {}));
-    match panic::catch_unwind(|| compile(&wasm, job.profile)) {
+    match panic::catch_unwind(|| compile(&wasm)) {
         Ok(Ok((artifact, world))) => {
             let mut output = File::from(
                 io::stdout()
@@ -147,12 +133,12 @@ fn input() -> io::Result<Vec<u8>> {
 }
 
 /// Compiles `wasm`; the error is what its author should read.
-pub fn compile(wasm: &[u8], profile: Profile) -> Result<(Vec<u8>, World), String> {
+pub fn compile(wasm: &[u8]) -> Result<(Vec<u8>, World), String> {
     let world = world(wasm).map_err(|error| error.to_string())?;
-    let engine = engine::engine(profile).map_err(|error| format!("{error:#}"))?;
+    let engine = engine::engine(world.profile()).map_err(|error| format!("{error:#}"))?;
     let artifact = match world {
         World::Module => engine.precompile_module(wasm),
-        World::Command02 | World::Command03 => engine.precompile_component(wasm),
+        World::Command02 | World::Command03 | World::Http02 | World::Http03 => engine.precompile_component(wasm),
     };
     Ok((artifact.map_err(|error| format!("{error:#}"))?, world))
 }
@@ -284,20 +270,17 @@ mod tests {
 
     #[test]
     fn a_job_is_read_back_from_its_arguments() {
-        for profile in [Profile::Command, Profile::Service] {
-            let job = Job {
-                profile,
-                memory: 1 << 30,
-                seconds: 60,
-            };
-            assert_eq!(Job::parse(job.arguments().into_iter()), Some(job));
-        }
+        let job = Job {
+            memory: 1 << 30,
+            seconds: 60,
+        };
+        assert_eq!(Job::parse(job.arguments().into_iter()), Some(job));
         assert_eq!(Job::parse(["compile".to_owned()].into_iter()), None);
     }
 
     #[test]
     fn text_and_cut_modules_are_rejected_with_the_parsers_message() {
-        let rejected = |bytes: &[u8]| compile(bytes, Profile::Command).map(|_| ()).expect_err("rejected");
+        let rejected = |bytes: &[u8]| compile(bytes).map(|_| ()).expect_err("rejected");
         assert!(
             rejected(b"(module)").contains("magic header not detected"),
             "{}",
@@ -314,7 +297,7 @@ mod tests {
     #[test]
     fn an_invalid_module_is_rejected_with_the_validators_message() {
         let bad = wat::parse_str("(module (func (export \"_start\") i32.add drop))").expect("text assembles");
-        let message = compile(&bad, Profile::Command).map(|_| ()).expect_err("rejected");
+        let message = compile(&bad).map(|_| ()).expect_err("rejected");
         assert!(message.contains("type mismatch"), "{message}");
     }
 }

@@ -88,6 +88,7 @@ pub fn plan(request: Request<'_>) -> Result<Confinement, PlanError> {
         arguments: process.args().clone().unwrap_or_default(),
         environment: plan::environment(process),
         working_directory: process.cwd().to_string_lossy().into_owned(),
+        cpus: plan::cpus(linux),
         role,
         options,
     })

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use seccompiler::{SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompRule};
 
 use super::profile::{ProfileError, Program, compile};
+use crate::compile::Profile;
 
 /// Calls that are allowed with any arguments.
 const ALLOWED: &[libc::c_long] = &[
@@ -103,8 +104,15 @@ const ALLOWED_HERE: &[libc::c_long] = &[
 #[cfg(not(target_arch = "x86_64"))]
 const ALLOWED_HERE: &[libc::c_long] = &[];
 
-/// The two filters of a guest; the second is installed on top of the first.
+/// The filters of guests.
 pub struct Filters {
+    command: Pair,
+    service: Pair,
+}
+
+/// The two filters of a guest; the second is installed on top of the first.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Pair {
     /// While the artifact is mapped and the event loop built: code becomes executable, folders change.
     pub loading: Program,
     /// From then on.
@@ -112,30 +120,65 @@ pub struct Filters {
 }
 
 impl Filters {
-    /// Compiles both.
+    /// Compiles all of them.
     ///
     /// # Errors
     ///
     /// What the compiler says of the rules.
     pub fn new() -> Result<Filters, ProfileError> {
-        let always: Rules = ALLOWED
+        Ok(Filters {
+            command: Pair::new(Profile::Command)?,
+            service: Pair::new(Profile::Service)?,
+        })
+    }
+
+    /// Those of a guest that was compiled for `profile`.
+    pub fn of(&self, profile: Profile) -> &Pair {
+        match profile {
+            Profile::Command => &self.command,
+            Profile::Service => &self.service,
+        }
+    }
+}
+
+impl Pair {
+    fn new(profile: Profile) -> Result<Pair, ProfileError> {
+        let mut running: Rules = ALLOWED
             .iter()
             .chain(ALLOWED_HERE)
             .map(|number| (*number, Vec::new()))
             .collect();
-        let mut running = always.clone();
         running.extend(conditional()?);
+        if profile == Profile::Service {
+            running.extend(SERVING.iter().map(|number| (*number, Vec::new())));
+            running.extend(serving()?);
+        }
         let mut loading = running.clone();
         for number in LOADING {
             loading.insert(*number, Vec::new());
         }
         let denied = SeccompAction::Errno(libc::EPERM as u32);
-        Ok(Filters {
+        Ok(Pair {
             loading: compile(loading, denied.clone(), SeccompAction::Allow)?,
             running: compile(running, denied, SeccompAction::Allow)?,
         })
     }
 }
+
+/// Calls by which a service listens and answers.
+const SERVING: &[libc::c_long] = &[
+    libc::SYS_accept4,
+    libc::SYS_bind,
+    libc::SYS_getpeername,
+    libc::SYS_getsockname,
+    libc::SYS_getsockopt,
+    libc::SYS_listen,
+    libc::SYS_recvfrom,
+    libc::SYS_recvmsg,
+    libc::SYS_sendmsg,
+    libc::SYS_sendto,
+    libc::SYS_shutdown,
+];
 
 type Rules = BTreeMap<i64, Vec<SeccompRule>>;
 
@@ -155,6 +198,8 @@ const IOCTL: &[u64] = &[
     libc::TCGETS as u64,
     libc::TIOCGWINSZ as u64,
 ];
+/// `_IOWR('f', 16, struct pm_scan_arg)` (linux/fs.h), of 96 bytes.
+const PAGEMAP_SCAN: u64 = 0xc060_6610;
 /// Without F_SETOWN and F_SETSIG, by which the kernel sends signals for a process that may not.
 const FCNTL: &[u64] = &[
     libc::F_GETFD as u64,
@@ -188,6 +233,23 @@ fn conditional() -> Result<Rules, ProfileError> {
         (libc::SYS_fcntl, fcntl),
         (libc::SYS_prctl, values(0, PRCTL)?),
         (libc::SYS_ioctl, values(1, IOCTL)?),
+    ]
+    .into())
+}
+
+/// What a service may do beside: sockets of IPv4 and IPv6, their options, and asking which pages an instance has written.
+fn serving() -> Result<Rules, ProfileError> {
+    let families = [libc::AF_INET as u64, libc::AF_INET6 as u64];
+    let levels = [
+        libc::SOL_SOCKET as u64,
+        libc::IPPROTO_TCP as u64,
+        libc::IPPROTO_IPV6 as u64,
+    ];
+    let ioctl: Vec<u64> = IOCTL.iter().copied().chain([PAGEMAP_SCAN]).collect();
+    Ok([
+        (libc::SYS_socket, values(0, &families)?),
+        (libc::SYS_setsockopt, values(1, &levels)?),
+        (libc::SYS_ioctl, values(1, &ioctl)?),
     ]
     .into())
 }
@@ -235,13 +297,23 @@ mod tests {
         assert!(
             hostile
                 .iter()
-                .all(|number| !ALLOWED.contains(number) && !ALLOWED_HERE.contains(number))
+                .all(|number| ![ALLOWED, ALLOWED_HERE, SERVING, LOADING].concat().contains(number))
         );
+    }
+
+    #[test]
+    fn a_command_has_no_call_of_a_service() {
+        let commands = [ALLOWED, ALLOWED_HERE].concat();
+        assert!(SERVING.iter().all(|number| !commands.contains(number)));
+        assert!(!conditional().unwrap().contains_key(&libc::SYS_socket));
     }
 
     #[test]
     fn the_filters_compile_for_this_architecture_and_differ() {
         let filters = Filters::new().unwrap();
-        assert_ne!(filters.loading, filters.running);
+        let [command, service] = [Profile::Command, Profile::Service].map(|profile| filters.of(profile));
+        assert_ne!(command.loading, command.running);
+        assert_ne!(service.loading, service.running);
+        assert_ne!(command, service);
     }
 }
