@@ -14,6 +14,7 @@ use wasmtime_wasi_keyvalue::{WasiKeyValue, WasiKeyValueCtx, WasiKeyValueCtxBuild
 
 use super::Settings;
 use super::limits::Limits;
+use super::outbound::Outbound;
 use super::output::Output;
 
 /// The state of a core module.
@@ -26,6 +27,7 @@ pub struct Module {
 pub struct Component {
     wasi: WasiCtx,
     http: WasiHttpCtx,
+    outbound: Outbound,
     table: ResourceTable,
     config: Arc<WasiConfigVariables>,
     keyvalue: WasiKeyValueCtx,
@@ -56,7 +58,7 @@ impl Component {
 impl WasiHttpView for Component {
     fn http(&mut self) -> WasiHttpCtxView<'_> {
         WasiHttpCtxView {
-            hooks: Default::default(),
+            hooks: &mut self.outbound,
             table: &mut self.table,
             ctx: &mut self.http,
         }
@@ -73,6 +75,8 @@ pub struct Surroundings {
     stderr: Output,
     files: WasiFilesystemCtx,
     config: Arc<WasiConfigVariables>,
+    /// Its connections are reused by all of them.
+    outbound: Outbound,
     /// Seeded by the kernel here, in the child: a generator that is older than the fork is every guest's.
     seeds: Mutex<StdRng>,
 }
@@ -103,6 +107,7 @@ impl Surroundings {
             stderr: Output::new(std::io::stderr().as_fd())?,
             files: opened.filesystem().clone(),
             config: Arc::new(settings.options.config.clone().into_iter().collect()),
+            outbound: Outbound::new(settings.environment),
             seeds: Mutex::new(StdRng::try_from_rng(&mut SysRng)?),
         })
     }
@@ -135,6 +140,7 @@ impl Surroundings {
         Component {
             wasi,
             http: WasiHttpCtx::new(),
+            outbound: self.outbound.clone(),
             table: ResourceTable::new(),
             config: self.config.clone(),
             keyvalue: WasiKeyValueCtxBuilder::new().build(),
@@ -154,7 +160,10 @@ impl Surroundings {
             .stdout(self.stdout.clone())
             .stderr(self.stderr.clone())
             .args(&self.arguments)
-            .envs(&self.environment);
+            .envs(&self.environment)
+            // The pod's network, by its namespace.
+            .inherit_network()
+            .allow_ip_name_lookup(true);
         builder
     }
 }

@@ -13,6 +13,7 @@ use limits::Budget;
 pub mod context;
 pub mod http;
 pub mod limits;
+mod outbound;
 mod output;
 pub mod p1;
 pub mod p2;

@@ -64,8 +64,8 @@ impl Warm {
     }
 }
 
-/// WASI 0.2 and 0.3, wasi:http, wasi:config and wasi:keyvalue, offered to every component, whatever it exports: a 0.3 component imports 0.2 interfaces too, and what
-/// compilers link into a service imports wasi:cli.
+/// WASI 0.2 and 0.3, wasi:http, wasi:config and wasi:keyvalue, offered to every component, whatever it exports: a 0.3
+/// component imports 0.2 interfaces too, and what compilers link into a service imports wasi:cli.
 fn components(engine: &Engine) -> wasmtime::Result<component::Linker<Component>> {
     let mut components = component::Linker::new(engine);
     wasmtime_wasi::p2::add_to_linker_async(&mut components)?;
