@@ -13,7 +13,7 @@ export PATH := $(CACHE)/bin:$(PATH)
 BUILD := gcc libc6-dev musl-tools protobuf-compiler
 CROSS := gcc-aarch64-linux-gnu libc6-dev-arm64-cross
 NODE := containerd runc buildah
-TEST := busybox-static docker-registry skopeo shellcheck
+TEST := busybox-static docker-registry iproute2 openssl skopeo shellcheck
 CRI := containernetworking-plugins iptables jq libseccomp-dev pkg-config
 VM := binutils debootstrap e2fsprogs qemu-system-x86
 

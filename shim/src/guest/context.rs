@@ -163,6 +163,8 @@ impl Surroundings {
             .envs(&self.environment)
             // The pod's network, by its namespace.
             .inherit_network()
+            .allow_tcp(true)
+            .allow_udp(true)
             .allow_ip_name_lookup(true);
         builder
     }

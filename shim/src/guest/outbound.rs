@@ -145,7 +145,7 @@ fn failure(error: &legacy::Error) -> Error {
         let Some(cause) = cause.downcast_ref::<io::Error>() else {
             continue;
         };
-        if let Some(tls) = cause.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
+        if let Some(tls) = of_tls(cause) {
             return refused(tls);
         }
         if error.is_connect() {
@@ -156,6 +156,13 @@ fn failure(error: &legacy::Error) -> Error {
         true => Error::DestinationUnavailable,
         false => Error::HttpProtocolError,
     }
+}
+
+/// What TLS says inside an I/O error, which is not its source: tokio's and hyper's wrap each other.
+fn of_tls(error: &io::Error) -> Option<&rustls::Error> {
+    let inner = error.get_ref()?;
+    let deeper = || inner.downcast_ref::<io::Error>().and_then(of_tls);
+    inner.downcast_ref::<rustls::Error>().or_else(deeper)
 }
 
 fn refused(error: &rustls::Error) -> Error {
