@@ -5,6 +5,7 @@
 //! reads a file or the environment.
 
 mod annotations;
+mod engine;
 mod http;
 mod kind;
 mod parse;
@@ -12,6 +13,7 @@ mod reference;
 mod table;
 
 pub use annotations::{AnnotationError, annotated};
+pub use engine::{Engine, Optimization};
 pub use http::Http;
 pub use kind::{Kind, ValueError};
 pub use parse::{OptionsError, parse};

@@ -87,7 +87,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::{Guest, Scope};
+    use crate::{Engine, Guest, Optimization, Scope};
 
     fn refused(toml: &str) -> String {
         parse(toml).unwrap_err().to_string()
@@ -104,7 +104,9 @@ mod tests {
             "scope = 'pod'\nlog = 'debug,ttrpc=info'\ncache_dir = '/c'\ncache_size = '100Mi'\ncompile_timeout = 5\n\
              compile_memory = 134217728\nidle_timeout = 0\nlauncher_max_forks = '7'\n\
              launcher_max_age = 9\nrunc_binary = 'crun'\nrunc_no_pivot_root = true\n\
-             runc_no_new_keyring = 'true'\nmemory_limit = '1Mi'\n",
+             runc_no_new_keyring = 'true'\nmemory_limit = '1Mi'\n\
+             optimization = 'none'\nstack_size = '1Mi'\nwasm_gc = false\nwasm_exceptions = false\nwasm_threads = false\n\
+             wasm_tail_call = false\nwasm_memory64 = false\nwasm_wide_arithmetic = true\n",
         )
         .unwrap();
         assert_eq!(
@@ -122,6 +124,16 @@ mod tests {
                 runc_binary: "crun".to_owned(),
                 runc_no_pivot_root: true,
                 runc_no_new_keyring: true,
+                engine: Engine {
+                    optimization: Optimization::None,
+                    stack_size: 1 << 20,
+                    gc: false,
+                    exceptions: false,
+                    threads: false,
+                    tail_call: false,
+                    memory64: false,
+                    wide_arithmetic: true,
+                },
                 guest: Guest {
                     memory_limit: 1 << 20,
                     ..Guest::default()

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::engine::{Engine, Optimization};
 use crate::http::Http;
 use crate::kind::{Kind, Value};
 
@@ -49,6 +50,8 @@ pub struct Options {
     pub runc_no_pivot_root: bool,
     /// Native containers share the server's session keyring.
     pub runc_no_new_keyring: bool,
+    /// How code is compiled and run.
+    pub engine: Engine,
     /// What a guest runs with when its pod says nothing.
     pub guest: Guest,
 }
@@ -212,6 +215,82 @@ pub const TABLE: &[Entry] = &[
         set: |options, value| set_switch(&mut options.runc_no_new_keyring, value),
     },
     Entry {
+        key: "optimization",
+        kind: Kind::Word(&["none", "speed", "speed_and_size"]),
+        default: "speed",
+        place: Place::Handler,
+        doc: "How code is compiled: soonest, to run fastest, or to be small as well.",
+        set: |options, value| {
+            if let Value::Text(word) = value {
+                options.engine.optimization = match word.as_str() {
+                    "none" => Optimization::None,
+                    "speed_and_size" => Optimization::SpeedAndSize,
+                    _ => Optimization::Speed,
+                };
+            }
+        },
+    },
+    Entry {
+        key: "stack_size",
+        // Less is not enough for what compilers emit; each guest has address space for the most.
+        kind: Kind::Bytes {
+            min: 64 * KI,
+            max: 64 * MI,
+        },
+        default: "512Ki",
+        place: Place::Handler,
+        doc: "The most stack that a guest's calls may take; more is a trap.",
+        set: |options, value| set_number(&mut options.engine.stack_size, value),
+    },
+    Entry {
+        key: "wasm_gc",
+        kind: Kind::Switch,
+        default: "true",
+        place: Place::Handler,
+        doc: "Whether modules may use the proposal gc: structs and arrays that the host collects.",
+        set: |options, value| set_switch(&mut options.engine.gc, value),
+    },
+    Entry {
+        key: "wasm_exceptions",
+        kind: Kind::Switch,
+        default: "true",
+        place: Place::Handler,
+        doc: "Whether modules may use the proposal exceptions: throwing and catching.",
+        set: |options, value| set_switch(&mut options.engine.exceptions, value),
+    },
+    Entry {
+        key: "wasm_threads",
+        kind: Kind::Switch,
+        default: "true",
+        place: Place::Handler,
+        doc: "Whether modules may use the proposal threads: atomic instructions; a guest still has one thread.",
+        set: |options, value| set_switch(&mut options.engine.threads, value),
+    },
+    Entry {
+        key: "wasm_tail_call",
+        kind: Kind::Switch,
+        default: "true",
+        place: Place::Handler,
+        doc: "Whether modules may use the proposal tail-call: calls that replace their caller.",
+        set: |options, value| set_switch(&mut options.engine.tail_call, value),
+    },
+    Entry {
+        key: "wasm_memory64",
+        kind: Kind::Switch,
+        default: "true",
+        place: Place::Handler,
+        doc: "Whether modules may use the proposal memory64: memories with 64-bit addresses.",
+        set: |options, value| set_switch(&mut options.engine.memory64, value),
+    },
+    Entry {
+        key: "wasm_wide_arithmetic",
+        kind: Kind::Switch,
+        default: "false",
+        place: Place::Handler,
+        doc: "Whether modules may use the proposal wide-arithmetic: 128-bit arithmetic.",
+        set: |options, value| set_switch(&mut options.engine.wide_arithmetic, value),
+    },
+    Entry {
         key: "memory_limit",
         // One page of wasm; and as good as no limit.
         kind: Kind::Bytes {
@@ -348,6 +427,16 @@ impl Default for Options {
             runc_binary: String::new(),
             runc_no_pivot_root: false,
             runc_no_new_keyring: false,
+            engine: Engine {
+                optimization: Optimization::default(),
+                stack_size: 0,
+                gc: false,
+                exceptions: false,
+                threads: false,
+                tail_call: false,
+                memory64: false,
+                wide_arithmetic: false,
+            },
             guest: Guest {
                 memory_limit: 0,
                 config: BTreeMap::new(),
@@ -391,6 +480,10 @@ mod tests {
         assert_eq!(options.launcher_max_age, Duration::from_secs(6 * 3600));
         assert_eq!(options.runc_binary, "runc");
         assert!(!options.runc_no_pivot_root && !options.runc_no_new_keyring);
+        assert_eq!(options.engine.optimization, Optimization::Speed);
+        assert_eq!(options.engine.stack_size, 512 << 10);
+        assert!(options.engine.gc && options.engine.exceptions && options.engine.threads);
+        assert!(options.engine.tail_call && options.engine.memory64 && !options.engine.wide_arithmetic);
         assert_eq!(options.guest.memory_limit, 1 << 40);
         assert!(options.guest.config.is_empty());
     }

@@ -44,11 +44,12 @@ mod tests {
     use super::*;
     use crate::compile::{Profile, engine::engine, worker};
     use crate::image::memory;
+    use kubewasi_options::Engine as Options;
     use std::io::Write;
 
     fn artifact(text: &str) -> (OwnedFd, World) {
         let wasm = wat::parse_str(text).expect("valid text");
-        let (bytes, world) = worker::compile(&wasm).expect("compiled");
+        let (bytes, world) = worker::compile(&wasm, &Options::default()).expect("compiled");
         let mut file = memory::file("artifact").expect("memfd");
         file.write_all(&bytes).expect("write");
         memory::seal(&file).expect("seal");
@@ -57,7 +58,7 @@ mod tests {
 
     #[test]
     fn a_module_and_a_component_load_from_a_sealed_file() {
-        let engine = engine(Profile::Command).expect("engine");
+        let engine = engine(Profile::Command, &Options::default()).expect("engine");
         let (file, world) = artifact(r#"(module (memory 1) (data (i32.const 0) "x") (func (export "_start")))"#);
         assert!(matches!(
             load(&engine, file, Path::new("/proc/self/fd"), world),
@@ -82,7 +83,7 @@ mod tests {
         for text in ["(module)", service] {
             let loads = |profile| {
                 let (file, world) = artifact(text);
-                let engine = engine(profile).expect("engine");
+                let engine = engine(profile, &Options::default()).expect("engine");
                 let loaded = load(&engine, file, Path::new("/proc/self/fd"), world);
                 assert_eq!(loaded.is_ok(), profile == world.profile(), "{text}");
             };

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
+use kubewasi_options::Engine as Options;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
@@ -24,6 +25,7 @@ pub struct Driver {
     pub timeout: Duration,
     /// In bytes.
     pub memory: u64,
+    pub engine: Options,
     /// Workers get a cgroup of their own.
     pub confined: bool,
 }
@@ -66,6 +68,7 @@ impl Driver {
         let job = Job {
             memory: self.memory,
             seconds,
+            engine: self.engine,
         };
         let confine = if self.confined {
             Some(Confine::new(self.memory).map_err(WorkerError::Cgroup)?)
@@ -187,6 +190,7 @@ mod tests {
             program,
             timeout: Duration::from_millis(400),
             memory: 64 << 20,
+            engine: Options::default(),
             confined: false,
         }
     }
@@ -247,6 +251,7 @@ mod tests {
             program: "/no/such/program".into(),
             timeout: Duration::from_secs(1),
             memory: 1 << 20,
+            engine: Options::default(),
             confined: false,
         };
         let input = memory::file("input").expect("memfd");

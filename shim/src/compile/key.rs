@@ -5,6 +5,7 @@
 use std::fmt;
 use std::hash::{Hash, Hasher};
 
+use kubewasi_options::Engine as Options;
 use sha2::{Digest as _, Sha256};
 use wasmtime::Engine;
 
@@ -21,7 +22,7 @@ impl fmt::Display for Key {
     }
 }
 
-/// What every key has in common: this build's engines and this node's CPU.
+/// What every key has in common: this build's engines with their options, and this node's CPU.
 #[derive(Clone, Copy, Debug)]
 pub struct Compatibility([u8; 32]);
 
@@ -30,8 +31,8 @@ const GENERATION: &[u8] = b"kubewasi artifact 1\0";
 
 impl Compatibility {
     /// The compatibility of this build on this node. Builds its engines to ask them.
-    pub fn own() -> wasmtime::Result<Compatibility> {
-        let engine = |profile| engine::engine(profile);
+    pub fn own(options: &Options) -> wasmtime::Result<Compatibility> {
+        let engine = |profile| engine::engine(profile, options);
         Ok(Compatibility::of([
             &engine(Profile::Command)?,
             &engine(Profile::Service)?,
@@ -72,11 +73,32 @@ mod tests {
 
     #[test]
     fn equal_engines_give_equal_keys_and_each_part_changes_them() {
-        let [own, again] = [(); 2].map(|()| Compatibility::own().expect("engines"));
+        let [own, again] = [(); 2].map(|()| Compatibility::own(&Options::default()).expect("engines"));
         let (a, b) = (Digest::of(b"a"), Digest::of(b"b"));
         assert_eq!(own.key(&a), again.key(&a));
         assert_ne!(own.key(&a), own.key(&b));
         assert_eq!(own.key(&a).to_string().len(), 64);
+    }
+
+    #[test]
+    fn another_option_of_the_engine_is_another_key() {
+        let key = |options: Options| Compatibility::own(&options).expect("engines").key(&Digest::of(b"a"));
+        let default = Options::default();
+        let optimization = kubewasi_options::Optimization::None;
+        assert_ne!(
+            key(default),
+            key(Options {
+                optimization,
+                ..default
+            })
+        );
+        assert_ne!(
+            key(default),
+            key(Options {
+                tail_call: false,
+                ..default
+            })
+        );
     }
 
     #[test]

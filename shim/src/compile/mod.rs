@@ -89,6 +89,8 @@ pub struct Settings {
     pub timeout: Duration,
     /// The most memory one compilation may use, in bytes.
     pub memory: u64,
+    /// How it is compiled, and what the engine that runs it is like.
+    pub engine: kubewasi_options::Engine,
 }
 
 /// How often the cache did what, since the server started.
@@ -161,7 +163,7 @@ impl Artifacts {
 
     /// As [`Artifacts::open`], with workers that run `program`, without cgroups of their own.
     pub fn open_with(settings: Settings, program: PathBuf) -> Result<Artifacts, CompileError> {
-        let compatibility = Compatibility::own().map_err(|error| CompileError::Engine {
+        let compatibility = Compatibility::own(&settings.engine).map_err(|error| CompileError::Engine {
             message: format!("{error:#}"),
         })?;
         let artifacts = Artifacts {
@@ -169,6 +171,7 @@ impl Artifacts {
                 program,
                 timeout: settings.timeout,
                 memory: settings.memory,
+                engine: settings.engine,
                 confined: false,
             },
             compatibility,

@@ -40,6 +40,7 @@ impl Node {
             size: 1 << 20,
             timeout: Duration::from_secs(20),
             memory: 1 << 30,
+            engine: kubewasi_options::Engine::default(),
         };
         Artifacts::open_with(settings, folder.join("worker")).expect("artifacts")
     }

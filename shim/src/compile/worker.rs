@@ -10,6 +10,7 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 use std::panic;
 
+use kubewasi_options::Engine as Options;
 use rustix::process::{DumpableBehavior, Resource, Rlimit, Signal};
 
 use super::world::world;
@@ -25,6 +26,7 @@ pub struct Job {
     pub memory: u64,
     /// The most processor time, in seconds: a second limit, for a worker whose server is gone.
     pub seconds: u64,
+    pub engine: Options,
 }
 
 /// What a worker says when it ends by itself.
@@ -56,8 +58,13 @@ const NOBODY: u32 = 65534;
 
 impl Job {
     /// The arguments that follow the binary's name.
-    pub fn arguments(&self) -> [String; 3] {
-        ["compile".to_owned(), self.memory.to_string(), self.seconds.to_string()]
+    pub fn arguments(&self) -> [String; 4] {
+        [
+            "compile".to_owned(),
+            self.memory.to_string(),
+            self.seconds.to_string(),
+            engine::argument(&self.engine),
+        ]
     }
 
     fn parse(mut arguments: impl Iterator<Item = String>) -> Option<Job> {
@@ -67,6 +74,7 @@ impl Job {
         Some(Job {
             memory: arguments.next()?.parse().ok()?,
             seconds: arguments.next()?.parse().ok()?,
+            engine: engine::of_argument(&arguments.next()?)?,
         })
     }
 }
@@ -80,7 +88,7 @@ pub fn run() -> ! {
         |job| {
             allocator::exit_when_exhausted(EXHAUSTED);
             confine(&job)
-                .and_then(|()| perform())
+                .and_then(|()| perform(&job.engine))
                 .unwrap_or_else(|message| Outcome::Broken { message })
         },
     );
@@ -94,7 +102,7 @@ pub fn run() -> ! {
     std::process::exit(code);
 }
 
-fn perform() -> Result<Outcome, String> {
+fn perform(options: &Options) -> Result<Outcome, String> {
     let told = |what: &str| {
         let what = what.to_owned();
         move |error: io::Error| format!("{what} failed: {error}")
@@ -102,7 +110,7 @@ fn perform() -> Result<Outcome, String> {
     let wasm = input().map_err(told("reading the wasm"))?;
     // The default hook would mix its text into the outcome.
     panic::set_hook(Box::new(|_| {}));
-    match panic::catch_unwind(|| compile(&wasm)) {
+    match panic::catch_unwind(|| compile(&wasm, options)) {
         Ok(Ok((artifact, world))) => {
             let mut output = File::from(
                 io::stdout()
@@ -133,9 +141,9 @@ fn input() -> io::Result<Vec<u8>> {
 }
 
 /// Compiles `wasm`; the error is what its author should read.
-pub fn compile(wasm: &[u8]) -> Result<(Vec<u8>, World), String> {
+pub fn compile(wasm: &[u8], options: &Options) -> Result<(Vec<u8>, World), String> {
     let world = world(wasm).map_err(|error| error.to_string())?;
-    let engine = engine::engine(world.profile()).map_err(|error| format!("{error:#}"))?;
+    let engine = engine::engine(world.profile(), options).map_err(|error| format!("{error:#}"))?;
     let artifact = match world {
         World::Module => engine.precompile_module(wasm),
         World::Command02 | World::Command03 | World::Http02 | World::Http03 => engine.precompile_component(wasm),
@@ -273,6 +281,7 @@ mod tests {
         let job = Job {
             memory: 1 << 30,
             seconds: 60,
+            engine: Options::default(),
         };
         assert_eq!(Job::parse(job.arguments().into_iter()), Some(job));
         assert_eq!(Job::parse(["compile".to_owned()].into_iter()), None);
@@ -280,7 +289,7 @@ mod tests {
 
     #[test]
     fn text_and_cut_modules_are_rejected_with_the_parsers_message() {
-        let rejected = |bytes: &[u8]| compile(bytes).map(|_| ()).expect_err("rejected");
+        let rejected = |bytes: &[u8]| compile(bytes, &Options::default()).map(|_| ()).expect_err("rejected");
         assert!(
             rejected(b"(module)").contains("magic header not detected"),
             "{}",
@@ -297,7 +306,38 @@ mod tests {
     #[test]
     fn an_invalid_module_is_rejected_with_the_validators_message() {
         let bad = wat::parse_str("(module (func (export \"_start\") i32.add drop))").expect("text assembles");
-        let message = compile(&bad).map(|_| ()).expect_err("rejected");
+        let message = compile(&bad, &Options::default()).map(|_| ()).expect_err("rejected");
         assert!(message.contains("type mismatch"), "{message}");
+    }
+
+    #[test]
+    fn a_proposal_is_compiled_where_its_option_allows_it_alone() {
+        let on = Options {
+            wide_arithmetic: true,
+            ..Options::default()
+        };
+        let off = Options {
+            gc: false,
+            exceptions: false,
+            threads: false,
+            tail_call: false,
+            memory64: false,
+            ..Options::default()
+        };
+        let with = |text: &str, options: &Options| {
+            compile(&wat::parse_str(text).expect("text assembles"), options).map(|_| ())
+        };
+        for text in [
+            "(module (type (struct (field i32))) (func (result (ref 0)) struct.new_default 0))",
+            "(module (tag) (func throw 0))",
+            "(module (memory 1 1) (func (result i32) (i32.atomic.load (i32.const 0))))",
+            "(module (func return_call 0))",
+            "(module (memory i64 1))",
+            "(module (func (param i64 i64 i64 i64) (result i64 i64)
+                (i64.add128 (local.get 0) (local.get 1) (local.get 2) (local.get 3))))",
+        ] {
+            assert_eq!(with(text, &on), Ok(()), "{text}");
+            assert!(with(text, &off).is_err(), "{text}");
+        }
     }
 }

@@ -3,6 +3,7 @@
 //!
 //! No context, no random state and no hash map of consequence is in here: they would be equal in every guest.
 
+use kubewasi_options::Engine as Options;
 use wasmtime::{Engine, Linker, component};
 use wasmtime_wasi::I32Exit;
 
@@ -12,6 +13,8 @@ use crate::compile::engine;
 
 /// The engine and the linkers.
 pub struct Warm {
+    /// What every engine of this handler is like.
+    pub options: Options,
     pub engine: Engine,
     /// WASI 0.1 for core modules.
     pub modules: Linker<Module>,
@@ -31,8 +34,8 @@ impl Serving {
     /// # Errors
     ///
     /// As [`Warm::new`].
-    pub fn new(instances: u32) -> wasmtime::Result<Serving> {
-        let engine = engine::pooled(instances)?;
+    pub fn new(instances: u32, options: &Options) -> wasmtime::Result<Serving> {
+        let engine = engine::pooled(instances, options)?;
         Ok(Serving {
             components: components(&engine)?,
             engine,
@@ -46,8 +49,8 @@ impl Warm {
     /// # Errors
     ///
     /// What wasmtime says of the configuration or a definition.
-    pub fn new() -> wasmtime::Result<Warm> {
-        let engine = engine::engine(Profile::Command)?;
+    pub fn new(options: Options) -> wasmtime::Result<Warm> {
+        let engine = engine::engine(Profile::Command, &options)?;
         let mut modules = Linker::new(&engine);
         wasmtime_wasi::p1::add_to_linker_async(&mut modules, |module: &mut Module| &mut module.wasi)?;
         // wasmtime's own refuses codes from 126 on, by which shells tell that a command was not found or was killed.
@@ -60,6 +63,7 @@ impl Warm {
             components: components(&engine)?,
             engine,
             modules,
+            options,
         })
     }
 }

@@ -112,7 +112,7 @@ fn become_guest(warm: &Warm, filters: &Filters, confinement: &Confinement, users
     drop(plan);
     let own = beside.is_none();
     let prepared = begin(confinement, &socket, streams)
-        .and_then(|()| Ok((own_process(confinement)?, Loader::open(confinement, artifact)?)))
+        .and_then(|()| Ok((own_process(confinement)?, Loader::open(warm, confinement, artifact)?)))
         .and_then(|opened| move_in(confinement, users, beside).map(|()| opened))
         .and_then(|(process, loader)| confine(warm, filters, confinement, &socket, process, loader));
     match prepared {
@@ -156,7 +156,7 @@ impl Loader<'_> {
         }
     }
 
-    fn open(confinement: &Confinement, artifact: Option<OwnedFd>) -> Result<Loader<'_>, Failure> {
+    fn open<'a>(warm: &Warm, confinement: &'a Confinement, artifact: Option<OwnedFd>) -> Result<Loader<'a>, Failure> {
         match &confinement.role {
             Role::Holder => Ok(Loader::Nothing),
             Role::Native { path } => Ok(Loader::Native(path)),
@@ -171,7 +171,7 @@ impl Loader<'_> {
                 serving: match guest::http::instances(*world, &confinement.options.http) {
                     None => None,
                     Some(instances) => Some(
-                        Serving::new(instances)
+                        Serving::new(instances, &warm.options)
                             .map_err(|error| step("build the service's engine")(format!("{error:#}")))?,
                     ),
                 },

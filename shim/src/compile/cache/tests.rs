@@ -10,7 +10,7 @@ struct Test {
 fn key(wasm: &str) -> Key {
     static COMPATIBILITY: std::sync::OnceLock<Compatibility> = std::sync::OnceLock::new();
     COMPATIBILITY
-        .get_or_init(|| Compatibility::own().expect("engines"))
+        .get_or_init(|| Compatibility::own(&kubewasi_options::Engine::default()).expect("engines"))
         .key(&Digest::of(wasm.as_bytes()))
 }
 
