@@ -1,11 +1,21 @@
 //! Every option of kubewasi, in one typed table.
 //!
 //! A key stands in the table with its kind (unit and range), its default, where it may be set and what it does; the
-//! parser, the defaults and the documentation are views of the table. Pure: nothing here reads a file or the
-//! environment.
+//! parsers of TOML and of annotations, the defaults and the documentation are views of the table. Pure: nothing here
+//! reads a file or the environment.
 
+mod annotations;
+mod engine;
+mod http;
+mod kind;
 mod parse;
+mod reference;
 mod table;
 
+pub use annotations::{AnnotationError, annotated};
+pub use engine::{Engine, Optimization};
+pub use http::Http;
+pub use kind::{Kind, ValueError};
 pub use parse::{OptionsError, parse};
-pub use table::{Entry, Kind, Options, Place, Scope, TABLE, reference, size};
+pub use reference::{markdown, reference, size};
+pub use table::{Entry, Guest, Options, Place, Scope, TABLE};

@@ -1,6 +1,7 @@
 //! From a handler's TOML to options, or to a message that names the key, the value and the mend.
 
-use crate::table::{Entry, Kind, Options, TABLE, Value, size};
+use crate::kind::{Kind, Value, ValueError};
+use crate::table::{Entry, Options, TABLE};
 
 /// Why options are refused.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -9,19 +10,8 @@ pub enum OptionsError {
     Syntax(String),
     #[error("unknown option {key:?}; {}", known(nearest))]
     Unknown { key: String, nearest: Vec<&'static str> },
-    #[error("option {key}: {value} is not {wanted}")]
-    Kind {
-        key: &'static str,
-        value: String,
-        wanted: String,
-    },
-    #[error("option {key}: {value} is out of range, it must be {min} to {max}")]
-    Range {
-        key: &'static str,
-        value: String,
-        min: String,
-        max: String,
-    },
+    #[error("option {key}: {cause}")]
+    Value { key: &'static str, cause: ValueError },
 }
 
 fn known(nearest: &[&'static str]) -> String {
@@ -51,110 +41,35 @@ pub fn parse(toml: &str) -> Result<Options, OptionsError> {
             .find(|entry| entry.key == key)
             .ok_or_else(|| OptionsError::Unknown {
                 key: key.clone(),
-                nearest: nearest(key),
+                nearest: nearest(key, |_| true),
             })?;
-        (entry.set)(&mut options, checked(entry, value)?);
+        let value = checked(entry.kind, value).map_err(|cause| OptionsError::Value { key: entry.key, cause })?;
+        (entry.set)(&mut options, value);
     }
     Ok(options)
 }
 
-fn checked(entry: &Entry, value: &toml::Value) -> Result<Value, OptionsError> {
+fn checked(kind: Kind, value: &toml::Value) -> Result<Value, ValueError> {
     match value {
-        toml::Value::String(written) => text(entry, written),
-        toml::Value::Integer(number) => match entry.kind {
-            Kind::Bytes { .. } | Kind::Seconds { .. } | Kind::Count { .. } => text(entry, &number.to_string()),
-            Kind::Word(_) | Kind::Text | Kind::Path | Kind::Switch => Err(wrong_kind(entry, number.to_string())),
+        toml::Value::String(written) => kind.read(written),
+        toml::Value::Integer(number) => match kind {
+            Kind::Bytes { .. } | Kind::Seconds { .. } | Kind::Count { .. } => kind.read(&number.to_string()),
+            Kind::Word(_) | Kind::Text | Kind::Path | Kind::Switch | Kind::Instance { .. } => {
+                Err(kind.wrong(number.to_string()))
+            }
         },
-        toml::Value::Boolean(on) if entry.kind == Kind::Switch => Ok(Value::Switch(*on)),
-        other => Err(wrong_kind(entry, other.to_string())),
+        toml::Value::Boolean(on) if kind == Kind::Switch => Ok(Value::Switch(*on)),
+        other => Err(kind.wrong(other.to_string())),
     }
 }
 
-/// Tests a value as it is written in TOML strings and in annotations.
-pub(crate) fn text(entry: &Entry, written: &str) -> Result<Value, OptionsError> {
-    let quoted = || format!("{written:?}");
-    match entry.kind {
-        Kind::Word(words) if words.contains(&written) => Ok(Value::Text(written.to_owned())),
-        Kind::Text => Ok(Value::Text(written.to_owned())),
-        Kind::Path if written.starts_with('/') => Ok(Value::Text(written.to_owned())),
-        Kind::Switch => written
-            .parse()
-            .map(Value::Switch)
-            .map_err(|_| wrong_kind(entry, quoted())),
-        Kind::Word(_) | Kind::Path => Err(wrong_kind(entry, quoted())),
-        Kind::Bytes { min, max } => {
-            let bytes = bytes(written).ok_or_else(|| wrong_kind(entry, quoted()))?;
-            in_range(entry, written, bytes, min, max, size)
-        }
-        Kind::Seconds { min, max } | Kind::Count { min, max } => {
-            let number = number(written).ok_or_else(|| wrong_kind(entry, quoted()))?;
-            in_range(entry, written, number, min, max, |bound| bound.to_string())
-        }
-    }
-}
-
-/// A whole number of any sign and size, so that one too small or too large is out of range and not nonsense.
-fn number(written: &str) -> Option<i128> {
-    written.parse().ok()
-}
-
-fn bytes(written: &str) -> Option<i128> {
-    let (digits, unit) = match written.find(|c: char| c.is_ascii_alphabetic()) {
-        Some(at) => written.split_at(at),
-        None => (written, ""),
-    };
-    let factor: i128 = match unit {
-        "" => 1,
-        "Ki" => 1 << 10,
-        "Mi" => 1 << 20,
-        "Gi" => 1 << 30,
-        _ => return None,
-    };
-    number(digits)?.checked_mul(factor)
-}
-
-fn in_range(
-    entry: &Entry,
-    written: &str,
-    number: i128,
-    min: u64,
-    max: u64,
-    shown: impl Fn(u64) -> String,
-) -> Result<Value, OptionsError> {
-    match u64::try_from(number) {
-        Ok(number) if (min..=max).contains(&number) => Ok(Value::Number(number)),
-        _ => Err(OptionsError::Range {
-            key: entry.key,
-            value: written.to_owned(),
-            min: shown(min),
-            max: shown(max),
-        }),
-    }
-}
-
-fn wrong_kind(entry: &Entry, value: String) -> OptionsError {
-    let wanted = match entry.kind {
-        Kind::Word(words) => format!("one of {}", words.join(", ")),
-        Kind::Text => "text in quotes".to_owned(),
-        Kind::Path => "an absolute path in quotes".to_owned(),
-        Kind::Bytes { .. } => "a number of bytes like 67108864 or \"64Mi\" (units: Ki, Mi, Gi)".to_owned(),
-        Kind::Seconds { .. } => "a whole number of seconds".to_owned(),
-        Kind::Count { .. } => "a whole number".to_owned(),
-        Kind::Switch => "true or false".to_owned(),
-    };
-    OptionsError::Kind {
-        key: entry.key,
-        value,
-        wanted,
-    }
-}
-
-/// The keys that a mistyped one may have meant, best first.
-fn nearest(key: &str) -> Vec<&'static str> {
+/// The keys, of those that `may` be set here, that a mistyped one may have meant, best first.
+pub(crate) fn nearest(key: &str, may: impl Fn(&Entry) -> bool) -> Vec<&'static str> {
     // Below this likeness a suggestion confuses more than it helps.
     const LIKE: f64 = 0.8;
     let mut near: Vec<(f64, &'static str)> = TABLE
         .iter()
+        .filter(|entry| may(entry))
         .map(|entry| {
             (
                 strsim::jaro_winkler(&key.to_lowercase().replace('-', "_"), entry.key),
@@ -172,7 +87,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::Scope;
+    use crate::{Engine, Guest, Optimization, Scope};
 
     fn refused(toml: &str) -> String {
         parse(toml).unwrap_err().to_string()
@@ -189,7 +104,9 @@ mod tests {
             "scope = 'pod'\nlog = 'debug,ttrpc=info'\ncache_dir = '/c'\ncache_size = '100Mi'\ncompile_timeout = 5\n\
              compile_memory = 134217728\nidle_timeout = 0\nlauncher_max_forks = '7'\n\
              launcher_max_age = 9\nrunc_binary = 'crun'\nrunc_no_pivot_root = true\n\
-             runc_no_new_keyring = 'true'\n",
+             runc_no_new_keyring = 'true'\nmemory_limit = '1Mi'\n\
+             optimization = 'none'\nstack_size = '1Mi'\nwasm_gc = false\nwasm_exceptions = false\nwasm_threads = false\n\
+             wasm_tail_call = false\nwasm_memory64 = false\nwasm_wide_arithmetic = true\n",
         )
         .unwrap();
         assert_eq!(
@@ -207,6 +124,20 @@ mod tests {
                 runc_binary: "crun".to_owned(),
                 runc_no_pivot_root: true,
                 runc_no_new_keyring: true,
+                engine: Engine {
+                    optimization: Optimization::None,
+                    stack_size: 1 << 20,
+                    gc: false,
+                    exceptions: false,
+                    threads: false,
+                    tail_call: false,
+                    memory64: false,
+                    wide_arithmetic: true,
+                },
+                guest: Guest {
+                    memory_limit: 1 << 20,
+                    ..Guest::default()
+                },
             }
         );
     }

@@ -1,10 +1,14 @@
 //! Which options there are.
 
-use std::fmt::Write;
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+
+use crate::engine::{Engine, Optimization};
+use crate::http::Http;
+use crate::kind::{Kind, Value};
 
 /// Which containers share one shim server.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -46,6 +50,21 @@ pub struct Options {
     pub runc_no_pivot_root: bool,
     /// Native containers share the server's session keyring.
     pub runc_no_new_keyring: bool,
+    /// How code is compiled and run.
+    pub engine: Engine,
+    /// What a guest runs with when its pod says nothing.
+    pub guest: Guest,
+}
+
+/// What one guest runs with: the options that pods may set too. It travels in the guest's plan.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Guest {
+    /// The most bytes that its linear memories may have together, beside the limit of its cgroup.
+    pub memory_limit: u64,
+    /// What it reads by wasi:config; from annotations alone.
+    pub config: BTreeMap<String, String>,
+    /// How it serves HTTP.
+    pub http: Http,
 }
 
 /// Where a key may be set.
@@ -55,32 +74,6 @@ pub enum Place {
     Handler,
     /// Also in a pod's annotations, by who may create pods.
     Pod,
-}
-
-/// What a value may be.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
-    /// One of these words.
-    Word(&'static [&'static str]),
-    /// Any text.
-    Text,
-    /// An absolute path.
-    Path,
-    /// A number of bytes, with `Ki`, `Mi` or `Gi` behind it or nothing.
-    Bytes { min: u64, max: u64 },
-    /// A whole number of seconds.
-    Seconds { min: u64, max: u64 },
-    /// A whole number.
-    Count { min: u64, max: u64 },
-    /// `true` or `false`.
-    Switch,
-}
-
-/// A value that passed its kind's test.
-pub(crate) enum Value {
-    Text(String),
-    Number(u64),
-    Switch(bool),
 }
 
 /// A row of the table.
@@ -221,6 +214,177 @@ pub const TABLE: &[Entry] = &[
         doc: "Native containers get no session keyring of their own.",
         set: |options, value| set_switch(&mut options.runc_no_new_keyring, value),
     },
+    Entry {
+        key: "optimization",
+        kind: Kind::Word(&["none", "speed", "speed_and_size"]),
+        default: "speed",
+        place: Place::Handler,
+        doc: "How code is compiled: soonest, to run fastest, or to be small as well.",
+        set: |options, value| {
+            if let Value::Text(word) = value {
+                options.engine.optimization = match word.as_str() {
+                    "none" => Optimization::None,
+                    "speed_and_size" => Optimization::SpeedAndSize,
+                    _ => Optimization::Speed,
+                };
+            }
+        },
+    },
+    Entry {
+        key: "stack_size",
+        // Less is not enough for what compilers emit; each guest has address space for the most.
+        kind: Kind::Bytes {
+            min: 64 * KI,
+            max: 64 * MI,
+        },
+        default: "512Ki",
+        place: Place::Handler,
+        doc: "The most stack that a guest's calls may take; more is a trap.",
+        set: |options, value| set_number(&mut options.engine.stack_size, value),
+    },
+    Entry {
+        key: "wasm_gc",
+        kind: Kind::Switch,
+        default: "true",
+        place: Place::Handler,
+        doc: "Whether modules may use the proposal gc: structs and arrays that the host collects.",
+        set: |options, value| set_switch(&mut options.engine.gc, value),
+    },
+    Entry {
+        key: "wasm_exceptions",
+        kind: Kind::Switch,
+        default: "true",
+        place: Place::Handler,
+        doc: "Whether modules may use the proposal exceptions: throwing and catching.",
+        set: |options, value| set_switch(&mut options.engine.exceptions, value),
+    },
+    Entry {
+        key: "wasm_threads",
+        kind: Kind::Switch,
+        default: "true",
+        place: Place::Handler,
+        doc: "Whether modules may use the proposal threads: atomic instructions; a guest still has one thread.",
+        set: |options, value| set_switch(&mut options.engine.threads, value),
+    },
+    Entry {
+        key: "wasm_tail_call",
+        kind: Kind::Switch,
+        default: "true",
+        place: Place::Handler,
+        doc: "Whether modules may use the proposal tail-call: calls that replace their caller.",
+        set: |options, value| set_switch(&mut options.engine.tail_call, value),
+    },
+    Entry {
+        key: "wasm_memory64",
+        kind: Kind::Switch,
+        default: "true",
+        place: Place::Handler,
+        doc: "Whether modules may use the proposal memory64: memories with 64-bit addresses.",
+        set: |options, value| set_switch(&mut options.engine.memory64, value),
+    },
+    Entry {
+        key: "wasm_wide_arithmetic",
+        kind: Kind::Switch,
+        default: "false",
+        place: Place::Handler,
+        doc: "Whether modules may use the proposal wide-arithmetic: 128-bit arithmetic.",
+        set: |options, value| set_switch(&mut options.engine.wide_arithmetic, value),
+    },
+    Entry {
+        key: "memory_limit",
+        // One page of wasm; and as good as no limit.
+        kind: Kind::Bytes {
+            min: 64 * KI,
+            max: 1024 * GI,
+        },
+        default: "1024Gi",
+        place: Place::Pod,
+        doc: "The most that a guest's linear memories may have together, beside the limit of its container.",
+        set: |options, value| set_number(&mut options.guest.memory_limit, value),
+    },
+    Entry {
+        key: "http_port",
+        kind: Kind::Count { min: 0, max: 65535 },
+        default: "0",
+        place: Place::Pod,
+        doc: "The port a service listens on; 0: what PORT says in its environment, else 8080.",
+        set: |options, value| {
+            if let Value::Number(port) = value {
+                options.guest.http.port = u16::try_from(port).ok().filter(|port| *port > 0);
+            }
+        },
+    },
+    Entry {
+        key: "instance",
+        kind: Kind::Instance { max: 1_000_000_000 },
+        default: "auto",
+        place: Place::Pod,
+        doc: "How a service's instances are used: a fresh one for each request, or one for N; auto: per-request for wasi:http 0.2, reuse(128) for 0.3.",
+        set: |options, value| {
+            if let Value::Number(requests) = value {
+                options.guest.http.requests_per_instance = Some(requests).filter(|requests| *requests > 0);
+            }
+        },
+    },
+    Entry {
+        key: "request_timeout",
+        kind: Kind::Seconds { min: 1, max: 86400 },
+        default: "30",
+        place: Place::Pod,
+        doc: "How long a service may take until an answer begins, and between two pieces of it.",
+        set: |options, value| set_seconds(&mut options.guest.http.request_timeout, value),
+    },
+    Entry {
+        key: "max_concurrent_requests",
+        // Each has room for its memories in the address space, twice 12 GiB of 128 TiB.
+        kind: Kind::Count { min: 1, max: 2048 },
+        default: "128",
+        place: Place::Pod,
+        doc: "So many requests a service answers at the same time.",
+        set: |options, value| set_number(&mut options.guest.http.max_concurrent_requests, value),
+    },
+    Entry {
+        key: "max_queued_requests",
+        kind: Kind::Count { min: 0, max: 1_000_000 },
+        default: "1024",
+        place: Place::Pod,
+        doc: "So many more wait for their turn; the next one is answered 503.",
+        set: |options, value| set_number(&mut options.guest.http.max_queued_requests, value),
+    },
+    Entry {
+        key: "max_header_size",
+        // hyper reads no less at a time.
+        kind: Kind::Bytes { min: 8 * KI, max: MI },
+        default: "64Ki",
+        place: Place::Pod,
+        doc: "The most bytes of a request's head; more is answered 431.",
+        set: |options, value| set_number(&mut options.guest.http.max_header_size, value),
+    },
+    Entry {
+        key: "max_body_size",
+        kind: Kind::Bytes { min: 0, max: 1024 * GI },
+        default: "1Gi",
+        place: Place::Pod,
+        doc: "The most bytes of a request's body; more is answered 413, or an error to who reads it.",
+        set: |options, value| set_number(&mut options.guest.http.max_body_size, value),
+    },
+    Entry {
+        key: "drain_timeout",
+        kind: Kind::Seconds { min: 0, max: 86400 },
+        // Kubernetes kills 30 s after SIGTERM unless a pod says otherwise.
+        default: "25",
+        place: Place::Pod,
+        doc: "How long after SIGTERM a service may answer what was begun.",
+        set: |options, value| set_seconds(&mut options.guest.http.drain_timeout, value),
+    },
+    Entry {
+        key: "access_log",
+        kind: Kind::Switch,
+        default: "false",
+        place: Place::Pod,
+        doc: "A service writes a line on its stdout for each request.",
+        set: |options, value| set_switch(&mut options.guest.http.access_log, value),
+    },
 ];
 
 fn set_text(field: &mut String, value: Value) {
@@ -263,9 +427,24 @@ impl Default for Options {
             runc_binary: String::new(),
             runc_no_pivot_root: false,
             runc_no_new_keyring: false,
+            engine: Engine {
+                optimization: Optimization::default(),
+                stack_size: 0,
+                gc: false,
+                exceptions: false,
+                threads: false,
+                tail_call: false,
+                memory64: false,
+                wide_arithmetic: false,
+            },
+            guest: Guest {
+                memory_limit: 0,
+                config: BTreeMap::new(),
+                http: Http::default(),
+            },
         };
         for entry in TABLE {
-            if let Ok(value) = crate::parse::text(entry, entry.default) {
+            if let Ok(value) = entry.kind.read(entry.default) {
                 (entry.set)(&mut options, value);
             }
         }
@@ -273,34 +452,11 @@ impl Default for Options {
     }
 }
 
-/// The table as text for people: a line an option.
-pub fn reference() -> String {
-    let mut text = String::new();
-    for entry in TABLE {
-        let kind = match entry.kind {
-            Kind::Word(words) => words.join(" | "),
-            Kind::Text => "text".to_owned(),
-            Kind::Path => "absolute path".to_owned(),
-            Kind::Bytes { min, max } => format!("bytes, {} to {}", size(min), size(max)),
-            Kind::Seconds { min, max } => format!("seconds, {min} to {max}"),
-            Kind::Count { min, max } => format!("number, {min} to {max}"),
-            Kind::Switch => "true | false".to_owned(),
-        };
-        let _ = writeln!(
-            text,
-            "  {:<19} {} ({kind}; default {})",
-            entry.key, entry.doc, entry.default
-        );
+impl Default for Guest {
+    /// The values of the table.
+    fn default() -> Guest {
+        Options::default().guest
     }
-    text
-}
-
-/// A number of bytes as it would be written, in the largest unit that divides it.
-pub fn size(bytes: u64) -> String {
-    [(GI, "Gi"), (MI, "Mi"), (KI, "Ki")]
-        .into_iter()
-        .find(|(unit, _)| bytes >= *unit && bytes.is_multiple_of(*unit))
-        .map_or_else(|| bytes.to_string(), |(unit, name)| format!("{}{name}", bytes / unit))
 }
 
 #[cfg(test)]
@@ -310,7 +466,7 @@ mod tests {
     #[test]
     fn every_default_passes_its_own_kind() {
         for entry in TABLE {
-            assert!(crate::parse::text(entry, entry.default).is_ok(), "{}", entry.key);
+            assert!(entry.kind.read(entry.default).is_ok(), "{}", entry.key);
         }
         let options = Options::default();
         assert_eq!(options.scope, Scope::Node);
@@ -324,18 +480,11 @@ mod tests {
         assert_eq!(options.launcher_max_age, Duration::from_secs(6 * 3600));
         assert_eq!(options.runc_binary, "runc");
         assert!(!options.runc_no_pivot_root && !options.runc_no_new_keyring);
-    }
-
-    #[test]
-    fn every_option_is_in_the_reference_with_its_default() {
-        let text = reference();
-        for entry in TABLE {
-            assert!(
-                text.lines()
-                    .any(|line| line.contains(entry.key) && line.contains(entry.default)),
-                "{}",
-                entry.key
-            );
-        }
+        assert_eq!(options.engine.optimization, Optimization::Speed);
+        assert_eq!(options.engine.stack_size, 512 << 10);
+        assert!(options.engine.gc && options.engine.exceptions && options.engine.threads);
+        assert!(options.engine.tail_call && options.engine.memory64 && !options.engine.wide_arithmetic);
+        assert_eq!(options.guest.memory_limit, 1 << 40);
+        assert!(options.guest.config.is_empty());
     }
 }

@@ -23,7 +23,7 @@ fn main() -> ExitCode {
         Err(error) => return fail(&error),
     };
     match command {
-        Command::Launch => sandbox::launcher::run(),
+        Command::Launch(engine) => sandbox::launcher::run(&engine),
         Command::Compile => compile::worker::run(),
         Command::Sweep(record) => print(sandbox::record::sweep(&record).map(|()| Vec::new())),
         Command::Serve(folder) => task::server::run(&folder),

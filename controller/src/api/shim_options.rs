@@ -94,6 +94,19 @@ fn property(entry: &Entry) -> Value {
             "description": doc, "type": "integer", "format": "int64", "minimum": min, "maximum": max,
         }),
         Kind::Switch => json!({"description": doc, "type": "boolean"}),
+        Kind::Instance { max } => json!({
+            "description": doc,
+            "type": "string",
+            "maxLength": 20,
+            "pattern": r"^(auto|per-request|reuse\([0-9]{1,12}\))$",
+            "x-kubernetes-validations": [{
+                "rule": format!(
+                    "!self.startsWith('reuse(') || (int(self.substring(6, size(self) - 1)) >= 1 && \
+                     int(self.substring(6, size(self) - 1)) <= {max})"
+                ),
+                "message": format!("must be auto, per-request or reuse(1) to reuse({max})"),
+            }],
+        }),
     }
 }
 

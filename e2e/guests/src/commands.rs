@@ -4,10 +4,14 @@ use std::io::{self, IsTerminal, Read, Write};
 use std::process::exit;
 use std::time::Duration;
 
+mod network;
 mod platform;
+#[cfg(all(target_os = "wasi", target_env = "p2"))]
+pub mod services;
 
 const USAGE: &str = "usage: probe args|env|cwd|isatty|say|cat|exit|exit-with-code|trap|panic|ls|read|write|random|lines|\
-                     sleep|idle|spin|fill|grow|flood|seek [VALUE...]";
+                     sleep|idle|spin|fill|grow|flood|seek|\
+                     tcp-client|tcp-server|udp-client|udp-server|resolve|config|keyvalue|get [VALUE...]";
 
 /// Runs the command that the arguments name; returns when it is done, or ends the process as it says.
 pub fn run() {
@@ -82,7 +86,17 @@ fn perform(command: &str, values: &[String]) -> io::Result<()> {
         "seek" => seek()?,
         // flood FILE MEBIBYTES
         "flood" => flood(first, number(values.get(1).map(String::as_str).unwrap_or_default())?)?,
-        _ => return Err(io::Error::other(USAGE)),
+        #[cfg(all(target_os = "wasi", target_env = "p2"))]
+        "config" => services::config(first)?,
+        #[cfg(all(target_os = "wasi", target_env = "p2"))]
+        "keyvalue" => services::store::exercise()?,
+        // get URL [TIMES]
+        #[cfg(all(target_os = "wasi", target_env = "p2"))]
+        "get" => services::get(first, values.get(1).map_or(Ok(1), |times| number(times))?)?,
+        _ => {
+            let second = values.get(1).map(String::as_str).unwrap_or_default();
+            return network::perform(command, first, second).unwrap_or_else(|| Err(io::Error::other(USAGE)));
+        }
     }
     Ok(())
 }

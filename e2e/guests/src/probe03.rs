@@ -5,6 +5,8 @@ use std::future::IntoFuture;
 use futures::join;
 use wasip3::cli::{stderr, stdout};
 
+mod network03;
+
 struct Probe;
 
 wasip3::cli::command::export!(Probe);
@@ -29,9 +31,15 @@ impl wasip3::exports::cli::run::Guest for Probe {
                     .map_err(drop)?;
                 Err(())
             }
-            _ => {
-                guests::run();
-                Ok(())
+            command => {
+                let [first, second] = [(); 2].map(|()| args.next().unwrap_or_default());
+                match network03::perform(command.unwrap_or_default(), &first, &second).await {
+                    Some(done) => done.map_err(|error| eprintln!("probe {error}")),
+                    None => {
+                        guests::run();
+                        Ok(())
+                    }
+                }
             }
         }
     }

@@ -31,7 +31,8 @@ pub enum Command {
     Serve(PathBuf),
     /// The state of all live servers, for people.
     Status,
-    Launch,
+    /// The launcher, with what its engines are like.
+    Launch(String),
     Compile,
     /// What a `delete` had no time for: the text of a container's record.
     Sweep(String),
@@ -54,6 +55,8 @@ pub enum ArgsError {
     Missing { command: &'static str, flag: &'static str },
     #[error("serve needs the folder of the server's settings")]
     NoFolder,
+    #[error("launch needs the options of its engines")]
+    NoEngine,
     #[error("sweep needs the record of a container")]
     NoRecord,
 }
@@ -111,7 +114,7 @@ fn command(name: &str, flags: Flags, mut rest: impl Iterator<Item = String>) -> 
             .map(|folder| Command::Serve(folder.into()))
             .ok_or(ArgsError::NoFolder),
         "status" => Ok(Command::Status),
-        "launch" => Ok(Command::Launch),
+        "launch" => rest.next().map(Command::Launch).ok_or(ArgsError::NoEngine),
         "compile" => Ok(Command::Compile),
         "sweep" => rest.next().map(Command::Sweep).ok_or(ArgsError::NoRecord),
         _ => Err(ArgsError::UnknownCommand(name.to_owned())),

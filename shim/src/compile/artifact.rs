@@ -31,7 +31,7 @@ pub fn load(engine: &Engine, artifact: OwnedFd, open_files: &Path, world: World)
             // in a folder that only root writes, or a sealed memfd: it is unchanged and stays so.
             unsafe { Module::deserialize_open_file(engine, File::from(artifact)) }.map(Loaded::Module)
         }
-        World::Command02 | World::Command03 => {
+        World::Command02 | World::Command03 | World::Http02 | World::Http03 => {
             let path = open_files.join(artifact.as_raw_fd().to_string());
             // SAFETY: as above; the path names the very file that `artifact` has open.
             unsafe { Component::deserialize_file(engine, path) }.map(Loaded::Component)
@@ -44,11 +44,12 @@ mod tests {
     use super::*;
     use crate::compile::{Profile, engine::engine, worker};
     use crate::image::memory;
+    use kubewasi_options::Engine as Options;
     use std::io::Write;
 
     fn artifact(text: &str) -> (OwnedFd, World) {
         let wasm = wat::parse_str(text).expect("valid text");
-        let (bytes, world) = worker::compile(&wasm, Profile::Command).expect("compiled");
+        let (bytes, world) = worker::compile(&wasm, &Options::default()).expect("compiled");
         let mut file = memory::file("artifact").expect("memfd");
         file.write_all(&bytes).expect("write");
         memory::seal(&file).expect("seal");
@@ -57,7 +58,7 @@ mod tests {
 
     #[test]
     fn a_module_and_a_component_load_from_a_sealed_file() {
-        let engine = engine(Profile::Command).expect("engine");
+        let engine = engine(Profile::Command, &Options::default()).expect("engine");
         let (file, world) = artifact(r#"(module (memory 1) (data (i32.const 0) "x") (func (export "_start")))"#);
         assert!(matches!(
             load(&engine, file, Path::new("/proc/self/fd"), world),
@@ -77,16 +78,17 @@ mod tests {
     }
 
     #[test]
-    fn an_artifact_of_the_other_profile_is_refused() {
-        let (file, world) = artifact("(module)");
-        assert!(
-            load(
-                &engine(Profile::Service).expect("engine"),
-                file,
-                Path::new("/proc/self/fd"),
-                world
-            )
-            .is_err()
-        );
+    fn a_command_and_a_service_load_with_the_engine_of_their_world_alone() {
+        let service = r#"(component (instance $e) (export "wasi:http/incoming-handler@0.2.0" (instance $e)))"#;
+        for text in ["(module)", service] {
+            let loads = |profile| {
+                let (file, world) = artifact(text);
+                let engine = engine(profile, &Options::default()).expect("engine");
+                let loaded = load(&engine, file, Path::new("/proc/self/fd"), world);
+                assert_eq!(loaded.is_ok(), profile == world.profile(), "{text}");
+            };
+            loads(Profile::Command);
+            loads(Profile::Service);
+        }
     }
 }

@@ -8,12 +8,13 @@ use std::path::PathBuf;
 use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
+use kubewasi_options::Engine as Options;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
+use super::World;
 use super::confine::Confine;
 use super::worker::{EXHAUSTED, Job, Outcome};
-use super::{Profile, World};
 use crate::image::memory;
 
 /// Starts compile workers.
@@ -24,6 +25,7 @@ pub struct Driver {
     pub timeout: Duration,
     /// In bytes.
     pub memory: u64,
+    pub engine: Options,
     /// Workers get a cgroup of their own.
     pub confined: bool,
 }
@@ -56,7 +58,7 @@ const MOST_THREADS: usize = 4;
 impl Driver {
     /// Compiles `input` in a worker; the artifact comes in a sealed memfd. Blocks, and must be called on a thread that
     /// lives as long as the call: the kernel ends the worker when that thread ends.
-    pub fn compile(&self, input: OwnedFd, profile: Profile) -> Result<(File, World), WorkerError> {
+    pub fn compile(&self, input: OwnedFd) -> Result<(File, World), WorkerError> {
         let output = memory::file("artifact").map_err(WorkerError::Start)?;
         let threads = std::thread::available_parallelism()
             .map_or(1, usize::from)
@@ -64,9 +66,9 @@ impl Driver {
         // The wall clock strikes first unless the server is gone.
         let seconds = (self.timeout.as_secs() + 1).saturating_mul(threads as u64) + 5;
         let job = Job {
-            profile,
             memory: self.memory,
             seconds,
+            engine: self.engine,
         };
         let confine = if self.confined {
             Some(Confine::new(self.memory).map_err(WorkerError::Cgroup)?)
@@ -188,6 +190,7 @@ mod tests {
             program,
             timeout: Duration::from_millis(400),
             memory: 64 << 20,
+            engine: Options::default(),
             confined: false,
         }
     }
@@ -195,7 +198,7 @@ mod tests {
     fn run(script: &str) -> Result<(File, World), WorkerError> {
         let folder = tempfile::tempdir().expect("temp folder");
         let input = memory::file("input").expect("memfd");
-        driver(&folder, script).compile(input.into(), Profile::Command)
+        driver(&folder, script).compile(input.into())
     }
 
     #[test]
@@ -248,12 +251,10 @@ mod tests {
             program: "/no/such/program".into(),
             timeout: Duration::from_secs(1),
             memory: 1 << 20,
+            engine: Options::default(),
             confined: false,
         };
         let input = memory::file("input").expect("memfd");
-        assert!(matches!(
-            driver.compile(input.into(), Profile::Command),
-            Err(WorkerError::Start(_))
-        ));
+        assert!(matches!(driver.compile(input.into()), Err(WorkerError::Start(_))));
     }
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
 
-use super::{Artifacts, Profile};
+use super::Artifacts;
 use crate::image::{Change, Images};
 
 /// containerd collects the content of a removed image some time after the event.
@@ -47,7 +47,7 @@ async fn arrived(images: &Images, artifacts: &Artifacts, namespace: &str, image:
         Err(error) => return tracing::debug!(namespace, image, %error, "an image that arrived could not be read"),
     };
     for wasm in layers {
-        match artifacts.get(images, &wasm, Profile::Command).await {
+        match artifacts.get(images, &wasm).await {
             Ok(artifact) => {
                 tracing::info!(
                     namespace,

@@ -1,8 +1,11 @@
-//! What an artifact is for, in one name: the wasm, the engine and the profile (pure).
+//! What an artifact is for, in one name: the wasm and the engines (pure).
+//!
+//! Which of the two engines an artifact is compiled for, only its world says, which is not known before it is compiled.
 
 use std::fmt;
 use std::hash::{Hash, Hasher};
 
+use kubewasi_options::Engine as Options;
 use sha2::{Digest as _, Sha256};
 use wasmtime::Engine;
 
@@ -19,7 +22,7 @@ impl fmt::Display for Key {
     }
 }
 
-/// What every key of one profile has in common: this build's engine and this node's CPU.
+/// What every key has in common: this build's engines with their options, and this node's CPU.
 #[derive(Clone, Copy, Debug)]
 pub struct Compatibility([u8; 32]);
 
@@ -27,15 +30,20 @@ pub struct Compatibility([u8; 32]);
 const GENERATION: &[u8] = b"kubewasi artifact 1\0";
 
 impl Compatibility {
-    /// The compatibility of `profile` in this build on this node. Builds an engine to ask it.
-    pub fn of(profile: Profile) -> wasmtime::Result<Compatibility> {
-        Ok(Compatibility::of_engine(&engine::engine(profile)?, profile))
+    /// The compatibility of this build on this node. Builds its engines to ask them.
+    pub fn own(options: &Options) -> wasmtime::Result<Compatibility> {
+        let engine = |profile| engine::engine(profile, options);
+        Ok(Compatibility::of([
+            &engine(Profile::Command)?,
+            &engine(Profile::Service)?,
+        ]))
     }
 
-    fn of_engine(engine: &Engine, profile: Profile) -> Compatibility {
+    fn of(engines: [&Engine; 2]) -> Compatibility {
         let mut hasher = Feed(Sha256::new_with_prefix(GENERATION));
-        engine.precompile_compatibility_hash().hash(&mut hasher);
-        hasher.0.update(format!("{profile:?}"));
+        for engine in engines {
+            engine.precompile_compatibility_hash().hash(&mut hasher);
+        }
         Compatibility(hasher.0.finalize().into())
     }
 
@@ -65,13 +73,32 @@ mod tests {
 
     #[test]
     fn equal_engines_give_equal_keys_and_each_part_changes_them() {
-        let [command, again] = [(); 2].map(|()| Compatibility::of(Profile::Command).expect("engine"));
-        let service = Compatibility::of(Profile::Service).expect("engine");
+        let [own, again] = [(); 2].map(|()| Compatibility::own(&Options::default()).expect("engines"));
         let (a, b) = (Digest::of(b"a"), Digest::of(b"b"));
-        assert_eq!(command.key(&a), again.key(&a));
-        assert_ne!(command.key(&a), command.key(&b));
-        assert_ne!(command.key(&a), service.key(&a));
-        assert_eq!(command.key(&a).to_string().len(), 64);
+        assert_eq!(own.key(&a), again.key(&a));
+        assert_ne!(own.key(&a), own.key(&b));
+        assert_eq!(own.key(&a).to_string().len(), 64);
+    }
+
+    #[test]
+    fn another_option_of_the_engine_is_another_key() {
+        let key = |options: Options| Compatibility::own(&options).expect("engines").key(&Digest::of(b"a"));
+        let default = Options::default();
+        let optimization = kubewasi_options::Optimization::None;
+        assert_ne!(
+            key(default),
+            key(Options {
+                optimization,
+                ..default
+            })
+        );
+        assert_ne!(
+            key(default),
+            key(Options {
+                tail_call: false,
+                ..default
+            })
+        );
     }
 
     #[test]
@@ -80,7 +107,8 @@ mod tests {
         let mut config = wasmtime::Config::new();
         config.consume_fuel(true);
         let fuel = Engine::new(&config).expect("engine");
-        let key = |engine| Compatibility::of_engine(engine, Profile::Command).key(&Digest::of(b"a"));
-        assert_ne!(key(&default), key(&fuel));
+        let key = |engines| Compatibility::of(engines).key(&Digest::of(b"a"));
+        assert_ne!(key([&default, &default]), key([&fuel, &default]));
+        assert_ne!(key([&default, &default]), key([&default, &fuel]));
     }
 }

@@ -34,7 +34,7 @@ use cache::Cache;
 use driver::{Driver, WorkerError};
 use key::{Compatibility, Key};
 
-/// The engine settings an artifact is compiled for; both are warm in the launcher.
+/// The engine settings an artifact is compiled for, by its world.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 pub enum Profile {
     /// Runs once to its end: no epoch checks, no fuel.
@@ -52,6 +52,20 @@ pub enum World {
     Command02,
     /// A component that exports `wasi:cli/run` 0.3.
     Command03,
+    /// A component that exports `wasi:http/incoming-handler` 0.2.
+    Http02,
+    /// A component that exports `wasi:http/handler` 0.3.
+    Http03,
+}
+
+impl World {
+    /// What its artifacts are compiled for.
+    pub fn profile(self) -> Profile {
+        match self {
+            World::Module | World::Command02 | World::Command03 => Profile::Command,
+            World::Http02 | World::Http03 => Profile::Service,
+        }
+    }
 }
 
 /// A compiled module or component, safe to map: verified once by this server.
@@ -75,6 +89,8 @@ pub struct Settings {
     pub timeout: Duration,
     /// The most memory one compilation may use, in bytes.
     pub memory: u64,
+    /// How it is compiled, and what the engine that runs it is like.
+    pub engine: kubewasi_options::Engine,
 }
 
 /// How often the cache did what, since the server started.
@@ -91,8 +107,7 @@ pub struct Counters {
 pub struct Artifacts {
     settings: Settings,
     driver: Driver,
-    command: Compatibility,
-    service: Compatibility,
+    compatibility: Compatibility,
     /// `None` while the folder cannot be used; tried again at the next artifact.
     cache: Mutex<Option<Arc<Cache>>>,
     /// The keys being compiled now.
@@ -148,20 +163,18 @@ impl Artifacts {
 
     /// As [`Artifacts::open`], with workers that run `program`, without cgroups of their own.
     pub fn open_with(settings: Settings, program: PathBuf) -> Result<Artifacts, CompileError> {
-        let compatibility = |profile| {
-            Compatibility::of(profile).map_err(|error| CompileError::Engine {
-                message: format!("{error:#}"),
-            })
-        };
+        let compatibility = Compatibility::own(&settings.engine).map_err(|error| CompileError::Engine {
+            message: format!("{error:#}"),
+        })?;
         let artifacts = Artifacts {
             driver: Driver {
                 program,
                 timeout: settings.timeout,
                 memory: settings.memory,
+                engine: settings.engine,
                 confined: false,
             },
-            command: compatibility(Profile::Command)?,
-            service: compatibility(Profile::Service)?,
+            compatibility,
             settings,
             cache: Mutex::default(),
             flights: Mutex::default(),
@@ -174,11 +187,8 @@ impl Artifacts {
 
     /// The artifact of `wasm`, from the cache or compiled now; two callers for one key compile once, and get the same
     /// error when that fails.
-    pub async fn get(&self, images: &Images, wasm: &Wasm, profile: Profile) -> Result<Artifact, CompileError> {
-        let key = match profile {
-            Profile::Command => self.command.key(&wasm.digest),
-            Profile::Service => self.service.key(&wasm.digest),
-        };
+    pub async fn get(&self, images: &Images, wasm: &Wasm) -> Result<Artifact, CompileError> {
+        let key = self.compatibility.key(&wasm.digest);
         let flight = self
             .flights
             .lock()
@@ -190,7 +200,7 @@ impl Artifacts {
         let result = flight
             .get_or_init(|| {
                 first.store(true, Ordering::Relaxed);
-                self.find_or_compile(images, wasm, profile, key)
+                self.find_or_compile(images, wasm, key)
             })
             .await
             .clone();
@@ -228,13 +238,7 @@ impl Artifacts {
         }
     }
 
-    async fn find_or_compile(
-        &self,
-        images: &Images,
-        wasm: &Wasm,
-        profile: Profile,
-        key: Key,
-    ) -> Result<Artifact, CompileError> {
+    async fn find_or_compile(&self, images: &Images, wasm: &Wasm, key: Key) -> Result<Artifact, CompileError> {
         let name = || wasm.name.clone();
         let internal = |error: &dyn std::fmt::Display| CompileError::Internal {
             name: name(),
@@ -273,7 +277,7 @@ impl Artifacts {
             // On a thread of its own to the end, also when the caller goes away: the next one finds the artifact.
             tokio::task::spawn_blocking(move || {
                 let _permit = permit;
-                let (compiled, world) = driver.compile(input, profile)?;
+                let (compiled, world) = driver.compile(input)?;
                 tally.compiled.fetch_add(1, Ordering::Relaxed);
                 let kept = cache.map(|cache| cache.put(key, &compiled, world, digest, from_image));
                 let file = match kept {

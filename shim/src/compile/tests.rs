@@ -40,12 +40,13 @@ impl Node {
             size: 1 << 20,
             timeout: Duration::from_secs(20),
             memory: 1 << 30,
+            engine: kubewasi_options::Engine::default(),
         };
         Artifacts::open_with(settings, folder.join("worker")).expect("artifacts")
     }
 
     async fn get(&self, wasm: &Wasm) -> Result<(String, bool), CompileError> {
-        let artifact = self.artifacts.get(&self.images, wasm, Profile::Command).await?;
+        let artifact = self.artifacts.get(&self.images, wasm).await?;
         Ok((content(&artifact), artifact.cached))
     }
 
@@ -119,17 +120,12 @@ async fn callers_of_one_key_compile_once_and_share_even_the_error() {
 }
 
 #[tokio::test]
-async fn profiles_and_binaries_have_artifacts_of_their_own() {
+async fn binaries_have_artifacts_of_their_own() {
     let node = Node::new(COMPILED);
     let (one, two) = (wasm(b"\0asm one"), wasm(b"\0asm two"));
     node.get(&one).await.expect("compiled");
     assert_eq!(node.get(&two).await.expect("compiled"), fresh());
-    let service = node
-        .artifacts
-        .get(&node.images, &one, Profile::Service)
-        .await
-        .expect("compiled");
-    assert!(!service.cached && node.runs() == 3);
+    assert_eq!(node.runs(), 2);
 }
 
 #[tokio::test]

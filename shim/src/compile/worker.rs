@@ -10,10 +10,11 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 use std::panic;
 
+use kubewasi_options::Engine as Options;
 use rustix::process::{DumpableBehavior, Resource, Rlimit, Signal};
 
 use super::world::world;
-use super::{Profile, World, engine};
+use super::{World, engine};
 use crate::sys::credentials::{Capabilities, Ids};
 use crate::sys::seccomp::{Allow, FilterError};
 use crate::sys::{allocator, credentials, fds, seccomp};
@@ -21,11 +22,11 @@ use crate::sys::{allocator, credentials, fds, seccomp};
 /// What a worker is told, as arguments.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Job {
-    pub profile: Profile,
-    /// The most memory it may map, in bytes.
+    /// The most memory it may map beside its own program, in bytes.
     pub memory: u64,
     /// The most processor time, in seconds: a second limit, for a worker whose server is gone.
     pub seconds: u64,
+    pub engine: Options,
 }
 
 /// What a worker says when it ends by itself.
@@ -58,29 +59,22 @@ const NOBODY: u32 = 65534;
 impl Job {
     /// The arguments that follow the binary's name.
     pub fn arguments(&self) -> [String; 4] {
-        let profile = match self.profile {
-            Profile::Command => "command",
-            Profile::Service => "service",
-        };
         [
             "compile".to_owned(),
-            profile.to_owned(),
             self.memory.to_string(),
             self.seconds.to_string(),
+            engine::argument(&self.engine),
         ]
     }
 
     fn parse(mut arguments: impl Iterator<Item = String>) -> Option<Job> {
-        let profile = match (arguments.next()?.as_str(), arguments.next()?.as_str()) {
-            ("compile", "command") => Profile::Command,
-            ("compile", "service") => Profile::Service,
-            _ => return None,
-        };
-        let memory = arguments.next()?.parse().ok()?;
+        if arguments.next()? != "compile" {
+            return None;
+        }
         Some(Job {
-            profile,
-            memory,
+            memory: arguments.next()?.parse().ok()?,
             seconds: arguments.next()?.parse().ok()?,
+            engine: engine::of_argument(&arguments.next()?)?,
         })
     }
 }
@@ -94,7 +88,7 @@ pub fn run() -> ! {
         |job| {
             allocator::exit_when_exhausted(EXHAUSTED);
             confine(&job)
-                .and_then(|()| perform(&job))
+                .and_then(|()| perform(&job.engine))
                 .unwrap_or_else(|message| Outcome::Broken { message })
         },
     );
@@ -108,7 +102,7 @@ pub fn run() -> ! {
     std::process::exit(code);
 }
 
-fn perform(job: &Job) -> Result<Outcome, String> {
+fn perform(options: &Options) -> Result<Outcome, String> {
     let told = |what: &str| {
         let what = what.to_owned();
         move |error: io::Error| format!("{what} failed: {error}")
@@ -116,7 +110,7 @@ fn perform(job: &Job) -> Result<Outcome, String> {
     let wasm = input().map_err(told("reading the wasm"))?;
     // The default hook would mix its text into the outcome.
     panic::set_hook(Box::new(|_| {}));
-    match panic::catch_unwind(|| compile(&wasm, job.profile)) {
+    match panic::catch_unwind(|| compile(&wasm, options)) {
         Ok(Ok((artifact, world))) => {
             let mut output = File::from(
                 io::stdout()
@@ -147,12 +141,12 @@ fn input() -> io::Result<Vec<u8>> {
 }
 
 /// Compiles `wasm`; the error is what its author should read.
-pub fn compile(wasm: &[u8], profile: Profile) -> Result<(Vec<u8>, World), String> {
+pub fn compile(wasm: &[u8], options: &Options) -> Result<(Vec<u8>, World), String> {
     let world = world(wasm).map_err(|error| error.to_string())?;
-    let engine = engine::engine(profile).map_err(|error| format!("{error:#}"))?;
+    let engine = engine::engine(world.profile(), options).map_err(|error| format!("{error:#}"))?;
     let artifact = match world {
         World::Module => engine.precompile_module(wasm),
-        World::Command02 | World::Command03 => engine.precompile_component(wasm),
+        World::Command02 | World::Command03 | World::Http02 | World::Http03 => engine.precompile_component(wasm),
     };
     Ok((artifact.map_err(|error| format!("{error:#}"))?, world))
 }
@@ -161,6 +155,18 @@ fn said(panic: &(dyn Any + Send)) -> &str {
     let text = panic.downcast_ref::<String>().map(String::as_str);
     text.or_else(|| panic.downcast_ref::<&str>().copied())
         .unwrap_or("without a message")
+}
+
+/// What this process has mapped, in bytes: its program, of any size, leaves a compilation what it was promised.
+fn mapped() -> io::Result<u64> {
+    let counts = std::fs::read_to_string("/proc/self/statm")?;
+    let pages: u64 = counts
+        .split(' ')
+        .next()
+        .unwrap_or_default()
+        .parse()
+        .map_err(io::Error::other)?;
+    Ok(pages.saturating_mul(rustix::param::page_size() as u64))
 }
 
 /// Gives up everything that compiling does not need. The order matters: each step needs what a later one takes away.
@@ -173,8 +179,9 @@ fn confine(job: &Job) -> Result<(), String> {
     std::fs::write("/proc/self/oom_score_adj", OOM_SCORE).map_err(step("oom score"))?;
     // Guests that start come first.
     rustix::process::nice(10).map_err(rustix_step("nice"))?;
+    let own = mapped().map_err(step("asking for its own size"))?;
     let limits = [
-        (Resource::As, job.memory),
+        (Resource::As, job.memory.saturating_add(own)),
         (Resource::Fsize, job.memory),
         (Resource::Cpu, job.seconds),
         // The three it has; it opens none.
@@ -284,20 +291,18 @@ mod tests {
 
     #[test]
     fn a_job_is_read_back_from_its_arguments() {
-        for profile in [Profile::Command, Profile::Service] {
-            let job = Job {
-                profile,
-                memory: 1 << 30,
-                seconds: 60,
-            };
-            assert_eq!(Job::parse(job.arguments().into_iter()), Some(job));
-        }
+        let job = Job {
+            memory: 1 << 30,
+            seconds: 60,
+            engine: Options::default(),
+        };
+        assert_eq!(Job::parse(job.arguments().into_iter()), Some(job));
         assert_eq!(Job::parse(["compile".to_owned()].into_iter()), None);
     }
 
     #[test]
     fn text_and_cut_modules_are_rejected_with_the_parsers_message() {
-        let rejected = |bytes: &[u8]| compile(bytes, Profile::Command).map(|_| ()).expect_err("rejected");
+        let rejected = |bytes: &[u8]| compile(bytes, &Options::default()).map(|_| ()).expect_err("rejected");
         assert!(
             rejected(b"(module)").contains("magic header not detected"),
             "{}",
@@ -314,7 +319,38 @@ mod tests {
     #[test]
     fn an_invalid_module_is_rejected_with_the_validators_message() {
         let bad = wat::parse_str("(module (func (export \"_start\") i32.add drop))").expect("text assembles");
-        let message = compile(&bad, Profile::Command).map(|_| ()).expect_err("rejected");
+        let message = compile(&bad, &Options::default()).map(|_| ()).expect_err("rejected");
         assert!(message.contains("type mismatch"), "{message}");
+    }
+
+    #[test]
+    fn a_proposal_is_compiled_where_its_option_allows_it_alone() {
+        let on = Options {
+            wide_arithmetic: true,
+            ..Options::default()
+        };
+        let off = Options {
+            gc: false,
+            exceptions: false,
+            threads: false,
+            tail_call: false,
+            memory64: false,
+            ..Options::default()
+        };
+        let with = |text: &str, options: &Options| {
+            compile(&wat::parse_str(text).expect("text assembles"), options).map(|_| ())
+        };
+        for text in [
+            "(module (type (struct (field i32))) (func (result (ref 0)) struct.new_default 0))",
+            "(module (tag) (func throw 0))",
+            "(module (memory 1 1) (func (result i32) (i32.atomic.load (i32.const 0))))",
+            "(module (func return_call 0))",
+            "(module (memory i64 1))",
+            "(module (func (param i64 i64 i64 i64) (result i64 i64)
+                (i64.add128 (local.get 0) (local.get 1) (local.get 2) (local.get 3))))",
+        ] {
+            assert_eq!(with(text, &on), Ok(()), "{text}");
+            assert!(with(text, &off).is_err(), "{text}");
+        }
     }
 }

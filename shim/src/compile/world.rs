@@ -11,11 +11,11 @@ pub enum WorldError {
     #[error("not a valid wasm module or component: {0}")]
     Malformed(#[from] wasmparser::BinaryReaderError),
     #[error(
-        "the component serves HTTP (it exports {export}): HTTP services are not supported yet, only wasi:cli/command 0.2 and 0.3"
+        "the component is a command and a service, it exports {command} and {service}: build it for one of the two worlds"
     )]
-    Http { export: String },
+    Two { command: String, service: String },
     #[error(
-        "the component exports no wasi:cli/run 0.2 or 0.3, so its world is unknown; exports: {exports}; imports: {imports}"
+        "the component exports neither wasi:cli/run, wasi:http/incoming-handler 0.2 nor wasi:http/handler 0.3, so its world is unknown; exports: {exports}; imports: {imports}"
     )]
     Unknown { exports: String, imports: String },
 }
@@ -53,22 +53,26 @@ pub fn world(bytes: &[u8]) -> Result<World, WorldError> {
     of_component(&imports, &exports)
 }
 
-/// The world of a component with these imports and exports; the newer one when it exports both.
+/// The world of a component with these imports and exports; the newer one when it exports two versions of one.
 fn of_component(imports: &[String], exports: &[String]) -> Result<World, WorldError> {
-    let exported = |interface: &str, version: &str| exports.iter().find(|name| is(name, interface, version));
-    if exported("wasi:cli/run", "0.3.").is_some() {
-        Ok(World::Command03)
-    } else if exported("wasi:cli/run", "0.2.").is_some() {
-        Ok(World::Command02)
-    } else if let Some(export) =
-        exported("wasi:http/handler", "0.3.").or_else(|| exported("wasi:http/incoming-handler", "0.2."))
-    {
-        Err(WorldError::Http { export: shown(export) })
-    } else {
-        Err(WorldError::Unknown {
+    let exported = |interface: &str, version: &str, world| {
+        let found = exports.iter().find(|name| is(name, interface, version));
+        found.map(|name| (name, world))
+    };
+    let command = exported("wasi:cli/run", "0.3.", World::Command03)
+        .or_else(|| exported("wasi:cli/run", "0.2.", World::Command02));
+    let service = exported("wasi:http/handler", "0.3.", World::Http03)
+        .or_else(|| exported("wasi:http/incoming-handler", "0.2.", World::Http02));
+    match (command, service) {
+        (Some((_, world)), None) | (None, Some((_, world))) => Ok(world),
+        (Some((command, _)), Some((service, _))) => Err(WorldError::Two {
+            command: shown(command),
+            service: shown(service),
+        }),
+        (None, None) => Err(WorldError::Unknown {
             exports: list(exports),
             imports: list(imports),
-        })
+        }),
     }
 }
 
@@ -143,14 +147,18 @@ mod tests {
     }
 
     #[test]
-    fn http_components_are_told_that_they_are_not_supported_yet() {
-        for export in ["wasi:http/incoming-handler@0.2.10", "wasi:http/handler@0.3.0"] {
-            let message = of(&exporting(&[export])).expect_err("http").to_string();
-            assert!(
-                message.contains("HTTP services are not supported yet") && message.contains(export),
-                "{message}"
-            );
-        }
+    fn a_service_is_known_by_its_handler_and_the_newer_one_counts() {
+        let (older, newer) = ("wasi:http/incoming-handler@0.2.10", "wasi:http/handler@0.3.0");
+        assert_eq!(of(&exporting(&[older])).expect("world"), World::Http02);
+        assert_eq!(of(&exporting(&[newer])).expect("world"), World::Http03);
+        assert_eq!(of(&exporting(&[older, newer])).expect("world"), World::Http03);
+    }
+
+    #[test]
+    fn a_component_of_two_worlds_is_refused_by_both_their_names() {
+        let (command, service) = ("wasi:cli/run@0.2.0", "wasi:http/incoming-handler@0.2.0");
+        let message = of(&exporting(&[service, command])).expect_err("two").to_string();
+        assert!(message.contains(command) && message.contains(service), "{message}");
     }
 
     #[test]

@@ -1,15 +1,20 @@
 //! What a program sees of the world: streams, arguments, environment, one preopened root, randomness of its own.
 
 use std::os::fd::AsFd;
+use std::sync::{Arc, Mutex, PoisonError};
 
-use rand::SeedableRng as _;
 use rand::rngs::{SmallRng, StdRng, SysRng};
-use wasmtime_wasi::filesystem::FsPerms;
+use rand::{Rng as _, SeedableRng as _};
+use wasmtime_wasi::filesystem::{FsPerms, WasiFilesystemCtx};
 use wasmtime_wasi::p1::WasiP1Ctx;
 use wasmtime_wasi::{ResourceTable, WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView};
+use wasmtime_wasi_config::{WasiConfig, WasiConfigVariables};
+use wasmtime_wasi_http::{WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
+use wasmtime_wasi_keyvalue::{WasiKeyValue, WasiKeyValueCtx, WasiKeyValueCtxBuilder};
 
 use super::Settings;
 use super::limits::Limits;
+use super::outbound::Outbound;
 use super::output::Output;
 
 /// The state of a core module.
@@ -21,7 +26,11 @@ pub struct Module {
 /// The state of a component.
 pub struct Component {
     wasi: WasiCtx,
+    http: WasiHttpCtx,
+    outbound: Outbound,
     table: ResourceTable,
+    config: Arc<WasiConfigVariables>,
+    keyvalue: WasiKeyValueCtx,
     pub limits: Limits,
 }
 
@@ -34,59 +43,129 @@ impl WasiView for Component {
     }
 }
 
-/// The state of a core module. WASI 0.1 has no working directory: `PWD` says it, unless the container sets `PWD`.
-///
-/// # Errors
-///
-/// When the root cannot be opened, a stream duplicated or the kernel gives no randomness.
-pub fn module(settings: &Settings<'_>, limits: Limits) -> wasmtime::Result<Module> {
-    let mut builder = builder(settings)?;
-    if !settings.environment.iter().any(|(key, _)| key == "PWD") {
-        builder.env("PWD", settings.working_directory);
+impl Component {
+    /// What wasi:config reads.
+    pub fn config(&mut self) -> WasiConfig<'_> {
+        WasiConfig::new(&self.config)
     }
-    Ok(Module {
-        wasi: builder.build_p1(),
-        limits,
-    })
+
+    /// The store of wasi:keyvalue, in memory: each bucket that is opened begins empty.
+    pub fn keyvalue(&mut self) -> WasiKeyValue<'_> {
+        WasiKeyValue::new(&self.keyvalue, &mut self.table)
+    }
 }
 
-/// The state of a component.
-///
-/// # Errors
-///
-/// As [`module`].
-pub fn component(settings: &Settings<'_>, limits: Limits) -> wasmtime::Result<Component> {
-    let mut builder = builder(settings)?;
-    builder.initial_cwd(settings.working_directory);
-    Ok(Component {
-        wasi: builder.build(),
-        table: ResourceTable::new(),
-        limits,
-    })
+impl WasiHttpView for Component {
+    fn http(&mut self) -> WasiHttpCtxView<'_> {
+        WasiHttpCtxView {
+            hooks: &mut self.outbound,
+            table: &mut self.table,
+            ctx: &mut self.http,
+        }
+    }
 }
 
-fn builder(settings: &Settings<'_>) -> wasmtime::Result<WasiCtxBuilder> {
-    let mut builder = WasiCtxBuilder::new();
-    // The seeds come from the kernel here, in the child: a generator that is older than the fork is every guest's.
-    builder
-        .secure_random(StdRng::try_from_rng(&mut SysRng)?)
-        .insecure_random(SmallRng::try_from_rng(&mut SysRng)?)
-        .insecure_random_seed(seed()?);
-    builder
-        .inherit_stdin()
-        .stdout(Output::new(std::io::stdout().as_fd())?)
-        .stderr(Output::new(std::io::stderr().as_fd())?);
-    builder
-        .args(settings.arguments)
-        .envs(settings.environment)
-        // The guest is the only work of its thread; a hand-over to another would only cost.
-        .allow_blocking_current_thread(true)
-        .preopened_dir("/", "/", FsPerms::ReadWrite)?;
-    Ok(builder)
+/// What the instances of one program share. A service makes one for each request, so what takes system calls is done
+/// once: the root is opened and the streams are duplicated here.
+pub struct Surroundings {
+    arguments: Vec<String>,
+    environment: Vec<(String, String)>,
+    working_directory: String,
+    stdout: Output,
+    stderr: Output,
+    files: WasiFilesystemCtx,
+    config: Arc<WasiConfigVariables>,
+    /// Its connections are reused by all of them.
+    outbound: Outbound,
+    /// Seeded by the kernel here, in the child: a generator that is older than the fork is every guest's.
+    seeds: Mutex<StdRng>,
 }
 
-fn seed() -> std::io::Result<u128> {
-    let mut bytes = [0; 16];
-    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())?;
-    Ok(u128::from_ne_bytes(bytes))
+/// Whether a program that waits for a file holds up others on its thread.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Thread {
+    /// It is the thread's only work; a hand-over to another thread would only cost.
+    Alone,
+    /// It runs beside others.
+    Shared,
+}
+
+impl Surroundings {
+    /// # Errors
+    ///
+    /// When the root cannot be opened, a stream duplicated or the kernel gives no randomness.
+    pub fn new(settings: &Settings<'_>, thread: Thread) -> wasmtime::Result<Surroundings> {
+        let mut opened = WasiCtxBuilder::new()
+            .allow_blocking_current_thread(thread == Thread::Alone)
+            .preopened_dir("/", "/", FsPerms::ReadWrite)?
+            .build();
+        Ok(Surroundings {
+            arguments: settings.arguments.to_vec(),
+            environment: settings.environment.to_vec(),
+            working_directory: settings.working_directory.to_owned(),
+            stdout: Output::new(std::io::stdout().as_fd())?,
+            stderr: Output::new(std::io::stderr().as_fd())?,
+            files: opened.filesystem().clone(),
+            config: Arc::new(settings.options.config.clone().into_iter().collect()),
+            outbound: Outbound::new(settings.environment),
+            seeds: Mutex::new(StdRng::try_from_rng(&mut SysRng)?),
+        })
+    }
+
+    /// The state of a core module, which reads this process's input. WASI 0.1 has no working directory: `PWD` says it,
+    /// unless the container sets `PWD`.
+    pub fn module(&self, limits: Limits) -> Module {
+        let mut builder = self.builder();
+        if !self.environment.iter().any(|(key, _)| key == "PWD") {
+            builder.env("PWD", &self.working_directory);
+        }
+        let mut wasi = builder.inherit_stdin().build_p1();
+        *wasi.ctx().ctx.filesystem() = self.files.clone();
+        Module { wasi, limits }
+    }
+
+    /// The state of a component that reads this process's input.
+    pub fn command(&self, limits: Limits) -> Component {
+        self.component(self.builder().inherit_stdin(), limits)
+    }
+
+    /// The state of a component that serves: it has no input, for that would be all its instances' together.
+    pub fn service(&self, limits: Limits) -> Component {
+        self.component(&mut self.builder(), limits)
+    }
+
+    fn component(&self, builder: &mut WasiCtxBuilder, limits: Limits) -> Component {
+        let mut wasi = builder.initial_cwd(&self.working_directory).build();
+        *wasi.filesystem() = self.files.clone();
+        Component {
+            wasi,
+            http: WasiHttpCtx::new(),
+            outbound: self.outbound.clone(),
+            table: ResourceTable::new(),
+            config: self.config.clone(),
+            keyvalue: WasiKeyValueCtxBuilder::new().build(),
+            limits,
+        }
+    }
+
+    fn builder(&self) -> WasiCtxBuilder {
+        let mut builder = WasiCtxBuilder::new();
+        let mut seeds = self.seeds.lock().unwrap_or_else(PoisonError::into_inner);
+        builder
+            .secure_random(StdRng::from_rng(&mut *seeds))
+            .insecure_random(SmallRng::from_rng(&mut *seeds))
+            .insecure_random_seed(u128::from(seeds.next_u64()) << 64 | u128::from(seeds.next_u64()));
+        drop(seeds);
+        builder
+            .stdout(self.stdout.clone())
+            .stderr(self.stderr.clone())
+            .args(&self.arguments)
+            .envs(&self.environment)
+            // The pod's network, by its namespace.
+            .inherit_network()
+            .allow_tcp(true)
+            .allow_udp(true)
+            .allow_ip_name_lookup(true);
+        builder
+    }
 }

@@ -1,10 +1,13 @@
-//! The guest's memory limit: what its linear memories and tables may grow to before its cgroup would kill it.
+//! The guest's memory limit: what its linear memories and tables may grow to before its cgroup would kill it, and what
+//! its options grant.
 //!
 //! Growing fails as wasm has it, by -1, so a guest that looks sees an allocation failure; one that was killed sees
 //! nothing. The cgroup's files are read at each growth, so a container that is resized is followed at once, and other
 //! processes of the container count.
 
 use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use wasmtime::ResourceLimiter;
 
@@ -18,32 +21,60 @@ const RESERVE_SHARE: u64 = 8;
 /// What a table's element takes (`ResourceLimiter::table_growing`).
 const ELEMENT: usize = size_of::<usize>();
 
-/// Limits the growth of a store's memories and tables.
-pub struct Limits {
+/// What the instances of a guest have together.
+#[derive(Clone)]
+pub struct Budget(Arc<Account>);
+
+struct Account {
     memory: Option<Memory>,
+    /// The most that all linear memories may have, in bytes.
+    cap: u64,
+    /// What all linear memories have.
+    linear: AtomicU64,
     /// What the cgroup used when the program was loaded and nothing of it had grown.
     base: u64,
     /// What all memories and tables have been granted, in bytes.
+    granted: AtomicU64,
+}
+
+/// Limits the growth of a store's memories and tables.
+pub struct Limits {
+    account: Arc<Account>,
+    /// This store's part of what all have.
+    linear: u64,
     granted: u64,
     /// The program's first memories are there; from now on it can live with a failure.
     instantiated: bool,
 }
 
-impl Limits {
-    /// Limits by `memory`, the cgroup's files; without them nothing is limited.
-    pub fn new(memory: Option<Memory>) -> Limits {
+impl Budget {
+    /// Limits by `memory`, the cgroup's files, if any, and by `cap` bytes of linear memory.
+    pub fn new(memory: Option<Memory>, cap: u64) -> Budget {
         let base = |memory: &Memory| match memory.limit() {
             Ok(Some(_)) => used(memory, 0).ok(),
             _ => None,
         };
-        Limits {
+        Budget(Arc::new(Account {
             base: memory.as_ref().and_then(base).unwrap_or_default(),
             memory,
+            cap,
+            linear: AtomicU64::new(0),
+            granted: AtomicU64::new(0),
+        }))
+    }
+
+    /// The limits of one more store; what it has is given back when they are dropped.
+    pub fn limits(&self) -> Limits {
+        Limits {
+            account: self.0.clone(),
+            linear: 0,
             granted: 0,
             instantiated: false,
         }
     }
+}
 
+impl Limits {
     /// From now on growth is judged. What a program declares is given: it runs with it or not at all, and may never touch
     /// it.
     pub fn instantiated(&mut self) {
@@ -53,19 +84,30 @@ impl Limits {
     fn grow(&mut self, current: usize, desired: usize, unit: usize) -> bool {
         let more = desired.saturating_sub(current).saturating_mul(unit) as u64;
         // A pod's seccomp profile may deny the reading; the cgroup's limit is then all there is.
-        let granted = !self.instantiated || self.has_room(more).unwrap_or(true);
+        let granted = !self.instantiated || self.account.has_room(more).unwrap_or(true);
         if granted {
             self.granted = self.granted.saturating_add(more);
+            self.account.granted.fetch_add(more, Ordering::Relaxed);
         }
         granted
     }
+}
 
+impl Drop for Limits {
+    fn drop(&mut self) {
+        self.account.granted.fetch_sub(self.granted, Ordering::Relaxed);
+        self.account.linear.fetch_sub(self.linear, Ordering::Relaxed);
+    }
+}
+
+impl Account {
     fn has_room(&self, more: u64) -> io::Result<bool> {
         let Some(memory) = &self.memory else { return Ok(true) };
         let Some(limit) = memory.limit()? else { return Ok(true) };
         let most = most(limit);
         // Granted and not touched yet, so not in the usage.
-        let promised = self.base.saturating_add(self.granted).saturating_add(more);
+        let granted = self.granted.load(Ordering::Relaxed);
+        let promised = self.base.saturating_add(granted).saturating_add(more);
         Ok(promised <= most && used(memory, most.saturating_sub(more))?.saturating_add(more) <= most)
     }
 }
@@ -86,7 +128,24 @@ fn used(memory: &Memory, enough: u64) -> io::Result<u64> {
 
 impl ResourceLimiter for Limits {
     fn memory_growing(&mut self, current: usize, desired: usize, _maximum: Option<usize>) -> wasmtime::Result<bool> {
-        Ok(self.grow(current, desired, 1))
+        let more = desired.saturating_sub(current) as u64;
+        let account = &self.account;
+        if account.linear.load(Ordering::Relaxed).saturating_add(more) > account.cap {
+            // What is declared is had or the program does not run, so the reason is worth more than a failed growth.
+            return match self.instantiated {
+                true => Ok(false),
+                false => Err(wasmtime::format_err!(
+                    "its memory of {desired} bytes exceeds memory_limit, which is {} bytes",
+                    account.cap
+                )),
+            };
+        }
+        let granted = self.grow(current, desired, 1);
+        if granted {
+            self.linear += more;
+            self.account.linear.fetch_add(more, Ordering::Relaxed);
+        }
+        Ok(granted)
     }
 
     fn table_growing(&mut self, current: usize, desired: usize, _maximum: Option<usize>) -> wasmtime::Result<bool> {
@@ -105,7 +164,7 @@ mod tests {
 
     fn limits(name: &str, limit: &str, usage: usize, cache: usize) -> (PathBuf, Limits) {
         let (root, memory) = memory(name, limit, usage as u64, cache as u64);
-        let mut limits = Limits::new(Some(memory));
+        let mut limits = Budget::new(Some(memory), u64::MAX).limits();
         limits.instantiated();
         (root, limits)
     }
@@ -152,7 +211,7 @@ mod tests {
     #[test]
     fn what_a_program_declares_is_given_and_counts_against_its_growth() {
         let (root, memory) = memory("declared", &(8 * MIB).to_string(), 0, 0);
-        let mut limits = Limits::new(Some(memory));
+        let mut limits = Budget::new(Some(memory), u64::MAX).limits();
         assert!(limits.grow(0, 16 * MIB, 1));
         limits.instantiated();
         assert!(!limits.grow(16 * MIB, 17 * MIB, 1));
@@ -169,8 +228,42 @@ mod tests {
 
     #[test]
     fn without_a_limit_nothing_is_judged() {
-        let mut limits = Limits::new(None);
+        let mut limits = Budget::new(None, u64::MAX).limits();
         limits.instantiated();
         assert!(limits.grow(0, usize::MAX, ELEMENT));
+    }
+
+    #[test]
+    fn all_memories_together_stay_below_the_cap() {
+        let mut limits = Budget::new(None, 3 * MIB as u64).limits();
+        assert!(limits.memory_growing(0, MIB, None).unwrap());
+        limits.instantiated();
+        assert!(limits.memory_growing(0, MIB, None).unwrap(), "a second memory");
+        assert!(limits.memory_growing(MIB, 2 * MIB, None).unwrap());
+        assert!(!limits.memory_growing(2 * MIB, 2 * MIB + 1, None).unwrap());
+        assert!(limits.table_growing(0, MIB, None).unwrap(), "tables are the cgroup's");
+    }
+
+    #[test]
+    fn instances_share_one_budget_and_give_back_what_they_had() {
+        let budget = Budget::new(None, 2 * MIB as u64);
+        let [mut first, mut second] = [budget.limits(), budget.limits()];
+        assert!(first.memory_growing(0, MIB, None).unwrap());
+        second.instantiated();
+        assert!(!second.memory_growing(0, 2 * MIB, None).unwrap());
+        drop(first);
+        assert!(second.memory_growing(0, 2 * MIB, None).unwrap());
+    }
+
+    #[test]
+    fn a_program_that_declares_more_than_the_cap_is_told_why_it_does_not_run() {
+        let refused = Budget::new(None, MIB as u64)
+            .limits()
+            .memory_growing(0, 2 * MIB, None)
+            .unwrap_err();
+        assert!(
+            refused.to_string().contains("memory_limit, which is 1048576 bytes"),
+            "{refused}"
+        );
     }
 }

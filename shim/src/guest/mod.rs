@@ -8,10 +8,12 @@ use tokio::runtime::{Builder, Runtime};
 use crate::compile::World;
 use crate::compile::artifact::{self, Loaded};
 
-use limits::Limits;
+use limits::Budget;
 
 pub mod context;
+pub mod http;
 pub mod limits;
+mod outbound;
 mod output;
 pub mod p1;
 pub mod p2;
@@ -26,6 +28,9 @@ pub struct Settings<'a> {
     pub arguments: &'a [String],
     pub environment: &'a [(String, String)],
     pub working_directory: &'a str,
+    /// The cpu limit in thousandths of a cpu.
+    pub cpus: Option<u64>,
+    pub options: &'a kubewasi_options::Guest,
 }
 
 /// A program that is loaded and linked, and the event loop it runs in; only instantiating is left.
@@ -33,13 +38,14 @@ pub struct Ready {
     /// One thread: a guest is one program, and its process ends with it.
     runtime: Runtime,
     program: Program,
-    limits: Limits,
+    budget: Budget,
 }
 
 enum Program {
     Module(p1::Program),
     Command02(p2::Program),
     Command03(p3::Program),
+    Service(http::Service),
 }
 
 /// How a program ended.
@@ -51,29 +57,45 @@ pub enum Outcome {
     Trap(String),
 }
 
-/// Loads an artifact and links it against its world; its memory is limited by `limits`. The working directory is this
+/// The engines there are for a program.
+pub struct Engines<'a> {
+    pub warm: &'a warm::Warm,
+    /// A service's own.
+    pub serving: Option<warm::Serving>,
+}
+
+/// Loads an artifact and links it against its world; its memory is limited by `budget`. The working directory is this
 /// process's `/proc/self/fd`.
 ///
 /// # Errors
 ///
 /// Names the import that is missing, or the export; or says why there is no event loop.
 pub fn load(
-    warm: &warm::Warm,
+    engines: &Engines<'_>,
     file: OwnedFd,
     world: World,
     export: Option<&str>,
-    limits: Limits,
+    settings: &Settings<'_>,
+    budget: Budget,
 ) -> wasmtime::Result<Ready> {
-    let program = match (artifact::load(&warm.engine, file, Path::new("."), world)?, world) {
+    let Engines { warm, serving } = engines;
+    let engine = serving.as_ref().map_or(&warm.engine, |serving| &serving.engine);
+    let program = match (artifact::load(engine, file, Path::new("."), world)?, serving) {
         (Loaded::Module(module), _) => Program::Module(p1::link(warm, &module, export)?),
-        (Loaded::Component(component), World::Command03) => Program::Command03(p3::link(warm, &component, export)?),
-        (Loaded::Component(component), _) => Program::Command02(p2::link(warm, &component, export)?),
+        (Loaded::Component(component), Some(serving)) => {
+            no_export(export)?;
+            Program::Service(http::link(serving, &component, world, settings)?)
+        }
+        (Loaded::Component(component), None) if world == World::Command03 => {
+            Program::Command03(p3::link(warm, &component, export)?)
+        }
+        (Loaded::Component(component), None) => Program::Command02(p2::link(warm, &component, export)?),
     };
     let runtime = Builder::new_current_thread().enable_all().build()?;
     Ok(Ready {
         runtime,
         program,
-        limits,
+        budget,
     })
 }
 
@@ -82,13 +104,14 @@ pub fn run(ready: Ready, settings: &Settings<'_>) -> Outcome {
     let Ready {
         runtime,
         program,
-        limits,
+        budget,
     } = ready;
     let result = runtime.block_on(async {
         match program {
-            Program::Module(program) => program.run(settings, limits).await,
-            Program::Command02(program) => program.run(settings, limits).await,
-            Program::Command03(program) => program.run(settings, limits).await,
+            Program::Module(program) => program.run(settings, budget.limits()).await,
+            Program::Command02(program) => program.run(settings, budget.limits()).await,
+            Program::Command03(program) => program.run(settings, budget.limits()).await,
+            Program::Service(service) => service.run(settings, budget).await,
         }
     });
     // Blocking threads, such as one that waits for input, end with the process.
@@ -104,7 +127,7 @@ fn no_export(export: Option<&str>) -> wasmtime::Result<()> {
     match export {
         None => Ok(()),
         Some(export) => wasmtime::bail!(
-            "the export {export:?} cannot be called: a component runs its wasi:cli/run; #export is for core modules"
+            "the export {export:?} cannot be called: a component runs its wasi:cli/run or serves its wasi:http handler; #export is for core modules"
         ),
     }
 }

@@ -9,6 +9,7 @@ use wasmtime_wasi::cli::{IsTerminal, OutputFile, StdoutStream};
 use wasmtime_wasi::p2::OutputStream;
 
 /// Writes at once, so that a kill loses nothing that the guest has written. [`OutputFile`] alone is never a terminal.
+#[derive(Clone)]
 pub struct Output {
     file: OutputFile,
     terminal: bool,

@@ -2,10 +2,10 @@
 
 use wasmtime::{ExternType, InstancePre, Module, Store, Val};
 
-use super::context;
+use super::Settings;
+use super::context::{Module as State, Surroundings, Thread};
 use super::limits::Limits;
 use super::warm::Warm;
-use super::{Settings, context::Module as State};
 
 /// The entry point of a command (WASI 0.1 application ABI).
 const START: &str = "_start";
@@ -57,7 +57,10 @@ impl Program {
     ///
     /// A trap, or an exit as [`wasmtime_wasi::I32Exit`].
     pub async fn run(self, settings: &Settings<'_>, limits: Limits) -> wasmtime::Result<i32> {
-        let mut store = Store::new(self.instance.module().engine(), context::module(settings, limits)?);
+        let mut store = Store::new(
+            self.instance.module().engine(),
+            Surroundings::new(settings, Thread::Alone)?.module(limits),
+        );
         store.limiter(|state| &mut state.limits);
         let instance = self.instance.instantiate_async(&mut store).await?;
         store.data_mut().limits.instantiated();

@@ -4,7 +4,7 @@ use wasmtime::Store;
 use wasmtime::component::Component;
 use wasmtime_wasi::p3::bindings::CommandPre;
 
-use super::context::{self, Component as State};
+use super::context::{Component as State, Surroundings, Thread};
 use super::limits::Limits;
 use super::warm::Warm;
 use super::{Settings, no_export};
@@ -29,7 +29,10 @@ impl Program {
     ///
     /// A trap, or an exit as [`wasmtime_wasi::I32Exit`].
     pub async fn run(self, settings: &Settings<'_>, limits: Limits) -> wasmtime::Result<i32> {
-        let mut store = Store::new(self.0.engine(), context::component(settings, limits)?);
+        let mut store = Store::new(
+            self.0.engine(),
+            Surroundings::new(settings, Thread::Alone)?.command(limits),
+        );
         store.limiter(|state| &mut state.limits);
         let command = self.0.instantiate_async(&mut store).await?;
         store.data_mut().limits.instantiated();

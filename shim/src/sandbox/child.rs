@@ -19,10 +19,10 @@ use super::protocol::{ADOPTED, MADE, Report, START, cut, decode, encode};
 use super::root::{self, Contents};
 use super::users::{self, Users};
 use super::{beside, execute};
-use crate::compile::World;
-use crate::guest::limits::Limits;
-use crate::guest::warm::Warm;
-use crate::guest::{self, Outcome, Settings};
+use crate::compile::{Profile, World};
+use crate::guest::limits::Budget;
+use crate::guest::warm::{Serving, Warm};
+use crate::guest::{self, Engines, Outcome, Settings};
 use crate::image::memory;
 use crate::sys::fork::{Fork, exit, fork};
 use crate::sys::labels::When;
@@ -112,7 +112,7 @@ fn become_guest(warm: &Warm, filters: &Filters, confinement: &Confinement, users
     drop(plan);
     let own = beside.is_none();
     let prepared = begin(confinement, &socket, streams)
-        .and_then(|()| Ok((own_process(confinement)?, Loader::open(confinement, artifact)?)))
+        .and_then(|()| Ok((own_process(confinement)?, Loader::open(warm, confinement, artifact)?)))
         .and_then(|opened| move_in(confinement, users, beside).map(|()| opened))
         .and_then(|(process, loader)| confine(warm, filters, confinement, &socket, process, loader));
     match prepared {
@@ -143,11 +143,20 @@ enum Loader<'a> {
         memory: Option<Memory>,
         world: World,
         export: Option<&'a str>,
+        serving: Option<Serving>,
     },
 }
 
 impl Loader<'_> {
-    fn open(confinement: &Confinement, artifact: Option<OwnedFd>) -> Result<Loader<'_>, Failure> {
+    /// What the program was compiled for.
+    fn profile(&self) -> Profile {
+        match self {
+            Loader::Program { world, .. } => world.profile(),
+            Loader::Nothing | Loader::Native(_) => Profile::Command,
+        }
+    }
+
+    fn open<'a>(warm: &Warm, confinement: &'a Confinement, artifact: Option<OwnedFd>) -> Result<Loader<'a>, Failure> {
         match &confinement.role {
             Role::Holder => Ok(Loader::Nothing),
             Role::Native { path } => Ok(Loader::Native(path)),
@@ -159,6 +168,13 @@ impl Loader<'_> {
                 },
                 world: *world,
                 export: export.as_deref(),
+                serving: match guest::http::instances(*world, &confinement.options.http) {
+                    None => None,
+                    Some(instances) => Some(
+                        Serving::new(instances, &warm.options)
+                            .map_err(|error| step("build the service's engine")(format!("{error:#}")))?,
+                    ),
+                },
             }),
         }
     }
@@ -274,6 +290,7 @@ fn confine(
     rustix::thread::set_no_new_privs(true).map_err(step("set no_new_privs"))?;
     adopted(socket)?;
     // An artifact is what a compiler made of hostile bytes: loading it happens behind the first filter already.
+    let filters = filters.of(loader.profile());
     seccomp::enter(&filters.loading.unpack()).map_err(step("install the loader's filter"))?;
     let prepared = match loader {
         Loader::Program {
@@ -281,9 +298,12 @@ fn confine(
             memory,
             world,
             export,
+            serving,
         } => {
             process.as_ref().map_or(Ok(()), enter_open_files)?;
-            let ready = guest::load(warm, artifact, world, export, Limits::new(memory));
+            let engines = Engines { warm, serving };
+            let budget = Budget::new(memory, confinement.options.memory_limit);
+            let ready = guest::load(&engines, artifact, world, export, &settings(confinement), budget);
             Prepared::Run(Box::new(
                 ready.map_err(|error| step("load the program")(format!("{error:#}")))?,
             ))
@@ -368,6 +388,16 @@ fn started(socket: &OwnedFd) -> bool {
     matches!(rustix::io::retry_on_intr(|| rustix::io::read(socket, &mut byte)), Ok(1) if byte == START)
 }
 
+fn settings(confinement: &Confinement) -> Settings<'_> {
+    Settings {
+        arguments: &confinement.arguments,
+        environment: &confinement.environment,
+        working_directory: &confinement.working_directory,
+        cpus: confinement.cpus,
+        options: &confinement.options,
+    }
+}
+
 /// `own`: it is its container's first process.
 fn live(prepared: Prepared, confinement: &Confinement, socket: &OwnedFd, own: bool) -> ! {
     match prepared {
@@ -375,24 +405,17 @@ fn live(prepared: Prepared, confinement: &Confinement, socket: &OwnedFd, own: bo
             // Returns when a signal was handled; those that end the holder do not return.
             let _ = rustix::event::poll(&mut [], None);
         },
-        Prepared::Run(ready) => {
-            let settings = Settings {
-                arguments: &confinement.arguments,
-                environment: &confinement.environment,
-                working_directory: &confinement.working_directory,
-            };
-            match guest::run(*ready, &settings) {
-                Outcome::Exit(code) => exit(code),
-                Outcome::Trap(message) => {
-                    guest::tell(&message);
-                    if own {
-                        guest::log(&message);
-                    }
-                    report(socket.as_fd(), &Report::Ended { message: cut(message) });
-                    exit(guest::TRAPPED)
+        Prepared::Run(ready) => match guest::run(*ready, &settings(confinement)) {
+            Outcome::Exit(code) => exit(code),
+            Outcome::Trap(message) => {
+                guest::tell(&message);
+                if own {
+                    guest::log(&message);
                 }
+                report(socket.as_fd(), &Report::Ended { message: cut(message) });
+                exit(guest::TRAPPED)
             }
-        }
+        },
         Prepared::Execute(path) => {
             let (failure, code) = execute::execute(&path, confinement);
             let message = failure.to_string();

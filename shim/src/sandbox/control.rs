@@ -8,6 +8,7 @@ use std::process::{Child, Command as Process, Stdio as Streams};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use kubewasi_options::Options;
 use oci_spec::runtime::LinuxResources;
 use rustix::fs::{Mode, OFlags};
 use rustix::process::Pid;
@@ -22,7 +23,7 @@ use super::plan::{Confinement, Plan};
 use super::process::{Guest, receive};
 use super::protocol::{Answer, Command, MESSAGE, Report, decode, encode};
 use super::record::{self, Record};
-use crate::compile::Artifact;
+use crate::compile::{Artifact, engine};
 use crate::image::memory;
 use crate::stdio::Stdio;
 use crate::sys::cgroup::{self, Hierarchies};
@@ -65,6 +66,7 @@ pub struct Launcher {
     devices: OwnedFd,
     max_forks: u64,
     max_age: Duration,
+    engine: kubewasi_options::Engine,
     running: Mutex<Running>,
     children: Arc<Children>,
     starts: std::sync::atomic::AtomicU64,
@@ -88,24 +90,25 @@ impl Drop for Running {
 }
 
 impl Launcher {
-    /// Starts a launcher process, to be renewed after `max_forks` forks and after `max_age`: a new one has another
-    /// address layout.
+    /// Starts a launcher process with the engine of `options`, to be renewed after so many forks and so long as they say:
+    /// a new one has another address layout.
     ///
     /// # Errors
     ///
     /// When there is no cgroup file system or the process cannot be started.
-    pub async fn start(max_forks: u64, max_age: Duration) -> Result<Launcher, SandboxError> {
+    pub async fn start(options: &Options) -> Result<Launcher, SandboxError> {
         let hierarchies = Hierarchies::find(Path::new(cgroup::ROOT)).map_err(SandboxError::Cgroups)?;
         let program = mounts::open_read_only(Path::new("/proc/self/exe")).map_err(SandboxError::StartLauncher)?;
-        let running = Mutex::new(Running::start(&program).map_err(SandboxError::StartLauncher)?);
+        let running = Running::start(&program, &options.engine).map_err(SandboxError::StartLauncher)?;
         Ok(Launcher {
             hierarchies,
             program,
             devices: mounts::open_read_only(Path::new("/dev"))
                 .map_err(|error| SandboxError::Resource("view of /dev", error))?,
-            max_forks,
-            max_age,
-            running,
+            max_forks: options.launcher_max_forks,
+            max_age: options.launcher_max_age,
+            engine: options.engine,
+            running: Mutex::new(running),
             children: Arc::default(),
             starts: 1.into(),
         })
@@ -341,7 +344,7 @@ impl Launcher {
     }
 
     fn renew(&self, running: &mut Running) -> Result<(), SandboxError> {
-        *running = Running::start(&self.program).map_err(SandboxError::StartLauncher)?;
+        *running = Running::start(&self.program, &self.engine).map_err(SandboxError::StartLauncher)?;
         self.starts.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         Ok(())
     }
@@ -374,13 +377,14 @@ impl Running {
         }
     }
 
-    fn start(program: &OwnedFd) -> io::Result<Running> {
+    fn start(program: &OwnedFd, engine: &kubewasi_options::Engine) -> io::Result<Running> {
         let (ours, theirs) = seqpacket::pair()?;
         rustix::io::ioctl_fionbio(&ours, true)?;
         let process = Process::new(format!("/proc/self/fd/{}", program.as_raw_fd()))
             // The path by which ps(1) shows it: the program's own has no name behind the mount.
             .arg0(std::env::current_exe()?)
             .arg("launch")
+            .arg(engine::argument(engine))
             .env_clear()
             .stdin(Streams::from(theirs))
             .stdout(Streams::null())

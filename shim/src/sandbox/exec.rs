@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use kubewasi_options::Guest;
 use oci_spec::runtime::{Process, Spec};
 
 use super::plan::{self, Confinement, PlanError, Role, Root};
@@ -20,6 +21,7 @@ pub struct Request<'a> {
     /// What the request for the process says, whatever its spec does.
     pub terminal: bool,
     pub role: Role,
+    pub options: Guest,
 }
 
 /// Plans a process that joins the container's: no namespaces of its own, no root, its own credentials.
@@ -36,6 +38,7 @@ pub fn plan(request: Request<'_>) -> Result<Confinement, PlanError> {
         beside,
         terminal,
         role,
+        options,
     } = request;
     let linux = spec.linux().as_ref().ok_or(PlanError::Missing("linux"))?;
     plan::refuse_process(process)?;
@@ -85,7 +88,9 @@ pub fn plan(request: Request<'_>) -> Result<Confinement, PlanError> {
         arguments: process.args().clone().unwrap_or_default(),
         environment: plan::environment(process),
         working_directory: process.cwd().to_string_lossy().into_owned(),
+        cpus: plan::cpus(linux),
         role,
+        options,
     })
 }
 
@@ -122,6 +127,7 @@ mod tests {
             beside: 7,
             terminal: true,
             role,
+            options: Guest::default(),
         })
     }
 

@@ -8,6 +8,9 @@ use std::collections::BTreeMap;
 use seccompiler::{SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompRule};
 
 use super::profile::{ProfileError, Program, compile};
+use crate::compile::Profile;
+
+mod network;
 
 /// Calls that are allowed with any arguments.
 const ALLOWED: &[libc::c_long] = &[
@@ -103,8 +106,15 @@ const ALLOWED_HERE: &[libc::c_long] = &[
 #[cfg(not(target_arch = "x86_64"))]
 const ALLOWED_HERE: &[libc::c_long] = &[];
 
-/// The two filters of a guest; the second is installed on top of the first.
+/// The filters of guests.
 pub struct Filters {
+    command: Pair,
+    service: Pair,
+}
+
+/// The two filters of a guest; the second is installed on top of the first.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Pair {
     /// While the artifact is mapped and the event loop built: code becomes executable, folders change.
     pub loading: Program,
     /// From then on.
@@ -112,25 +122,46 @@ pub struct Filters {
 }
 
 impl Filters {
-    /// Compiles both.
+    /// Compiles all of them.
     ///
     /// # Errors
     ///
     /// What the compiler says of the rules.
     pub fn new() -> Result<Filters, ProfileError> {
-        let always: Rules = ALLOWED
+        Ok(Filters {
+            command: Pair::new(Profile::Command)?,
+            service: Pair::new(Profile::Service)?,
+        })
+    }
+
+    /// Those of a guest that was compiled for `profile`.
+    pub fn of(&self, profile: Profile) -> &Pair {
+        match profile {
+            Profile::Command => &self.command,
+            Profile::Service => &self.service,
+        }
+    }
+}
+
+impl Pair {
+    fn new(profile: Profile) -> Result<Pair, ProfileError> {
+        let mut running: Rules = ALLOWED
             .iter()
             .chain(ALLOWED_HERE)
+            .chain(network::ALLOWED)
             .map(|number| (*number, Vec::new()))
             .collect();
-        let mut running = always.clone();
         running.extend(conditional()?);
+        running.extend(network::conditional()?);
+        if profile == Profile::Service {
+            running.extend(serving()?);
+        }
         let mut loading = running.clone();
         for number in LOADING {
             loading.insert(*number, Vec::new());
         }
         let denied = SeccompAction::Errno(libc::EPERM as u32);
-        Ok(Filters {
+        Ok(Pair {
             loading: compile(loading, denied.clone(), SeccompAction::Allow)?,
             running: compile(running, denied, SeccompAction::Allow)?,
         })
@@ -155,6 +186,8 @@ const IOCTL: &[u64] = &[
     libc::TCGETS as u64,
     libc::TIOCGWINSZ as u64,
 ];
+/// `_IOWR('f', 16, struct pm_scan_arg)` (linux/fs.h), of 96 bytes.
+const PAGEMAP_SCAN: u64 = 0xc060_6610;
 /// Without F_SETOWN and F_SETSIG, by which the kernel sends signals for a process that may not.
 const FCNTL: &[u64] = &[
     libc::F_GETFD as u64,
@@ -172,7 +205,7 @@ const FCNTL: &[u64] = &[
 fn conditional() -> Result<Rules, ProfileError> {
     let execute = SeccompCmpOp::MaskedEq(libc::PROT_EXEC as u64);
     let thread = libc::CLONE_THREAD as u64;
-    let mut fcntl = values(1, FCNTL)?;
+    let mut fcntl = one_of(1, FCNTL)?;
     let asynchronous = SeccompCmpOp::MaskedEq(libc::O_ASYNC as u64);
     fcntl.push(rule(vec![
         when(1, SeccompCmpOp::Eq, libc::F_SETFL as u64)?,
@@ -186,14 +219,20 @@ fn conditional() -> Result<Rules, ProfileError> {
             vec![rule(vec![when(0, SeccompCmpOp::MaskedEq(thread), thread)?])?],
         ),
         (libc::SYS_fcntl, fcntl),
-        (libc::SYS_prctl, values(0, PRCTL)?),
-        (libc::SYS_ioctl, values(1, IOCTL)?),
+        (libc::SYS_prctl, one_of(0, PRCTL)?),
+        (libc::SYS_ioctl, one_of(1, IOCTL)?),
     ]
     .into())
 }
 
+/// What a service may do beside: asking which pages an instance has written.
+fn serving() -> Result<Rules, ProfileError> {
+    let ioctl: Vec<u64> = IOCTL.iter().copied().chain([PAGEMAP_SCAN]).collect();
+    Ok([(libc::SYS_ioctl, one_of(1, &ioctl)?)].into())
+}
+
 /// One rule for each value of an argument.
-fn values(argument: u8, values: &[u64]) -> Result<Vec<SeccompRule>, ProfileError> {
+fn one_of(argument: u8, values: &[u64]) -> Result<Vec<SeccompRule>, ProfileError> {
     values
         .iter()
         .map(|value| rule(vec![when(argument, SeccompCmpOp::Eq, *value)?]))
@@ -232,16 +271,19 @@ mod tests {
             libc::SYS_keyctl,
             libc::SYS_open_by_handle_at,
         ];
-        assert!(
-            hostile
-                .iter()
-                .all(|number| !ALLOWED.contains(number) && !ALLOWED_HERE.contains(number))
-        );
+        assert!(hostile.iter().all(|number| {
+            ![ALLOWED, ALLOWED_HERE, network::ALLOWED, LOADING]
+                .concat()
+                .contains(number)
+        }));
     }
 
     #[test]
     fn the_filters_compile_for_this_architecture_and_differ() {
         let filters = Filters::new().unwrap();
-        assert_ne!(filters.loading, filters.running);
+        let [command, service] = [Profile::Command, Profile::Service].map(|profile| filters.of(profile));
+        assert_ne!(command.loading, command.running);
+        assert_ne!(service.loading, service.running);
+        assert_ne!(command, service);
     }
 }

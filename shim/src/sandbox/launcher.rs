@@ -13,14 +13,16 @@ use super::attached::{Attached, Inheritance};
 use super::child;
 use super::filter::Filters;
 use super::protocol::{Answer, Command, MESSAGE, decode, encode};
+use crate::compile::engine;
 use crate::guest::TRAPPED;
 use crate::guest::warm::Warm;
 use crate::sys::fork::{Fork, exit, fork};
 use crate::sys::{pidfd, seqpacket, standard};
 
-/// `containerd-shim-wasi-v1 launch`: serves fork requests from the socket on its standard input until that closes.
-pub fn run() -> ! {
-    match serve() {
+/// `containerd-shim-wasi-v1 launch`: serves fork requests from the socket on its standard input until that closes;
+/// `engine` is what its engines are like.
+pub fn run(engine: &str) -> ! {
+    match serve(engine) {
         Ok(()) => std::process::exit(0),
         Err(error) => {
             eprintln!("launcher: {error:#}");
@@ -29,7 +31,7 @@ pub fn run() -> ! {
     }
 }
 
-fn serve() -> wasmtime::Result<()> {
+fn serve(engine: &str) -> wasmtime::Result<()> {
     let socket = standard::take_stdin()?;
     rustix::thread::set_name(c"wasi-launcher")?;
     // Inherited by every guest: what a process of the same user finds in another's /proc is not to be opened.
@@ -41,7 +43,9 @@ fn serve() -> wasmtime::Result<()> {
         maximum: Some(0),
     };
     rustix::process::setrlimit(Resource::Core, none)?;
-    let warm = Warm::new()?;
+    let options =
+        engine::of_argument(engine).ok_or_else(|| wasmtime::format_err!("launch is for the server's own use"))?;
+    let warm = Warm::new(options)?;
     let filters = Filters::new()?;
     let mut buffer = vec![0; MESSAGE];
     loop {

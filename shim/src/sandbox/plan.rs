@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
+use kubewasi_options::Guest;
 use oci_spec::runtime::{
     Capabilities as CapabilityNames, Linux, LinuxNamespaceType, LinuxResources, PosixRlimitType, Process, Spec,
 };
@@ -44,6 +45,7 @@ pub struct Request<'a> {
     /// What the request for the process says, whatever its spec does.
     pub terminal: bool,
     pub role: Role,
+    pub options: Guest,
 }
 
 /// What the server does for the container and what its process does for itself.
@@ -95,6 +97,9 @@ pub struct Confinement {
     pub arguments: Vec<String>,
     pub environment: Vec<(String, String)>,
     pub working_directory: String,
+    /// The cpu limit in thousandths of a cpu.
+    pub cpus: Option<u64>,
+    pub options: Guest,
 }
 
 /// The root file system of the process.
@@ -223,13 +228,26 @@ pub fn plan(request: Request<'_>) -> Result<Plan, PlanError> {
         arguments: process.args().clone().unwrap_or_default(),
         environment: environment(process),
         working_directory: process.cwd().to_string_lossy().into_owned(),
+        cpus: cpus(linux),
         role: request.role,
+        options: request.options,
     };
     Ok(Plan {
         cgroup,
         resources: resources(spec),
         confinement,
     })
+}
+
+/// The cpu limit in thousandths of a cpu: its quota is so many microseconds of each period.
+pub(super) fn cpus(linux: &Linux) -> Option<u64> {
+    /// What the kernel takes when none is given (sched-bwc in the kernel's documentation).
+    const PERIOD: u64 = 100_000;
+    let cpu = linux.resources().as_ref()?.cpu().as_ref()?;
+    // Negative is no limit.
+    let quota = u64::try_from(cpu.quota()?).ok().filter(|quota| *quota > 0)?;
+    let period = cpu.period().filter(|period| *period > 0).unwrap_or(PERIOD);
+    Some(quota.saturating_mul(1000) / period)
 }
 
 /// The name of a container's processes.
@@ -542,6 +560,7 @@ mod tests {
                 world: World::Module,
                 export: None,
             },
+            options: Guest::default(),
         }
     }
 

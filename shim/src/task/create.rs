@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use containerd_shim_protos::api::CreateTaskRequest;
+use kubewasi_options::{AnnotationError, Guest};
 use oci_spec::runtime::Spec;
 use tracing::Instrument;
 
@@ -123,6 +124,8 @@ async fn make(node: &Node, container: &Container, api: Api, request: &CreateTask
         annotation(SANDBOX_ID).map(String::as_str),
         &node.sockets.address(&facts.namespace),
     );
+    // Of every container, native ones too: a pod with a wrong annotation fails at its sandbox.
+    let options = options(node, &spec)?;
     let holder = annotation(CONTAINER_TYPE).is_some_and(|kind| kind == "sandbox");
     let found = if holder {
         Found::Guest(Role::Holder, None)
@@ -134,7 +137,7 @@ async fn make(node: &Node, container: &Container, api: Api, request: &CreateTask
         }
     };
     let (body, kept, console) = match found {
-        Found::Guest(role, artifact) => guest(node, facts, &spec, role, artifact.as_ref()).await?,
+        Found::Guest(role, artifact) => guest(node, facts, &spec, role, options, artifact.as_ref()).await?,
         Found::Native => native(node, container, &spec).await?,
     };
     if let Err(error) = fs::write(facts.bundle.join(PID_FILE), body.child().pid().to_string()) {
@@ -157,6 +160,15 @@ pub(super) async fn read(bundle: &Path) -> Result<Spec, BundleError> {
     serde_json::from_slice(&bytes).map_err(|cause| BundleError::Malformed { path, cause })
 }
 
+/// What the guests of a container run with, by its annotations.
+pub(super) fn options(node: &Node, spec: &Spec) -> Result<Guest, AnnotationError> {
+    let annotations = spec.annotations().iter().flatten();
+    kubewasi_options::annotated(
+        &node.options,
+        annotations.map(|(name, value)| (name.as_str(), value.as_str())),
+    )
+}
+
 /// A container's body, our ends of its streams, and its terminal.
 type Made = (Body, Kept, Option<Console>);
 
@@ -166,6 +178,7 @@ async fn guest(
     facts: &Facts,
     spec: &Spec,
     role: Role,
+    options: Guest,
     artifact: Option<&Artifact>,
 ) -> Result<Made, TaskError> {
     let plan = plan::plan(plan::Request {
@@ -176,6 +189,7 @@ async fn guest(
         rootfs: &facts.rootfs,
         terminal: facts.terminal,
         role,
+        options,
     })?;
     let size = spec.process().as_ref().and_then(terminal::size_of);
     let opened = stdio::open(&facts.streams, facts.terminal, size)?;

@@ -3,6 +3,7 @@
 use std::io;
 
 use containerd_shim_protos::ttrpc;
+use kubewasi_options::AnnotationError;
 use tokio::task::JoinError;
 use ttrpc::Code;
 
@@ -63,6 +64,8 @@ pub enum TaskError {
     #[error("the server is shutting down")]
     ShuttingDown,
     #[error(transparent)]
+    Annotation(#[from] AnnotationError),
+    #[error(transparent)]
     Bundle(#[from] BundleError),
     #[error(transparent)]
     Stream(#[from] StreamError),
@@ -103,6 +106,7 @@ impl TaskError {
             | TaskError::ProcessMalformed { .. }
             | TaskError::Limits { .. }
             | TaskError::Limit(_)
+            | TaskError::Annotation(_)
             | TaskError::Bundle(_)
             | TaskError::Stream(_)
             | TaskError::Image(_)

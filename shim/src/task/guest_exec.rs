@@ -34,6 +34,7 @@ pub async fn run(node: &Node, guest: &Guest, process: &Process) -> Result<(), Ta
         beside: guest.child().pid(),
         terminal: facts.terminal,
         role,
+        options: create::options(node, &spec)?,
     })?;
     let opened = stdio::open(&facts.streams, facts.terminal, terminal::size_of(asked))?;
     let started = node

@@ -7,7 +7,7 @@ use oci_spec::runtime::{Process, Spec};
 use super::error::TaskError;
 use super::events::Facts;
 use super::service::Node;
-use crate::compile::{Artifact, Profile};
+use crate::compile::Artifact;
 use crate::image::{self, Wasm};
 use crate::sandbox::plan::Role;
 
@@ -52,7 +52,7 @@ impl<'a> Search<'a> {
 
 /// The guest that runs `wasm`, compiled.
 pub async fn guest(node: &Node, wasm: Wasm) -> Result<(Role, Artifact), TaskError> {
-    let artifact = node.artifacts.get(&node.images, &wasm, Profile::Command).await?;
+    let artifact = node.artifacts.get(&node.images, &wasm).await?;
     tracing::info!(program = wasm.name, digest = %wasm.digest, world = ?artifact.world, "program found");
     let role = Role::Guest {
         world: artifact.world,

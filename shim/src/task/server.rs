@@ -149,6 +149,7 @@ async fn serve(folder: &Path, settings: &Settings, sinks: Arc<Sinks>, stdout: &m
         size: options.cache_size,
         timeout: options.compile_timeout,
         memory: options.compile_memory,
+        engine: options.engine,
     })?);
     let keeper = tokio::spawn(keep(images.clone(), artifacts.clone()));
     let node = Arc::new(Node {
@@ -157,7 +158,8 @@ async fn serve(folder: &Path, settings: &Settings, sinks: Arc<Sinks>, stdout: &m
         sinks,
         images,
         artifacts,
-        launcher: Launcher::start(options.launcher_max_forks, options.launcher_max_age).await?,
+        launcher: Launcher::start(options).await?,
+        options: options.clone(),
         natives: native::Runtime::new(options).map_err(io_error("find cgroups at", Path::new(cgroup::ROOT)))?,
         sockets: Sockets::new(settings.socket.clone()),
         requests: AtomicUsize::new(0),

@@ -16,6 +16,7 @@ use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use containerd_shim_protos::protobuf::{EnumOrUnknown, MessageField};
 use containerd_shim_protos::shim_async::{Task, create_task};
 use containerd_shim_protos::ttrpc;
+use kubewasi_options::Options;
 use tracing::Instrument;
 use ttrpc::asynchronous::{Service, TtrpcContext};
 
@@ -48,6 +49,8 @@ pub struct Node {
     pub images: Arc<Images>,
     pub artifacts: Arc<Artifacts>,
     pub launcher: Launcher,
+    /// The handler's.
+    pub options: Options,
     pub natives: native::Runtime,
     pub sockets: Sockets,
     /// How many requests are being answered.

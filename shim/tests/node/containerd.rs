@@ -337,6 +337,7 @@ impl Node {
         format!(
             "{tables}[{runtimes}.runc]\nruntime_type = \"io.containerd.runc.v2\"\n\
              [{runtimes}.wasi]\nruntime_type = \"io.containerd.wasi.v1\"\n\
+             pod_annotations = [\"kubewasi.dev/*\"]\ncontainer_annotations = [\"kubewasi.dev/*\"]\n\
              [{runtimes}.wasi-without-options]\nruntime_type = \"io.containerd.wasi.v1\"\n\
              [{runtimes}.wasi.options]\nTypeUrl = \"runtimeoptions.v1.Options\"\nConfigPath = {options:?}\n"
         )

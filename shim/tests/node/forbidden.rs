@@ -14,18 +14,16 @@ use crate::server;
 use crate::tracer::Tracee;
 
 /// Calls that no guest makes, whatever their arguments: none may say anything but EPERM.
-const FORBIDDEN: [(&str, libc::c_long); 72] = [
+const FORBIDDEN: [(&str, libc::c_long); 69] = [
     ("acct", libc::SYS_acct),
     ("add_key", libc::SYS_add_key),
     ("adjtimex", libc::SYS_adjtimex),
-    ("bind", libc::SYS_bind),
     ("bpf", libc::SYS_bpf),
     ("capset", libc::SYS_capset),
     ("chdir", libc::SYS_chdir),
     ("chroot", libc::SYS_chroot),
     ("clock_settime", libc::SYS_clock_settime),
     ("clone3", libc::SYS_clone3),
-    ("connect", libc::SYS_connect),
     ("delete_module", libc::SYS_delete_module),
     ("execve", libc::SYS_execve),
     ("execveat", libc::SYS_execveat),
@@ -47,7 +45,6 @@ const FORBIDDEN: [(&str, libc::c_long); 72] = [
     ("keyctl", libc::SYS_keyctl),
     ("kill", libc::SYS_kill),
     ("landlock_create_ruleset", libc::SYS_landlock_create_ruleset),
-    ("listen", libc::SYS_listen),
     ("memfd_secret", libc::SYS_memfd_secret),
     ("mknodat", libc::SYS_mknodat),
     ("mount", libc::SYS_mount),
@@ -135,6 +132,20 @@ on_newest_containerd! {
         refused("to type", libc::SYS_ioctl, [0, libc::TIOCSTI as u64, memory as u64, 0, 0, 0]);
         refused("to have signals sent", libc::SYS_fcntl, [0, libc::F_SETOWN as u64, 1, 0, 0, 0]);
         refused("to have signals sent", libc::SYS_fcntl, [0, libc::F_SETFL as u64, libc::O_ASYNC as u64, 0, 0, 0]);
+        let socket = |name: &str, family: i32, kind: i32, protocol: i32| {
+            refused(name, libc::SYS_socket, [family as u64, kind as u64, protocol as u64, 0, 0, 0]);
+        };
+        socket("a unix socket", libc::AF_UNIX, libc::SOCK_STREAM, 0);
+        socket("a netlink socket", libc::AF_NETLINK, libc::SOCK_RAW, 0);
+        socket("a packet socket", libc::AF_PACKET, libc::SOCK_RAW, 0);
+        socket("a raw socket", libc::AF_INET, libc::SOCK_RAW, libc::IPPROTO_ICMP);
+        socket("a ping socket", libc::AF_INET, libc::SOCK_DGRAM, libc::IPPROTO_ICMP);
+        socket("an SCTP socket", libc::AF_INET6, libc::SOCK_STREAM, libc::IPPROTO_SCTP);
+        let option = |level: i32, name: i32| [0, level as u64, name as u64, 0, 0, 0];
+        refused("to filter packets", libc::SYS_setsockopt, option(libc::SOL_SOCKET, libc::SO_ATTACH_FILTER));
+        refused("to leave by a device", libc::SYS_setsockopt, option(libc::SOL_SOCKET, libc::SO_BINDTODEVICE));
+        let tcp = [libc::AF_INET as u64, (libc::SOCK_STREAM | libc::SOCK_CLOEXEC) as u64, 0, 0, 0, 0];
+        assert!(guest.call(libc::SYS_socket, tcp) > 0, "a TCP socket is allowed");
         drop(guest);
         assert_eq!(node.task(&id), Some((pid, "RUNNING".into())), "it was refused, not ended");
         node.remove(&id);

@@ -1,5 +1,4 @@
 use super::*;
-use crate::compile::Profile;
 use crate::compile::key::Compatibility;
 use crate::image::memory;
 
@@ -11,7 +10,7 @@ struct Test {
 fn key(wasm: &str) -> Key {
     static COMPATIBILITY: std::sync::OnceLock<Compatibility> = std::sync::OnceLock::new();
     COMPATIBILITY
-        .get_or_init(|| Compatibility::of(Profile::Command).expect("engine"))
+        .get_or_init(|| Compatibility::own(&kubewasi_options::Engine::default()).expect("engines"))
         .key(&Digest::of(wasm.as_bytes()))
 }
 

@@ -1,0 +1,5 @@
+//! Prints docs/options.md.
+
+fn main() {
+    print!("{}", kubewasi_options::markdown());
+}

@@ -1,0 +1,56 @@
+//! The access log: a line on stdout for each answer, when it is asked for.
+
+use std::io::Write as _;
+use std::net::SocketAddr;
+use std::time::Instant;
+
+use hyper::{Request, StatusCode};
+
+/// One request, told when its answer is over: `peer "METHOD /path HTTP/1.1" status bytes seconds`.
+pub struct Record {
+    peer: SocketAddr,
+    line: String,
+    begun: Instant,
+    status: StatusCode,
+    bytes: usize,
+}
+
+impl Record {
+    /// Begins a record of `request`. A path is percent-encoded by its client, so it breaks no line.
+    pub fn new<B>(peer: SocketAddr, request: &Request<B>) -> Record {
+        let path = request.uri().path_and_query().map_or("/", |path| path.as_str());
+        Record {
+            peer,
+            line: format!("{} {path} {:?}", request.method(), request.version()),
+            begun: Instant::now(),
+            status: StatusCode::OK,
+            bytes: 0,
+        }
+    }
+
+    /// The answer's status.
+    pub fn answered(&mut self, status: StatusCode) {
+        self.status = status;
+    }
+
+    /// So many bytes more of its body were handed out.
+    pub fn sent(&mut self, bytes: usize) {
+        self.bytes += bytes;
+    }
+}
+
+impl Drop for Record {
+    fn drop(&mut self) {
+        let Record {
+            peer,
+            line,
+            begun,
+            status,
+            bytes,
+        } = self;
+        let seconds = begun.elapsed().as_secs_f64();
+        let line = format!("{peer} \"{line}\" {} {bytes} {seconds:.6}\n", status.as_u16());
+        // A reader that is gone must not keep a service from answering.
+        let _ = std::io::stdout().write_all(line.as_bytes());
+    }
+}

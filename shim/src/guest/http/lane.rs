@@ -1,0 +1,94 @@
+//! One thread's connections: HTTP/1.1 and HTTP/2, whichever a client begins with.
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto::Builder;
+use hyper_util::server::graceful::GracefulShutdown;
+use rustix::net::sockopt;
+use tokio::net::TcpStream;
+use tokio::sync::mpsc::UnboundedReceiver;
+
+use super::answer::Answers;
+
+/// How long a client may take to send the head of a request, or keep a connection without one.
+const HEAD: Duration = Duration::from_secs(60);
+
+/// How long a client may leave what was sent to it unread, before its connection is closed.
+const UNREAD: Duration = Duration::from_secs(60);
+
+/// As many requests one HTTP/2 connection has open.
+const STREAMS: u32 = 128;
+
+/// A connection on its way to the thread that serves it.
+pub type Dealt = (std::net::TcpStream, SocketAddr);
+
+/// What serves the connections of one thread.
+pub struct Lane {
+    pub answers: Arc<Answers>,
+    /// So many connections are open.
+    pub open: Arc<AtomicUsize>,
+    /// The most bytes of a request's head.
+    pub head: usize,
+}
+
+impl Lane {
+    /// Serves what is dealt until nobody deals any more, then lets each connection end its request.
+    pub async fn serve(self, mut dealt: UnboundedReceiver<Dealt>) {
+        let http: &'static Builder<TokioExecutor> = Box::leak(Box::new(self.http()));
+        let connections = GracefulShutdown::new();
+        while let Some((stream, peer)) = dealt.recv().await {
+            let open = Open(self.open.clone());
+            let Ok(stream) = prepared(stream) else { continue };
+            let answers = self.answers.clone();
+            let service = service_fn(move |request| {
+                let answers = answers.clone();
+                async move { Ok::<_, Infallible>(answers.answer(peer, request).await) }
+            });
+            let connection = connections.watch(http.serve_connection(TokioIo::new(stream), service));
+            tokio::spawn(async move {
+                // A client that breaks the protocol or goes away ends its own connection.
+                let _ = connection.await;
+                drop(open);
+            });
+        }
+        connections.shutdown().await;
+    }
+
+    fn http(&self) -> Builder<TokioExecutor> {
+        let mut http = Builder::new(TokioExecutor::new());
+        http.http1()
+            .timer(TokioTimer::new())
+            .header_read_timeout(HEAD)
+            .max_buf_size(self.head)
+            .pipeline_flush(true);
+        http.http2()
+            .timer(TokioTimer::new())
+            .max_header_list_size(u32::try_from(self.head).unwrap_or(u32::MAX))
+            .max_concurrent_streams(STREAMS)
+            .keep_alive_interval(HEAD);
+        http
+    }
+}
+
+/// Counts a connection for as long as it is open; whoever deals it has counted it already.
+struct Open(Arc<AtomicUsize>);
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+fn prepared(stream: std::net::TcpStream) -> std::io::Result<TcpStream> {
+    // A guest writes small pieces: each goes out when it is written.
+    stream.set_nodelay(true)?;
+    let unread = u32::try_from(UNREAD.as_millis()).unwrap_or(u32::MAX);
+    sockopt::set_tcp_user_timeout(&stream, unread)?;
+    TcpStream::from_std(stream)
+}

@@ -1,0 +1,152 @@
+//! The threads of a service: each has an event loop of its own; connections are dealt among them and stay.
+
+use std::io;
+use std::net::TcpListener;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use futures_util::FutureExt as _;
+use tokio::runtime::Builder;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::{Semaphore, mpsc};
+use tokio::time::{sleep, timeout};
+use wasmtime_wasi_http::handler::ProxyHandler;
+
+use super::admission::Admission;
+use super::answer::{Answers, Limits};
+use super::instances::Instances;
+use super::lane::{Dealt, Lane};
+use super::ticker::Ticker;
+use super::{Service, Settings, listener, policy};
+use crate::guest::context::{Surroundings, Thread};
+use crate::guest::limits::Budget;
+use crate::guest::trap;
+
+/// Until the next try when the process or the system has no fd for a connection.
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// A thread, as who deals connections sees it.
+struct Seat {
+    deal: mpsc::UnboundedSender<Dealt>,
+    open: Arc<AtomicUsize>,
+}
+
+/// Makes an instance, then listens, then serves until SIGTERM and until what was begun is answered or the time for that
+/// is up.
+///
+/// # Errors
+///
+/// When the component cannot be instantiated, the socket cannot listen or a thread cannot be started.
+pub async fn serve(service: Service, settings: &Settings<'_>, budget: Budget) -> wasmtime::Result<()> {
+    let Service {
+        engine,
+        component,
+        world,
+        socket,
+        port,
+        options,
+        threads,
+    } = service;
+    let mut ended = signal(SignalKind::terminate())?;
+    let instances = Instances {
+        component: Arc::new(component),
+        surroundings: Arc::new(Surroundings::new(settings, Thread::Shared)?),
+        budget,
+        places: Arc::new(Semaphore::new(
+            policy::instances(world, &options).unwrap_or_default() as usize
+        )),
+        ticker: Arc::new(Ticker::start(engine.clone())?),
+        engine,
+        reuse: policy::reuse(options.requests_per_instance, world),
+        timeout: options.request_timeout,
+    };
+    instances.try_one().await?;
+    let size = |bytes| usize::try_from(bytes).unwrap_or(usize::MAX);
+    let admission = Arc::new(Admission::new(
+        size(options.max_concurrent_requests),
+        size(options.max_queued_requests),
+    ));
+    let limits = Limits {
+        timeout: options.request_timeout,
+        body: size(options.max_body_size),
+        access_log: options.access_log,
+    };
+    // Closed when the last thread has ended.
+    let (running, mut ended_all) = mpsc::channel::<()>(1);
+    let mut seats = Vec::new();
+    for number in 0..threads {
+        let open = Arc::new(AtomicUsize::new(0));
+        let lane = Lane {
+            answers: Arc::new(Answers {
+                handler: ProxyHandler::new(instances.clone()),
+                admission: admission.clone(),
+                limits,
+            }),
+            open: open.clone(),
+            head: size(options.max_header_size),
+        };
+        let (deal, dealt) = mpsc::unbounded_channel();
+        let running = running.clone();
+        let serving = async move {
+            lane.serve(dealt).await;
+            drop(running);
+        };
+        match number {
+            // This thread is one of them.
+            0 => drop(tokio::spawn(serving)),
+            _ => start(number, serving)?,
+        }
+        seats.push(Seat { deal, open });
+    }
+    drop(running);
+    let listener = listener::listen(socket, port)?;
+    deal(listener, &seats, &mut ended).await?;
+    drop(seats);
+    if timeout(options.drain_timeout, ended_all.recv()).await.is_err() {
+        trap::tell(&format!(
+            "requests were cut off: they were not answered within {} s of SIGTERM, the drain_timeout",
+            options.drain_timeout.as_secs()
+        ));
+    }
+    Ok(())
+}
+
+/// A thread with an event loop of its own, which ends with `serving`.
+fn start(number: usize, serving: impl Future<Output = ()> + Send + 'static) -> io::Result<()> {
+    let runtime = Builder::new_current_thread().enable_all().build()?;
+    let name = format!("http-{number}");
+    thread::Builder::new()
+        .name(name)
+        .spawn(move || runtime.block_on(serving))
+        .map(drop)
+}
+
+/// Deals connections until SIGTERM, then those that had come by then.
+async fn deal(listener: TcpListener, seats: &[Seat], ended: &mut Signal) -> io::Result<()> {
+    let listener = tokio::net::TcpListener::from_std(listener)?;
+    loop {
+        tokio::select! {
+            _ = ended.recv() => break,
+            accepted = listener.accept() => match accepted {
+                Ok((stream, peer)) => give(seats, (stream.into_std()?, peer)),
+                // No fd is free: connections wait until one is. Or the client is gone already.
+                Err(_) => sleep(PAUSE).await,
+            },
+        }
+    }
+    while let Some(Ok((stream, peer))) = listener.accept().now_or_never() {
+        give(seats, (stream.into_std()?, peer));
+    }
+    Ok(())
+}
+
+/// To the thread that has the fewest: a client that keeps its connection stays where it is, so chance would not do.
+fn give(seats: &[Seat], dealt: Dealt) {
+    if let Some(seat) = seats.iter().min_by_key(|seat| seat.open.load(Ordering::Relaxed)) {
+        seat.open.fetch_add(1, Ordering::Relaxed);
+        // A thread lives as long as its seat.
+        let _ = seat.deal.send(dealt);
+    }
+}

@@ -1,0 +1,84 @@
+//! The epoch: a thread that advances it while there are instances, so that a guest that spins gives way to others.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread::{self, Thread};
+use std::time::Duration;
+
+use wasmtime::Engine;
+
+/// So long a guest runs at a stretch, at most twice that.
+const TICK: Duration = Duration::from_millis(10);
+
+/// So many ticks without an instance, and the thread sleeps: a service that nobody asks wakes nobody.
+const LINGERS: u32 = 100;
+
+/// Advances an engine's epoch.
+pub struct Ticker {
+    thread: Thread,
+    state: Arc<State>,
+}
+
+#[derive(Default)]
+struct State {
+    instances: AtomicUsize,
+    asleep: AtomicBool,
+}
+
+/// There is an instance for as long as this lives.
+pub struct Ticking(Arc<State>);
+
+impl Ticker {
+    /// Starts the thread, which ends with the process.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be started.
+    pub fn start(engine: Engine) -> std::io::Result<Ticker> {
+        let state = Arc::new(State::default());
+        let ticked = state.clone();
+        let handle = thread::Builder::new()
+            .name("epoch".to_owned())
+            .spawn(move || tick(&engine, &ticked))?;
+        Ok(Ticker {
+            thread: handle.thread().clone(),
+            state,
+        })
+    }
+
+    /// Ticks from now on.
+    pub fn tick(&self) -> Ticking {
+        self.state.instances.fetch_add(1, Ordering::SeqCst);
+        if self.state.asleep.load(Ordering::SeqCst) {
+            self.thread.unpark();
+        }
+        Ticking(self.state.clone())
+    }
+}
+
+impl Drop for Ticking {
+    fn drop(&mut self) {
+        self.0.instances.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+fn tick(engine: &Engine, state: &State) {
+    let mut idle = 0;
+    loop {
+        thread::sleep(TICK);
+        engine.increment_epoch();
+        idle = match state.instances.load(Ordering::SeqCst) {
+            0 => idle + 1,
+            _ => 0,
+        };
+        if idle >= LINGERS {
+            state.asleep.store(true, Ordering::SeqCst);
+            // Whoever came before that store is seen here; whoever came after it wakes this thread.
+            while state.instances.load(Ordering::SeqCst) == 0 {
+                thread::park();
+            }
+            state.asleep.store(false, Ordering::SeqCst);
+            idle = 0;
+        }
+    }
+}
