@@ -66,10 +66,11 @@ test-cgroup2: ## Node tests under cgroup v2, systemd and AppArmor, in a virtual 
 	@hack/rust x86_64-unknown-linux-musl wasm32-wasip1 wasm32-wasip2
 	@hack/test-cgroup2 $(NODE_TESTS)
 
-bench: ## Memory and lifecycle time beside runc; writes bench/report.md
+bench: ## Memory and lifecycle time beside runc, services beside wasmtime serve; writes bench/*.md
 	@hack/packages $(BUILD) $(NODE)
 	@hack/rust x86_64-unknown-linux-musl wasm32-wasip1 wasm32-wasip2
 	@hack/bench
+	@hack/bench-http
 
 soak: ## Clients and faults for SOAK_MINUTES=10 (SOAK_SEED); SOAK=lifecycles: 10,000 in one server
 	@hack/packages $(BUILD) $(NODE)
