@@ -77,9 +77,10 @@ e2e: rust ## Scenarios on a Kubernetes cluster by kind, as root; E2E=filters pic
 e2e-full: override E2E += --include-ignored
 e2e-full: e2e ## As e2e, with faults, density and scale
 
-bench: rust ## Memory and lifecycle time beside runc; writes bench/report.md
+bench: rust ## Memory and lifecycle time beside runc, services beside wasmtime serve; writes bench/*.md
 	@hack/packages $(BUILD) $(NODE)
 	@hack/bench
+	@hack/bench-http
 
 soak: rust ## Clients and faults for SOAK_MINUTES=10 (SOAK_SEED); SOAK=lifecycles: 10,000 in one server
 	@hack/packages $(BUILD) $(NODE)

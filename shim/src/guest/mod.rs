@@ -61,7 +61,7 @@ pub enum Outcome {
 pub struct Engines<'a> {
     pub warm: &'a warm::Warm,
     /// A service's own.
-    pub serving: Option<warm::Serving>,
+    pub serving: Option<Box<warm::Serving>>,
 }
 
 /// Loads an artifact and links it against its world; its memory is limited by `budget`. The working directory is this

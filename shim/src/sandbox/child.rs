@@ -143,7 +143,7 @@ enum Loader<'a> {
         memory: Option<Memory>,
         world: World,
         export: Option<&'a str>,
-        serving: Option<Serving>,
+        serving: Option<Box<Serving>>,
     },
 }
 
@@ -170,10 +170,12 @@ impl Loader<'_> {
                 export: export.as_deref(),
                 serving: match guest::http::instances(*world, &confinement.options.http) {
                     None => None,
-                    Some(instances) => Some(
-                        Serving::new(instances, &warm.options)
-                            .map_err(|error| step("build the service's engine")(format!("{error:#}")))?,
-                    ),
+                    Some(instances) => {
+                        let serving = Serving::new(instances, &warm.options);
+                        Some(Box::new(serving.map_err(|error| {
+                            step("build the service's engine")(format!("{error:#}"))
+                        })?))
+                    }
                 },
             }),
         }

@@ -35,6 +35,20 @@ pub fn hold_like_pause() -> io::Result<()> {
     handle(libc::SIGCHLD, libc::SIG_IGN)
 }
 
+/// Has `register` handle SIGTERM in place of [`end_on_signals`], whose handler it would else run too: a library that
+/// handles signals calls whoever did before it. One that comes meanwhile is kept for it.
+///
+/// # Errors
+///
+/// What sigaction(2), sigprocmask(2) and `register` say.
+pub fn hand_over_termination<T>(register: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+    mask(&[libc::SIGTERM])?;
+    handle(libc::SIGTERM, libc::SIG_DFL)?;
+    let registered = register()?;
+    unblock_all()?;
+    Ok(registered)
+}
+
 /// Gives every signal its default action, before another program is executed: what is ignored stays so over execve(2),
 /// and whoever started containerd may have ignored some. The C library keeps its own to itself.
 ///
@@ -71,12 +85,20 @@ fn handle(signal: libc::c_int, handler: libc::sighandler_t) -> io::Result<()> {
 ///
 /// What sigprocmask(2) says.
 pub fn unblock_all() -> io::Result<()> {
+    mask(&[])
+}
+
+/// Blocks these signals and no others.
+fn mask(blocked: &[libc::c_int]) -> io::Result<()> {
     #[expect(unsafe_code, reason = "rustix leaves sigprocmask to libc")]
-    // SAFETY: the set is initialised by sigemptyset before it is read.
+    // SAFETY: the set is initialised by sigemptyset before it is read, and the signals are constants of libc.
     let result = unsafe {
-        let mut none: libc::sigset_t = std::mem::zeroed();
-        libc::sigemptyset(&mut none);
-        libc::sigprocmask(libc::SIG_SETMASK, &none, std::ptr::null_mut())
+        let mut set: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&mut set);
+        for signal in blocked {
+            libc::sigaddset(&mut set, *signal);
+        }
+        libc::sigprocmask(libc::SIG_SETMASK, &set, std::ptr::null_mut())
     };
     if result == 0 {
         Ok(())

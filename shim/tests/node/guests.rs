@@ -31,13 +31,38 @@ impl Probe {
     }
 
     pub fn path(self) -> PathBuf {
-        static FOLDER: OnceLock<PathBuf> = OnceLock::new();
-        FOLDER.get_or_init(|| hack("guests", &[])).join(self.file())
+        built(self.file())
     }
 
     pub fn bytes(self) -> Vec<u8> {
         std::fs::read(self.path()).unwrap()
     }
+}
+
+/// The wasi:http services: one behaviour a path (e2e/guests/src/answers.rs).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Service {
+    /// `wasi:http/incoming-handler` 0.2.
+    Http02,
+    /// `wasi:http/handler` 0.3.
+    Http03,
+}
+
+impl Service {
+    pub const ALL: [Service; 2] = [Service::Http02, Service::Http03];
+
+    pub fn bytes(self) -> Vec<u8> {
+        let file = match self {
+            Service::Http02 => "service02.wasm",
+            Service::Http03 => "service03.wasm",
+        };
+        std::fs::read(built(file)).unwrap()
+    }
+}
+
+fn built(file: &str) -> PathBuf {
+    static FOLDER: OnceLock<PathBuf> = OnceLock::new();
+    FOLDER.get_or_init(|| hack("guests", &[])).join(file)
 }
 
 /// Runs a script of `hack/` and returns the path that it prints last.

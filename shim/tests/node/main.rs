@@ -71,6 +71,7 @@ mod nameserver;
 mod network;
 mod pod;
 mod server;
+mod service;
 
 mod annotations;
 mod apparmor;
@@ -87,6 +88,8 @@ mod faults;
 mod forbidden;
 mod forks;
 mod harness;
+mod http;
+mod http_limits;
 mod images;
 mod load;
 mod mixed;

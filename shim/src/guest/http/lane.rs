@@ -65,8 +65,7 @@ impl Lane {
         http.http1()
             .timer(TokioTimer::new())
             .header_read_timeout(HEAD)
-            .max_buf_size(self.head)
-            .pipeline_flush(true);
+            .max_buf_size(self.head);
         http.http2()
             .timer(TokioTimer::new())
             .max_header_list_size(u32::try_from(self.head).unwrap_or(u32::MAX))

@@ -23,6 +23,7 @@ use super::{Service, Settings, listener, policy};
 use crate::guest::context::{Surroundings, Thread};
 use crate::guest::limits::Budget;
 use crate::guest::trap;
+use crate::sys::signals;
 
 /// Until the next try when the process or the system has no fd for a connection.
 const PAUSE: Duration = Duration::from_millis(50);
@@ -49,7 +50,7 @@ pub async fn serve(service: Service, settings: &Settings<'_>, budget: Budget) ->
         options,
         threads,
     } = service;
-    let mut ended = signal(SignalKind::terminate())?;
+    let mut ended = signals::hand_over_termination(|| signal(SignalKind::terminate()))?;
     let instances = Instances {
         component: Arc::new(component),
         surroundings: Arc::new(Surroundings::new(settings, Thread::Shared)?),

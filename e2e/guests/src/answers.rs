@@ -1,0 +1,54 @@
+//! What the services answer: one behaviour a path, whatever the version of wasi:http.
+
+use std::sync::atomic::{AtomicU32, Ordering};
+
+/// What a request for a path gets.
+pub enum Answer {
+    /// These bytes.
+    Text(String),
+    /// The request's body, as it comes.
+    Echo,
+    /// These bytes after so many milliseconds.
+    Later(u64, &'static str),
+    /// One byte each 50 ms for ever.
+    Drip,
+    /// Ten bytes where five were promised by Content-Length.
+    Overrun,
+    /// A body and the trailer `x-checksum: 42`.
+    Trailers,
+    /// Nothing, ever.
+    Never,
+}
+
+/// How many requests this instance has got.
+static REQUESTS: AtomicU32 = AtomicU32::new(0);
+
+/// The answer for `path`.
+pub fn answer(path: &str) -> Answer {
+    let requests = REQUESTS.fetch_add(1, Ordering::Relaxed) + 1;
+    match path {
+        "/echo" => Answer::Echo,
+        "/slow" => Answer::Later(300, "slow"),
+        "/drip" => Answer::Drip,
+        "/overrun" => Answer::Overrun,
+        "/trailers" => Answer::Trailers,
+        "/never" => Answer::Never,
+        "/count" => Answer::Text(requests.to_string()),
+        "/env" => Answer::Text(
+            std::env::vars()
+                .map(|(key, value)| format!("{key}={value}\n"))
+                .collect(),
+        ),
+        "/trap" => panic!("told to trap"),
+        "/spin" => loop {
+            std::hint::spin_loop();
+        },
+        "/grow" => {
+            let mut kept = Vec::new();
+            loop {
+                kept.push(vec![1_u8; 1 << 20]);
+            }
+        }
+        _ => Answer::Text("hello\n".to_owned()),
+    }
+}

@@ -1,0 +1,218 @@
+//! wasi:http services in pods: who asks gets answers, over HTTP/1.1 and HTTP/2, and SIGTERM lets what was begun end.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::process::Command;
+use std::time::Duration;
+
+use http_body_util::{BodyExt as _, Empty};
+use hyper::Request;
+use hyper::body::Bytes;
+use hyper::client::conn::http2;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+
+use crate::command::{eventually, run};
+use crate::guests::Service;
+use crate::service::{Reply, Served};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+/// Reads until `text` was read.
+#[track_caller]
+fn expect(stream: &mut impl Read, text: &str) {
+    let mut read = Vec::new();
+    let mut byte = [0];
+    while !read.ends_with(text.as_bytes()) {
+        let count = stream.read(&mut byte).unwrap();
+        assert_eq!(count, 1, "{text:?} did not come: {:?}", String::from_utf8_lossy(&read));
+        read.push(byte[0]);
+    }
+}
+
+on_every_containerd! {
+    fn a_service_of_either_version_answers_and_ends_with_zero(node) {
+        for service in Service::ALL {
+            let served = Served::start(node, service, &[]);
+            let reply = served.get("/hello");
+            assert_eq!(reply.status, 200, "{service:?}: {reply:?}");
+            assert!(reply.body.contains("hello"), "{service:?}: {reply:?}");
+            assert_eq!(served.end(), 0, "{service:?}");
+        }
+    }
+}
+
+on_newest_containerd! {
+    fn both_families_reach_it_and_a_connection_is_kept_for_requests_that_come_at_once(node) {
+        for service in Service::ALL {
+            let served = Served::start(node, service, &[]);
+            for address in ["127.0.0.1", "::1"] {
+                served.inside(|| {
+                    let mut stream = served.connect_to(address).unwrap();
+                    let request = "GET /hello HTTP/1.1\r\nHost: pod\r\n\r\n";
+                    stream.write_all(request.repeat(3).as_bytes()).unwrap();
+                    for _ in 0..3 {
+                        expect(&mut stream, "hello\n");
+                    }
+                    stream.write_all(request.as_bytes()).unwrap();
+                    expect(&mut stream, "hello\n");
+                });
+            }
+            assert_eq!(served.end(), 0);
+        }
+    }
+
+    fn http2_without_tls_is_understood_with_many_requests_on_one_connection(node) {
+        for service in Service::ALL {
+            let served = Served::start(node, service, &[]);
+            let answers = served.inside(|| {
+                let stream = served.connect().unwrap();
+                stream.set_nonblocking(true).unwrap();
+                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+                runtime.block_on(async {
+                    let stream = TokioIo::new(tokio::net::TcpStream::from_std(stream).unwrap());
+                    let (sender, connection) = http2::handshake(TokioExecutor::new(), stream).await.unwrap();
+                    tokio::spawn(connection);
+                    let asked = (0..40).map(|_| {
+                        let mut sender = sender.clone();
+                        let request = Request::get("http://pod/hello").body(Empty::<Bytes>::new()).unwrap();
+                        async move {
+                            let response = sender.send_request(request).await.unwrap();
+                            assert_eq!(response.status(), 200);
+                            response.into_body().collect().await.unwrap().to_bytes()
+                        }
+                    });
+                    futures_util::future::join_all(asked).await
+                })
+            });
+            assert!(answers.len() == 40 && answers.iter().all(|answer| answer == "hello\n"), "{service:?}: {answers:?}");
+            assert_eq!(served.end(), 0);
+        }
+    }
+
+    fn a_body_is_answered_while_it_is_still_being_sent(node) {
+        for service in Service::ALL {
+            let served = Served::start(node, service, &[]);
+            served.inside(|| {
+                let mut stream = served.connect().unwrap();
+                stream.write_all(b"POST /echo HTTP/1.1\r\nHost: pod\r\nTransfer-Encoding: chunked\r\n\r\n").unwrap();
+                for piece in ["first", "second", "third"] {
+                    stream.write_all(format!("{:x}\r\n{piece}\r\n", piece.len()).as_bytes()).unwrap();
+                    expect(&mut stream, piece);
+                }
+                stream.write_all(b"0\r\n\r\n").unwrap();
+                expect(&mut stream, "0\r\n\r\n");
+            });
+            assert_eq!(served.end(), 0);
+        }
+    }
+
+    fn trailers_follow_the_body_to_a_client_that_takes_them(node) {
+        for service in Service::ALL {
+            let served = Served::start(node, service, &[]);
+            let reply = served.send("GET /trailers HTTP/1.1\r\nHost: pod\r\nTE: trailers\r\nConnection: close\r\n\r\n");
+            assert_eq!(reply.status, 200, "{service:?}: {reply:?}");
+            assert!(reply.body.contains("with trailers"), "{service:?}: {reply:?}");
+            let pid = served.pid.to_string();
+            let curl = ["-t", &pid, "-n", "curl", "--silent", "--http2-prior-knowledge", "--include", "http://127.0.0.1:8080/trailers"];
+            let said = run(Command::new("nsenter").args(curl)).ok();
+            assert!(said.stdout.contains("x-checksum: 42"), "{service:?}: {said}");
+            assert_eq!(served.end(), 0);
+        }
+    }
+
+    fn the_port_is_the_annotations_else_the_environments(node) {
+        let flags = ["--env", "PORT=7000"];
+        let served = Served::start_with(node, Service::Http02, &[], &flags, 7000);
+        assert!(served.get("/env").body.contains("PORT=7000"));
+        assert_eq!(served.end(), 0);
+        let served = Served::start_with(node, Service::Http02, &["http-port=9000"], &flags, 9000);
+        assert_eq!(served.get("/").status, 200);
+        assert_eq!(served.end(), 0);
+    }
+
+    fn an_instance_is_fresh_for_each_request_or_recycled_after_so_many(node) {
+        let counts = |service, annotations: &[&str]| {
+            let served = Served::start_with(node, service, annotations, &["--cpus", "1"], 8080);
+            let counts: Vec<String> = (0..5)
+                .map(|_| served.send("GET /count HTTP/1.0\r\nHost: pod\r\n\r\n").body)
+                .collect();
+            assert_eq!(served.end(), 0);
+            counts.join(" ")
+        };
+        assert_eq!(counts(Service::Http02, &[]), "1 1 1 1 1");
+        assert_eq!(counts(Service::Http02, &["instance=reuse(2)"]), "1 2 1 2 1");
+        assert_eq!(counts(Service::Http03, &[]), "1 2 3 4 5");
+        assert_eq!(counts(Service::Http03, &["instance=per-request"]), "1 1 1 1 1");
+        assert_eq!(counts(Service::Http03, &["instance=reuse(3)"]), "1 2 3 1 2");
+    }
+
+    fn sigterm_lets_a_request_end_refuses_new_ones_and_exits_with_zero(node) {
+        for service in Service::ALL {
+            let served = Served::start(node, service, &[]);
+            let reply = served.inside(|| {
+                let mut stream = served.connect().unwrap();
+                let mut idle = served.connect().unwrap();
+                stream.write_all(b"GET /slow HTTP/1.1\r\nHost: pod\r\n\r\n").unwrap();
+                // On its way into the guest, where it waits for 300 ms.
+                std::thread::sleep(SECOND / 10);
+                node.ctr(&["task", "kill", "--signal", "SIGTERM", &served.id]).ok();
+                eventually("new connections are refused", SECOND, || served.connect().is_err().then_some(()));
+                assert_eq!(idle.read(&mut [0]).unwrap(), 0, "a connection without a request is closed");
+                Reply::read(stream)
+            });
+            assert!(reply.status == 200 && reply.body.contains("slow"), "{service:?}: {reply:?}");
+            node.wait_until(&served.id, "STOPPED");
+            assert_eq!(node.delete(&served.id), 0);
+        }
+    }
+
+    fn draining_ends_when_its_time_is_up(node) {
+        for service in Service::ALL {
+            let served = Served::start(node, service, &["drain-timeout=1"]);
+            served.inside(|| {
+                let mut stream = served.connect().unwrap();
+                stream.write_all(b"GET /never HTTP/1.1\r\nHost: pod\r\n\r\n").unwrap();
+                std::thread::sleep(SECOND / 10);
+                node.ctr(&["task", "kill", "--signal", "SIGTERM", &served.id]).ok();
+                node.wait_until(&served.id, "STOPPED");
+            });
+            served.log_line(&["cut off", "1 s of SIGTERM", "drain_timeout"]);
+            assert_eq!(node.delete(&served.id), 0);
+        }
+    }
+
+    fn the_access_log_has_a_line_for_each_request(node) {
+        let served = Served::start(node, Service::Http02, &["access-log=true"]);
+        served.get("/hello?x=1");
+        served.log_line(&["127.0.0.1", "\"GET /hello?x=1 HTTP/1.1\" 200 6 "]);
+        served.get("/trap");
+        served.log_line(&["\"GET /trap HTTP/1.1\" 500 "]);
+        assert_eq!(served.end(), 0);
+    }
+
+    fn threads_follow_the_cpu_limit(node) {
+        let served = Served::start_with(node, Service::Http02, &[], &["--cpus", "1"], 8080);
+        served.get("/");
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", served.pid)).unwrap();
+        let names: Vec<String> = tasks
+            .map(|task| std::fs::read_to_string(task.unwrap().path().join("comm")).unwrap())
+            .collect();
+        assert!(!names.iter().any(|name| name.starts_with("http-")), "{names:?}");
+        assert_eq!(served.end(), 0);
+    }
+
+    fn a_client_that_leaves_in_the_middle_of_a_body_ends_its_instance(node) {
+        for service in Service::ALL {
+            let served = Served::start(node, service, &["max-concurrent-requests=1", "max-queued-requests=0"]);
+            served.inside(|| {
+                let mut stream = BufReader::new(served.connect().unwrap());
+                stream.get_mut().write_all(b"GET /drip HTTP/1.1\r\nHost: pod\r\n\r\n").unwrap();
+                let mut line = String::new();
+                stream.read_line(&mut line).unwrap();
+                assert!(line.contains("200"), "{line}");
+            });
+            // Its place is free again.
+            eventually("another one is answered", SECOND * 5, || (served.get("/").status == 200).then_some(()));
+            assert_eq!(served.end(), 0);
+        }
+    }
+}

@@ -1,0 +1,162 @@
+//! Services and clients that misbehave: one request's trouble stays its own.
+
+use std::io::Write;
+use std::net::TcpListener;
+use std::time::{Duration, Instant};
+
+use crate::command::eventually;
+use crate::guests::{Service, wat};
+use crate::image_builder::Image;
+use crate::service::{Served, image};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+/// The processor time that `served` uses is no longer growing.
+#[track_caller]
+fn expect_rest(served: &Served<'_>) {
+    eventually("the guest rests", SECOND * 10, || {
+        let before = served.ticks();
+        std::thread::sleep(SECOND / 2);
+        (served.ticks() - before < 10).then_some(())
+    });
+}
+
+on_newest_containerd! {
+    fn a_trap_is_500_for_its_own_request_and_a_line_in_the_log(node) {
+        for service in Service::ALL {
+            let served = Served::start(node, service, &[]);
+            assert_eq!(served.get("/trap").status, 500, "{service:?}");
+            served.log_line(&["told to trap"]);
+            let line = served.log_line(&["wasm trap", "unreachable"]);
+            let log = served.log();
+            assert_eq!(log.lines().filter(|other| other.contains("wasm trap")).count(), 1, "{line}\n{log}");
+            assert_eq!(served.get("/").status, 200, "{service:?}");
+            assert_eq!(served.end(), 0);
+        }
+    }
+
+    fn a_guest_that_never_answers_or_spins_is_504_and_others_are_answered_meanwhile(node) {
+        for service in Service::ALL {
+            let served = Served::start_with(node, service, &["request-timeout=1"], &["--cpus", "1"], 8080);
+            for path in ["/never", "/spin"] {
+                let begun = Instant::now();
+                served.inside(|| {
+                    let mut stream = served.connect().unwrap();
+                    stream.write_all(format!("GET {path} HTTP/1.0\r\nHost: pod\r\n\r\n").as_bytes()).unwrap();
+                    std::thread::sleep(SECOND / 10);
+                    assert_eq!(served.get("/").status, 200, "{service:?}, beside {path}");
+                    assert_eq!(crate::service::Reply::read(stream).status, 504, "{service:?} {path}");
+                });
+                assert!(begun.elapsed() < SECOND * 4, "{service:?} {path}: {:?}", begun.elapsed());
+                served.log_line(&[path, "request_timeout"]);
+            }
+            expect_rest(&served);
+            assert_eq!(served.end(), 0);
+        }
+    }
+
+    fn a_client_that_leaves_ends_a_guest_that_spins_for_it(node) {
+        for service in Service::ALL {
+            let served = Served::start(node, service, &["request-timeout=3600"]);
+            served.inside(|| {
+                let mut stream = served.connect().unwrap();
+                stream.write_all(b"GET /spin HTTP/1.1\r\nHost: pod\r\n\r\n").unwrap();
+                let before = served.ticks();
+                eventually("the guest spins", SECOND * 10, || (served.ticks() > before + 20).then_some(()));
+            });
+            expect_rest(&served);
+            assert_eq!(served.get("/").status, 200);
+            assert_eq!(served.end(), 0);
+        }
+    }
+
+    fn a_guest_that_allocates_without_end_is_500_and_its_container_lives(node) {
+        for service in Service::ALL {
+            let flags = ["--memory-limit", "67108864"];
+            let served = Served::start_with(node, service, &[], &flags, 8080);
+            for _ in 0..3 {
+                assert_eq!(served.get("/grow").status, 500, "{service:?}");
+            }
+            assert_eq!(served.get("/").status, 200, "{service:?}");
+            assert_eq!(served.end(), 0);
+        }
+    }
+
+    fn no_client_gets_more_than_was_promised(node) {
+        for service in Service::ALL {
+            let served = Served::start(node, service, &[]);
+            let reply = served.get("/overrun");
+            assert!(reply.body.len() <= 5, "{service:?}: {reply:?}");
+            assert_eq!(served.get("/").status, 200);
+            assert_eq!(served.end(), 0);
+        }
+    }
+
+    fn so_many_are_answered_so_many_wait_and_the_next_is_told_503(node) {
+        for service in Service::ALL {
+            let served = Served::start(node, service, &["max-concurrent-requests=1", "max-queued-requests=1"]);
+            served.inside(|| {
+                let ask = || {
+                    let mut stream = served.connect().unwrap();
+                    stream.write_all(b"GET /slow HTTP/1.0\r\nHost: pod\r\n\r\n").unwrap();
+                    std::thread::sleep(SECOND / 20);
+                    stream
+                };
+                let replies: Vec<_> = [ask(), ask(), ask()].map(crate::service::Reply::read).into();
+                let statuses: Vec<u16> = replies.iter().map(|reply| reply.status).collect();
+                assert_eq!(statuses, [200, 200, 503], "{service:?}");
+                assert!(replies[2].head.to_lowercase().contains("retry-after: 1"), "{:?}", replies[2]);
+            });
+            assert_eq!(served.end(), 0);
+        }
+    }
+
+    fn what_is_too_large_or_no_http_never_reaches_the_guest(node) {
+        let served = Served::start(node, Service::Http02, &["max-header-size=8Ki", "max-body-size=1Ki"]);
+        let large = "x".repeat(20_000);
+        let status = |request: &str| served.send(request).status;
+        assert_eq!(status(&format!("GET / HTTP/1.1\r\nHost: pod\r\nX: {large}\r\n\r\n")), 431);
+        assert_eq!(status("POST /echo HTTP/1.1\r\nHost: pod\r\nContent-Length: 1025\r\nConnection: close\r\n\r\n"), 413);
+        assert_eq!(status("GET / HTTP/1.1\r\nConnection: close\r\n\r\n"), 400);
+        assert_eq!(status("nonsense\r\n\r\n"), 400);
+        let chunked = "POST /echo HTTP/1.1\r\nHost: pod\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n";
+        // Told too late for a status: the guest is given an error.
+        let reply = served.send(&format!("{chunked}7d0\r\n{}\r\n0\r\n\r\n", &large[..2000]));
+        assert!(!reply.body.contains(&large[..1100]), "{reply:?}");
+        assert_eq!(status("GET / HTTP/1.0\r\nHost: pod\r\n\r\n"), 200);
+        assert_eq!(served.end(), 0);
+    }
+
+    fn a_port_that_cannot_be_had_is_said_when_the_container_is_made(node) {
+        let image = image(node, Service::Http02);
+        let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = taken.local_addr().unwrap().port();
+        node.run(&image).flag(&["--net-host", "--env", &format!("PORT={port}")]).fail()
+            .expect_refusal(&[&format!("port {port} is in use")]);
+        node.run(&image).flag(&["--user", "1000", "--env", "PORT=80"]).fail()
+            .expect_refusal(&["port 80 is privileged", "NET_BIND_SERVICE"]);
+        node.run(&image).flag(&["--env", "PORT=http"]).fail().expect_refusal(&["PORT", "\"http\"", "1 to 65535"]);
+        // With the capability, which root has here.
+        assert_eq!(Served::start_with(node, Service::Http02, &[], &["--env", "PORT=80"], 80).end(), 0);
+    }
+
+    fn an_annotation_out_of_range_fails_the_container_with_key_value_and_range(node) {
+        let image = image(node, Service::Http02);
+        for (annotation, words) in [
+            ("http-port=65536", ["http-port", "65536", "0 to 65535"]),
+            ("instance=reuse(0)", ["instance", "reuse(0)", "reuse(1) to reuse(1000000000)"]),
+            ("instance=forever", ["instance", "forever", "per-request or reuse(N)"]),
+            ("request-timeout=0", ["request-timeout", "0", "1 to 86400"]),
+        ] {
+            node.run(&image).flag(&["--annotation", &format!("kubewasi.dev/{annotation}")]).fail().expect_refusal(&words);
+        }
+    }
+
+    fn a_component_of_two_worlds_is_refused_by_both_names(node) {
+        let both = wat(r#"(component (instance $i)
+            (export "wasi:cli/run@0.2.0" (instance $i)) (export "wasi:http/incoming-handler@0.2.0" (instance $i)))"#);
+        let image = Image::with_files("both", &[("/app.wasm", &both)]);
+        node.import(&image);
+        node.run(&image).fail().expect_refusal(&["wasi:cli/run@0.2.0", "wasi:http/incoming-handler@0.2.0"]);
+    }
+}
