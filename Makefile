@@ -9,12 +9,14 @@ CACHE := $(shell hack/cache-dir)
 export CARGO_TARGET_DIR ?= $(CACHE)/target
 export PATH := $(CACHE)/bin:$(PATH)
 
-# What Debian 12 has of what is needed: to build, to run a node, to test one, here and in a virtual machine.
+# What Debian 12 has of what is needed: to build, to run a node, to test one, here and in a virtual machine; to build the
+# examples.
 BUILD := gcc libc6-dev musl-tools protobuf-compiler
 CROSS := gcc-aarch64-linux-gnu libc6-dev-arm64-cross
-NODE := containerd runc buildah
+NODE := containerd runc buildah jq
 TEST := busybox-static docker-registry skopeo shellcheck
-CRI := containernetworking-plugins iptables jq libseccomp-dev pkg-config
+LANGUAGES := clang g++ libc++-dev-wasm32 libc++abi-14-dev-wasm32 libclang-rt-14-dev-wasm32 lld python3-venv wabt wasi-libc
+CRI := containernetworking-plugins iptables libseccomp-dev pkg-config
 VM := binutils debootstrap e2fsprogs qemu-system-x86
 
 help: ## Say what the targets do
@@ -33,11 +35,13 @@ lint: ## Formatting, clippy, the rules between rooms, dependencies, spelling, sc
 	@hack/rust x86_64-unknown-linux-musl wasm32-wasip1 wasm32-wasip2
 	@cargo fmt --all --check
 	@cd e2e/guests && cargo fmt --check
-	@cd examples/hello && cargo fmt --check
+	@for crate in examples/*/Cargo.toml examples/toolchains/component/Cargo.toml; do \
+		cargo fmt --check --manifest-path $$crate; done
+	@gofmt -l examples | (! grep .)
 	@cargo clippy --quiet --locked --workspace --all-targets -- -D warnings
 	@hack/lint-rooms
 	@hack/lint-docs
-	@shellcheck hack/* .ci/run
+	@shellcheck hack/* .ci/run examples/*/build*
 	@hack/tool cargo-deny && cargo-deny --log-level error check --hide-inclusion-graph bans licenses sources
 	@hack/tool typos-cli && typos
 	@hack/tool cargo-machete && cargo-machete --skip-target-dir
@@ -50,7 +54,7 @@ unit: ## Unit tests, which need no root
 	@echo "unit: ok"
 
 node: ## Tests under private containerds 1.6, 1.7 and 2.4, as root; NODE_TESTS=filter picks some
-	@hack/packages $(BUILD) $(NODE) $(TEST)
+	@hack/packages $(BUILD) $(NODE) $(TEST) $(LANGUAGES)
 	@hack/rust x86_64-unknown-linux-musl wasm32-wasip1 wasm32-wasip2
 	@hack/tools-for-node
 	@cargo test --quiet --locked --package containerd-shim-wasi-v1 --test node $(NODE_TESTS) -- --test-threads=3
@@ -66,10 +70,11 @@ test-cgroup2: ## Node tests under cgroup v2, systemd and AppArmor, in a virtual 
 	@hack/rust x86_64-unknown-linux-musl wasm32-wasip1 wasm32-wasip2
 	@hack/test-cgroup2 $(NODE_TESTS)
 
-bench: ## Memory and lifecycle time beside runc; writes bench/report.md
-	@hack/packages $(BUILD) $(NODE)
+bench: ## Memory, lifecycle and languages beside runc; writes bench/report.md and the table of docs/languages.md
+	@hack/packages $(BUILD) $(NODE) $(LANGUAGES)
 	@hack/rust x86_64-unknown-linux-musl wasm32-wasip1 wasm32-wasip2
 	@hack/bench
+	@hack/bench-languages
 
 soak: ## Clients and faults for SOAK_MINUTES=10 (SOAK_SEED); SOAK=lifecycles: 10,000 in one server
 	@hack/packages $(BUILD) $(NODE)
