@@ -7,6 +7,7 @@ from QUEUE/taken. What is found there by a worker that starts was left by one th
 
 import json
 import os
+import sys
 import time
 
 QUEUE = os.environ.get("QUEUE", "/queue")
@@ -94,6 +95,6 @@ def main(arguments: list[str]) -> int:
         case ["stop"]:
             stop()
         case _:
-            print("usage: worker [once|stop]")
+            print("usage: worker [once|stop]", file=sys.stderr)
             return 2
     return 0

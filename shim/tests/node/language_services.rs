@@ -8,8 +8,8 @@ use serde_json::{Value, json};
 
 use crate::command::eventually;
 use crate::containerd::Node;
-use crate::cri::{crictl, exit_code, prepare};
-use crate::languages::{COMPILED, says, set};
+use crate::cri::{crictl, exit_code};
+use crate::languages::{MOMENTS, prepare, says, set};
 use crate::manifest::{Manifest, import_example};
 use crate::mixed::port_to_listen_at;
 use crate::pod::{PID_OF_CONTAINER, Pod};
@@ -53,7 +53,7 @@ impl<'a> Service<'a> {
             set(config, "PORT", &port.to_string());
             edit(config);
         });
-        eventually("the service listens", COMPILED, || {
+        eventually("the service listens", MOMENTS, || {
             TcpStream::connect(("127.0.0.1", port)).ok()
         });
         Service {
@@ -89,7 +89,7 @@ impl<'a> Service<'a> {
     #[track_caller]
     fn send(&self, method: &str, path: &str, headers: &str, body: &str) -> TcpStream {
         let mut stream = TcpStream::connect(("127.0.0.1", self.port)).unwrap();
-        stream.set_read_timeout(Some(COMPILED)).unwrap();
+        stream.set_read_timeout(Some(MOMENTS)).unwrap();
         let length = body.len();
         let request =
             format!("{method} {path} HTTP/1.0\r\nHost: example\r\nContent-Length: {length}\r\n{headers}\r\n{body}");

@@ -8,13 +8,20 @@ use serde_json::Value;
 
 use crate::command::eventually;
 use crate::containerd::Node;
-use crate::cri::{crictl, exit_code, prepare};
+use crate::cri::{self, crictl, exit_code};
 use crate::image_builder::Image;
 use crate::manifest::{Manifest, import_example};
 use crate::pod::{PID_OF_CONTAINER, Pod};
 
-/// Python and JavaScript are large: compiling them takes seconds, and longer on a machine that has more to do.
-pub const COMPILED: Duration = Duration::from_secs(50);
+/// How long a program may take for what it does within moments, on a machine that has more to do.
+pub const MOMENTS: Duration = Duration::from_secs(30);
+
+/// Gets a node ready for the examples. Those in Python and JavaScript are large, and the shim under test is no release
+/// build: compiling them may take longer than users would have it.
+pub fn prepare(node: &mut Node) {
+    node.configure("idle_timeout = 0\ncompile_timeout = 120");
+    cri::prepare(node);
+}
 
 /// Runs the container `name` of an example to its end in a pod of its own, and returns its exit code and its log.
 #[track_caller]
@@ -46,7 +53,7 @@ fn submit(queue: &Path, name: &str, seconds: f64) {
 /// Waits until the log of a container holds `words`.
 #[track_caller]
 pub fn says(pod: &Pod<'_>, name: &str, words: &str) {
-    eventually(&format!("{name} says {words:?}"), COMPILED, || {
+    eventually(&format!("{name} says {words:?}"), MOMENTS, || {
         pod.log(name).contains(words).then_some(())
     });
 }

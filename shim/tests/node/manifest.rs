@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::containerd::Node;
+use crate::containerd::{Node, Version};
 use crate::guests::hack;
 use crate::pod::Pod;
 
@@ -152,23 +152,22 @@ impl Manifest {
     }
 }
 
-/// Builds an example's image, unless that has been done, and imports it for pods; returns its name.
+/// Builds an example's image, unless that has been done, and imports it for pods. `build` is what `hack/example` is told.
 #[track_caller]
-pub fn import_example(node: &Node, build: &[&str]) -> String {
+pub fn import_example(node: &Node, build: &[&str]) {
     let archive = hack("example", build).join("image.tar");
-    let mut args = vec![
-        "--namespace",
-        "k8s.io",
-        "image",
-        "import",
-        "--all-platforms",
-        "--no-unpack",
-    ];
-    if node.version >= crate::containerd::Version::V2_4 {
+    let platform = if build.contains(&"native") {
+        "linux/amd64"
+    } else {
+        "wasi/wasm"
+    };
+    // Unpacked now, as a pull would: containerd 2.x makes no snapshots of an imported image later.
+    let mut args = vec!["--namespace", "k8s.io", "image", "import", "--platform", platform];
+    if node.version >= Version::V2_4 {
         args.push("--local");
     }
-    node.ctr(&[args.as_slice(), &[archive.to_str().unwrap()]].concat()).ok();
-    format!("localhost/{}:latest", build[0])
+    args.push(archive.to_str().unwrap());
+    node.ctr(&args).ok();
 }
 
 fn list(value: &Value) -> &[Value] {
