@@ -6,9 +6,10 @@ import (
 )
 
 // What a function returns that is more than one number, it writes where its last argument points.
+// Addresses are uint32: Go's own pointers have eight bytes, also where the memory has 32 bits.
 type optionalString struct {
 	some   uint8
-	start  *byte
+	start  uint32
 	length uint32
 }
 
@@ -85,7 +86,7 @@ func handle(request, out int32) {
 	dropRequest(request)
 	name := "/"
 	if path.some != 0 {
-		name = string(unsafe.Slice(path.start, path.length))
+		name = string(unsafe.Slice((*byte)(unsafe.Pointer(uintptr(path.start))), path.length))
 	}
 	lent = nil
 	status, text := serve(name)

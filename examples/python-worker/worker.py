@@ -10,90 +10,96 @@ import os
 import sys
 import time
 
-QUEUE = os.environ.get("QUEUE", "/queue")
-# Beside the queue other workers have their own; this folder is this container's, or an emptyDir.
-RUN = os.environ.get("RUN", "/run/worker")
-NAME = os.environ.get("NAME", "worker")
-PAUSE = 0.05
+PAUSE = 0.05  # seconds
 
 
-def path(*parts: str) -> str:
-    return os.path.join(QUEUE, *parts)
+class Worker:
+    def __init__(self) -> None:
+        # Read now, not when the module is imported: componentize-py does that when it builds.
+        self.queue = os.environ.get("QUEUE", "/queue")
+        # Two pods never have the same name, and a StatefulSet's keep theirs.
+        self.name = os.environ.get("NAME", "worker")
+        # Not the queue's: other workers have their own.
+        self.folder = os.environ.get("RUN", "/run/worker")
 
-
-def asked_to_stop() -> bool:
-    return os.path.exists(os.path.join(RUN, "stop"))
-
-
-def put_back() -> None:
-    """Returns jobs that an earlier life of this worker has left; NAME is the same in each."""
-    for job in os.listdir(path("taken")):
-        if job.startswith(NAME + "."):
-            os.rename(path("taken", job), path("new", job.removeprefix(NAME + ".")))
-            print("put back", job.removeprefix(NAME + "."), flush=True)
-
-
-def take() -> str | None:
-    """Moves the first new job to this worker's, and returns its name."""
-    for job in sorted(os.listdir(path("new"))):
-        try:
-            os.rename(path("new", job), path("taken", f"{NAME}.{job}"))
-        except FileNotFoundError:
-            continue  # another worker was faster
-        return job
-    return None
-
-
-def work(job: str) -> None:
-    taken = path("taken", f"{NAME}.{job}")
-    with open(taken) as file:
-        order = json.load(file)
-    print("taken", job, flush=True)
-    time.sleep(order.get("seconds", 0))
-    total = sum(quantity * cents for quantity, cents in order["lines"])
-    with open(path("done", job + ".new"), "w") as file:
-        json.dump({"total": total}, file)
-    os.rename(path("done", job + ".new"), path("done", job))
-    os.remove(taken)
-    print("done", job, flush=True)
-
-
-def run(once: bool) -> None:
-    """Works until it is asked to stop; with `once`, until no job is left."""
-    for folder in (path("new"), path("taken"), path("done"), RUN):
-        os.makedirs(folder, exist_ok=True)
-    put_back()
-    while not asked_to_stop():
-        job = take()
-        if job is not None:
-            work(job)
-        elif once:
-            return
-        else:
-            time.sleep(PAUSE)
-    # Nothing is in hand from here on: SIGTERM, which ends a program at once, may come.
-    with open(os.path.join(RUN, "stopped"), "w"):
+    def run(self, once: bool) -> None:
+        """Works until it is asked to stop; with `once`, until no job is left."""
+        for folder in (self.path("new"), self.path("taken"), self.path("done"), self.folder):
+            os.makedirs(folder, exist_ok=True)
+        self.put_back()
+        while not os.path.exists(self.flag("stop")):
+            job = self.take()
+            if job is not None:
+                self.work(job)
+            elif once:
+                return
+            else:
+                time.sleep(PAUSE)
+        # Nothing is in hand from here on: SIGTERM, which ends a program at once, may come.
         print("stopped", flush=True)
-    while True:
-        time.sleep(60)
+        with open(self.flag("stopped"), "w"):
+            pass
+        while True:
+            time.sleep(60)
 
+    def stop(self) -> None:
+        """Asks the worker of this container to stop, and waits until it has: for a preStop hook."""
+        with open(self.flag("stop"), "w"):
+            pass
+        while not os.path.exists(self.flag("stopped")):
+            time.sleep(PAUSE)
 
-def stop() -> None:
-    """Asks the worker of this container to stop, and waits until it has: for a preStop hook."""
-    with open(os.path.join(RUN, "stop"), "w"):
-        pass
-    while not os.path.exists(os.path.join(RUN, "stopped")):
-        time.sleep(PAUSE)
+    def put_back(self) -> None:
+        """Returns the jobs that an earlier life of this worker has left, and forgets what that one was asked."""
+        for flag in ("stop", "stopped"):
+            if os.path.exists(self.flag(flag)):
+                os.remove(self.flag(flag))
+        for taken in os.listdir(self.path("taken")):
+            if taken.startswith(self.name + "."):
+                job = taken.removeprefix(self.name + ".")
+                os.rename(self.path("taken", taken), self.path("new", job))
+                print("put back", job, flush=True)
+
+    def take(self) -> str | None:
+        """Moves the first new job to this worker's, and returns its name."""
+        for job in sorted(os.listdir(self.path("new"))):
+            try:
+                os.rename(self.path("new", job), self.taken(job))
+            except FileNotFoundError:
+                continue  # another worker was faster
+            return job
+        return None
+
+    def work(self, job: str) -> None:
+        with open(self.taken(job)) as file:
+            order = json.load(file)
+        print("taken", job, flush=True)
+        time.sleep(order.get("seconds", 0))
+        total = sum(quantity * cents for quantity, cents in order["lines"])
+        with open(self.path("done", job + ".new"), "w") as file:
+            json.dump({"total": total}, file)
+        os.rename(self.path("done", job + ".new"), self.path("done", job))
+        os.remove(self.taken(job))
+        print("done", job, flush=True)
+
+    def path(self, *parts: str) -> str:
+        return os.path.join(self.queue, *parts)
+
+    def taken(self, job: str) -> str:
+        return self.path("taken", f"{self.name}.{job}")
+
+    def flag(self, name: str) -> str:
+        return os.path.join(self.folder, name)
 
 
 def main(arguments: list[str]) -> int:
     match arguments:
         case []:
-            run(once=False)
+            Worker().run(once=False)
         case ["once"]:
-            run(once=True)
+            Worker().run(once=True)
         case ["stop"]:
-            stop()
+            Worker().stop()
         case _:
             print("usage: worker [once|stop]", file=sys.stderr)
             return 2

@@ -2,11 +2,11 @@
 
 use std::fs;
 use std::path::Path;
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::command::eventually;
 use crate::containerd::Node;
 use crate::cri::{self, crictl, exit_code};
 use crate::image_builder::Image;
@@ -53,9 +53,15 @@ fn submit(queue: &Path, name: &str, seconds: f64) {
 /// Waits until the log of a container holds `words`.
 #[track_caller]
 pub fn says(pod: &Pod<'_>, name: &str, words: &str) {
-    eventually(&format!("{name} says {words:?}"), MOMENTS, || {
-        pod.log(name).contains(words).then_some(())
-    });
+    let since = Instant::now();
+    while !pod.log(name).contains(words) {
+        assert!(
+            since.elapsed() < MOMENTS,
+            "{name} does not say {words:?}: {}",
+            pod.log(name)
+        );
+        thread::sleep(Duration::from_millis(20));
+    }
 }
 
 on_every_containerd! {
