@@ -9,13 +9,14 @@ CACHE := $(shell hack/cache-dir)
 export CARGO_TARGET_DIR ?= $(CACHE)/target
 export PATH := $(CACHE)/bin:$(PATH)
 
-# What Debian 12 has of what is needed: to build, to run a node, to test one, here and in a virtual machine.
+# What Debian 12 has of what is needed: to build, to run a node, to test one, here and elsewhere, to build the examples.
 BUILD := gcc libc6-dev musl-tools protobuf-compiler
 CROSS := gcc-aarch64-linux-gnu libc6-dev-arm64-cross
-NODE := containerd runc buildah
+NODE := containerd runc buildah jq
 TEST := busybox-static docker-registry iproute2 openssl skopeo shellcheck
-CRI := containernetworking-plugins iptables jq libseccomp-dev pkg-config
-KIND := $(CRI) busybox-static debootstrap docker.io
+LANGUAGES := clang g++ libc++-dev-wasm32 libc++abi-14-dev-wasm32 libclang-rt-14-dev-wasm32 lld python3-venv wabt wasi-libc
+CRI := containernetworking-plugins iptables libseccomp-dev pkg-config
+KIND := $(CRI) busybox-static debootstrap docker.io jq
 VM := binutils debootstrap e2fsprogs qemu-system-x86
 
 help: ## Say what the targets do
@@ -30,17 +31,7 @@ test: lint unit api node ## Lint, unit tests, API server tests and node tests: a
 
 lint: rust ## Formatting, clippy, the rules between rooms, dependencies, spelling, scripts
 	@hack/packages $(BUILD) shellcheck
-	@cargo fmt --all --check
-	@cd e2e/guests && cargo fmt --check
-	@cd examples/hello && cargo fmt --check
-	@cargo clippy --quiet --locked --workspace --all-targets -- -D warnings
-	@hack/lint-rooms
-	@hack/lint-docs
-	@hack/install-manifest --check
-	@shellcheck hack/* .ci/run
-	@hack/tool cargo-deny && cargo-deny --log-level error check --hide-inclusion-graph bans licenses sources
-	@hack/tool typos-cli && typos
-	@hack/tool cargo-machete && cargo-machete --skip-target-dir
+	@hack/lint
 	@echo "lint: ok"
 
 unit: ## Unit tests, which need no root
@@ -56,7 +47,7 @@ api: rust ## The controller against a real API server and etcd, which are built 
 	@echo "api: ok"
 
 node: rust ## Tests under private containerds 1.6, 1.7 and 2.4, as root; NODE_TESTS=filter picks some
-	@hack/packages $(BUILD) $(NODE) $(TEST)
+	@hack/packages $(BUILD) $(NODE) $(TEST) $(LANGUAGES)
 	@hack/tools-for-node
 	@cargo test --quiet --locked --package containerd-shim-wasi-v1 --test node $(NODE_TESTS) -- --test-threads=3
 	@cargo test --quiet --locked --package kubewasi-controller --test node $(NODE_TESTS) -- --test-threads=3
@@ -77,10 +68,11 @@ e2e: rust ## Scenarios on a Kubernetes cluster by kind, as root; E2E=filters pic
 e2e-full: override E2E += --include-ignored
 e2e-full: e2e ## As e2e, with faults, density and scale
 
-bench: rust ## Memory and lifecycle time beside runc, services beside wasmtime serve; writes bench/*.md
-	@hack/packages $(BUILD) $(NODE)
+bench: rust ## Containers and languages beside runc, services beside wasmtime serve; writes bench/*.md and docs/languages.md
+	@hack/packages $(BUILD) $(NODE) $(LANGUAGES)
 	@hack/bench
 	@hack/bench-http
+	@hack/bench-languages
 
 soak: rust ## Clients and faults for SOAK_MINUTES=10 (SOAK_SEED); SOAK=lifecycles: 10,000 in one server
 	@hack/packages $(BUILD) $(NODE)

@@ -1,5 +1,6 @@
 //! Measures wasm containers beside runc's on a private containerd, for `make demo` and `make bench`.
 
+mod languages;
 mod measure;
 mod node;
 
@@ -12,12 +13,20 @@ use crate::measure::{lifecycle, memory, milliseconds, on_path};
 use crate::node::{Node, Workload};
 
 const USAGE: &str = "usage: kubewasi-bench demo|report SOCKET FOLDER WASM-LAYER NATIVE-LAYER OPTIONS\n\
+    usage: kubewasi-bench languages SOCKET FOLDER EXAMPLES OPTIONS\n\
     SOCKET is containerd's, FOLDER takes snapshots (not on an overlay), the layers hold /hello.wasm and /hello,\n\
-    OPTIONS is the wasi handler's options file, whose cache folder does not exist yet";
+    EXAMPLES has a folder each, with the unpacked images wasm/ and native/ and their compressed sizes in size.wasm and\n\
+    size.native; OPTIONS is the wasi handler's options file, whose cache folder does not exist yet";
 
 #[tokio::main]
 async fn main() -> Result<()> {
     let args: Vec<String> = std::env::args().skip(1).collect();
+    if let [mode, socket, folder, examples, options] = args.as_slice()
+        && mode == "languages"
+    {
+        let node = Node::connect(Path::new(socket), Path::new(folder)).await?;
+        return languages::table(&node, Path::new(examples), Path::new(options)).await;
+    }
     let [mode, socket, folder, wasm, native, options] = args.as_slice() else {
         bail!(USAGE);
     };
@@ -30,14 +39,16 @@ async fn main() -> Result<()> {
             name: "wasi",
             runtime: "io.containerd.wasi.v1",
             layer: wasm.into(),
-            entry: "/hello.wasm".into(),
+            command: vec!["/hello.wasm".into()],
+            environment: Vec::new(),
             options: Some(options.into()),
         },
         runc: Workload {
             name: "runc",
             runtime: "io.containerd.runc.v2",
             layer: native.into(),
-            entry: "/hello".into(),
+            command: vec!["/hello".into()],
+            environment: Vec::new(),
             options: None,
         },
     };

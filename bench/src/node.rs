@@ -21,8 +21,10 @@ pub struct Workload {
     pub runtime: &'static str,
     /// The read-only layer of its root filesystem.
     pub layer: PathBuf,
-    /// The path of the program in that layer.
-    pub entry: String,
+    /// The program in that layer and its arguments.
+    pub command: Vec<String>,
+    /// What it finds in its environment, beside `PATH` and `NAME`.
+    pub environment: Vec<String>,
     /// The handler's options file, for runtimes that take one.
     pub options: Option<PathBuf>,
 }
@@ -90,7 +92,7 @@ impl Node {
         for part in ["upper", "work"] {
             fs::create_dir_all(own.join(part)).with_context(|| format!("cannot make {}", own.display()))?;
         }
-        let spec = spec(id, &workload.entry, args);
+        let spec = spec(id, workload, args);
         let declared = self
             .client
             .declare(id, workload.runtime, workload.options.as_deref(), &spec)
@@ -126,13 +128,20 @@ impl Node {
 }
 
 /// A spec as containerd's default one is, without what differs between the runtimes under comparison.
-fn spec(id: &str, entry: &str, args: &[&str]) -> serde_json::Value {
-    let args: Vec<&str> = [&[entry], args].concat();
+fn spec(id: &str, workload: &Workload, args: &[&str]) -> serde_json::Value {
+    let args: Vec<&str> = workload
+        .command
+        .iter()
+        .map(String::as_str)
+        .chain(args.iter().copied())
+        .collect();
+    let mut environment = vec!["PATH=/usr/sbin:/usr/bin:/sbin:/bin", "NAME=bench"];
+    environment.extend(workload.environment.iter().map(String::as_str));
     json!({
         "ociVersion": "1.0.2",
         "process": {
             "user": {"uid": 0, "gid": 0}, "cwd": "/", "args": args,
-            "env": ["PATH=/usr/sbin:/usr/bin:/sbin:/bin", "NAME=bench"],
+            "env": environment,
             "noNewPrivileges": true,
         },
         "root": {"path": "rootfs"},

@@ -5,8 +5,8 @@ use std::process::{Child, ChildStdin, Command, Stdio};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-/// The longest any command of a test may take.
-pub const LIMIT: Duration = Duration::from_secs(60);
+/// The longest any command of a test may take: a little more than crictl is patient.
+pub const LIMIT: Duration = Duration::from_secs(150);
 
 /// How many times longer than elsewhere a wait may last: `KUBEWASI_PATIENCE`, for a machine that is emulated.
 pub fn patience() -> u32 {

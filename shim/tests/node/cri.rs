@@ -84,7 +84,8 @@ pub fn crictl_command(node: &Node, args: &[&str]) -> Command {
     let socket = format!("unix://{}", node.socket().display());
     let mut command = Command::new(hack("cri-tools", &[]).join("crictl"));
     command.args(["--runtime-endpoint", &socket, "--image-endpoint", &socket]);
-    command.args(["--timeout", "30s"]).args(args);
+    // As long as the kubelet waits for its runtime, unless told otherwise.
+    command.args(["--timeout", "2m"]).args(args);
     command
 }
 

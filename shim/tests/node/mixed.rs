@@ -45,7 +45,7 @@ fn says(pod: &Pod<'_>, name: &str, words: &str) {
 
 /// A free port that no client is ever given: one that connects to a port nobody listens at yet, and is given that port
 /// itself, is connected to itself.
-fn port_to_listen_at() -> u16 {
+pub fn port_to_listen_at() -> u16 {
     let range = fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap();
     let first_of_clients: u16 = range.split_whitespace().next().unwrap().parse().unwrap();
     // Tests that run side by side try different ones.
