@@ -43,14 +43,13 @@ unit: ## Unit tests, which need no root
 api: rust ## The controller against a real API server and etcd, which are built when they are first needed
 	@hack/packages $(BUILD) openssl
 	@hack/kubernetes etcd kube-apiserver >/dev/null
-	@cargo test --quiet --locked --package kubewasi-controller --test api-server -- --test-threads=2
+	@cargo test --quiet --locked --workspace --test api-server -- --test-threads=2
 	@echo "api: ok"
 
 node: rust ## Tests under private containerds 1.6, 1.7 and 2.4, as root; NODE_TESTS=filter picks some
 	@hack/packages $(BUILD) $(NODE) $(TEST) $(LANGUAGES)
 	@hack/tools-for-node
-	@cargo test --quiet --locked --package containerd-shim-wasi-v1 --test node $(NODE_TESTS) -- --test-threads=3
-	@cargo test --quiet --locked --package kubewasi-controller --test node $(NODE_TESTS) -- --test-threads=3
+	@cargo test --quiet --locked --workspace --test node $(NODE_TESTS) -- --test-threads=3
 	@echo "node: ok"
 
 critest: rust ## CRI's conformance tests by runc and by us, on containerd 1.7 and 2.4, native images and wasm; as root
@@ -58,7 +57,7 @@ critest: rust ## CRI's conformance tests by runc and by us, on containerd 1.7 an
 	@hack/critest
 
 test-cgroup2: rust ## Node tests under cgroup v2, systemd and AppArmor, in a virtual machine; NODE_TESTS=filters picks some
-	@hack/packages $(BUILD) $(VM)
+	@hack/packages $(BUILD) $(VM) jq
 	@hack/test-cgroup2 $(NODE_TESTS)
 
 e2e: rust ## Scenarios on a Kubernetes cluster by kind, as root; E2E=filters picks some, KUBECONFIG= takes another cluster
@@ -81,8 +80,7 @@ soak: rust ## Clients and faults for SOAK_MINUTES=10 (SOAK_SEED); SOAK=lifecycle
 release: ## The static release binary, x86_64 and aarch64
 	@hack/packages $(BUILD) $(CROSS)
 	@hack/rust x86_64-unknown-linux-musl aarch64-unknown-linux-musl
-	@CC_aarch64_unknown_linux_musl=aarch64-linux-gnu-gcc cargo build --quiet --locked --release \
-		--package containerd-shim-wasi-v1 --target x86_64-unknown-linux-musl --target aarch64-unknown-linux-musl
+	@BUILD_TARGETS="x86_64-unknown-linux-musl aarch64-unknown-linux-musl" hack/build release containerd-shim-wasi-v1
 	@ls -l $(CARGO_TARGET_DIR)/*-unknown-linux-musl/release/containerd-shim-wasi-v1
 	@echo "release: ok"
 
