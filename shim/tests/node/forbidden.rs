@@ -1,6 +1,7 @@
 //! What a guest that is out of its wasm sandbox would try: system calls that our filter forbids, and files of the kernel.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 
 use rustix::fs::{CWD, FileType, Mode, StatVfsMountFlags, makedev, mknodat, statvfs};
 use serde_json::{Value, json};
@@ -190,13 +191,18 @@ on_newest_containerd! {
         assert!(said.contains("found /deep/self/mem"), "{said}");
     }
 
-    fn nobody_gets_the_shims_own_file_for_writing_by_the_exe_of_what_is_forked_from_it(node) {
+    fn nobody_reaches_the_hosts_files_for_writing_by_what_a_guest_has_of_them(node) {
         let image = Image::with_files("exe", &[("/probe.wasm", &Probe::P1.bytes())]);
         node.import(&image);
-        let (id, pid) = node.run(&image).args(&["/probe.wasm", "sleep", "60000"]).detach();
+        let (id, pid) = node.run(&image).args(&["/probe.wasm", "idle"]).detach();
         let is_read_only = |path: &str| statvfs(path).unwrap().f_flag.contains(StatVfsMountFlags::RDONLY);
-        assert!(is_read_only(&format!("/proc/{pid}/exe")));
-        assert!(!is_read_only(&format!("/proc/{}/exe", server::pid(node))), "the file itself is not");
+        // The shim's own file, and the device that stands for a stream that is nowhere: chmod(2) would reach the host's.
+        for (guests, hosts) in [("exe", format!("/proc/{}/exe", server::pid(node))), ("fd/0", "/dev/null".to_owned())] {
+            let guests = format!("/proc/{pid}/{guests}");
+            let inode = |path: &str| fs::metadata(path).unwrap().ino();
+            assert_eq!(inode(&guests), inode(&hosts));
+            assert!(is_read_only(&guests) && !is_read_only(&hosts), "{guests}");
+        }
         node.remove(&id);
     }
 
