@@ -31,7 +31,7 @@ const KINDS: [(i32, &[i32]); 2] = [
 /// What [`KINDS`] is written beside.
 const FLAGS: i32 = libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
 
-/// The options that wasi:sockets, wasi:http and the resolver set, by level.
+/// The options that wasi:sockets, wasi:http, services and the resolver set, by level.
 const OPTIONS: [(i32, &[i32]); 4] = [
     (
         libc::SOL_SOCKET,
@@ -51,6 +51,7 @@ const OPTIONS: [(i32, &[i32]); 4] = [
             libc::TCP_KEEPIDLE,
             libc::TCP_KEEPINTVL,
             libc::TCP_NODELAY,
+            libc::TCP_USER_TIMEOUT,
         ],
     ),
     (libc::IPPROTO_IP, &[libc::IP_TTL]),
