@@ -9,6 +9,8 @@ use serde::{Deserialize, Serialize};
 pub struct Http {
     /// The port it listens on; else its environment says which.
     pub port: Option<u16>,
+    /// The port on which it serves its metrics, if any.
+    pub metrics_port: Option<u16>,
     /// So many requests an instance answers; else its world says how many.
     pub requests_per_instance: Option<u64>,
     /// Until its answer begins, and between two pieces of it.

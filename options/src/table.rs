@@ -315,6 +315,18 @@ pub const TABLE: &[Entry] = &[
         },
     },
     Entry {
+        key: "metrics_port",
+        kind: Kind::Count { min: 0, max: 65535 },
+        default: "0",
+        place: Place::Pod,
+        doc: "The port on which a service shows its metrics to Prometheus; 0: none.",
+        set: |options, value| {
+            if let Value::Number(port) = value {
+                options.guest.http.metrics_port = u16::try_from(port).ok().filter(|port| *port > 0);
+            }
+        },
+    },
+    Entry {
         key: "instance",
         kind: Kind::Instance { max: 1_000_000_000 },
         default: "auto",

@@ -8,6 +8,7 @@ use wasmtime::{Engine, Linker, component};
 use wasmtime_wasi::I32Exit;
 
 use super::context::{Component, Module};
+use super::http::figures::Figures;
 use crate::compile::Profile;
 use crate::compile::engine;
 
@@ -26,19 +27,23 @@ pub struct Warm {
 pub struct Serving {
     pub engine: Engine,
     pub components: component::Linker<Component>,
+    /// What it counts of itself.
+    pub figures: Figures,
 }
 
 impl Serving {
-    /// Builds an engine for so many instances and links every interface that guests are offered.
+    /// Builds an engine for so many instances and links every interface that guests are offered; the service counts in
+    /// `figures`.
     ///
     /// # Errors
     ///
     /// As [`Warm::new`].
-    pub fn new(instances: u32, options: &Options) -> wasmtime::Result<Serving> {
+    pub fn new(instances: u32, options: &Options, figures: Figures) -> wasmtime::Result<Serving> {
         let engine = engine::pooled(instances, options)?;
         Ok(Serving {
             components: components(&engine)?,
             engine,
+            figures,
         })
     }
 }

@@ -10,19 +10,22 @@ pub struct Attached {
     pub report: OwnedFd,
     pub streams: [OwnedFd; 3],
     pub artifact: Option<OwnedFd>,
+    /// Where a service counts.
+    pub counters: Option<OwnedFd>,
     /// The pidfd of the process beside which this one lives: in its namespaces and root.
     pub beside: Option<OwnedFd>,
 }
 
 impl Attached {
     /// Sorts the fds of a command; `None` when their number is not what it says.
-    pub fn new(fds: Vec<OwnedFd>, artifact: bool, beside: bool) -> Option<Attached> {
+    pub fn new(fds: Vec<OwnedFd>, artifact: bool, counters: bool, beside: bool) -> Option<Attached> {
         let mut fds = fds.into_iter();
         let attached = Attached {
             plan: fds.next()?,
             report: fds.next()?,
             streams: [fds.next()?, fds.next()?, fds.next()?],
             artifact: if artifact { Some(fds.next()?) } else { None },
+            counters: if counters { Some(fds.next()?) } else { None },
             beside: if beside { Some(fds.next()?) } else { None },
         };
         fds.next().is_none().then_some(attached)
@@ -34,6 +37,7 @@ impl Attached {
             .into_iter()
             .chain(&self.streams)
             .chain(&self.artifact)
+            .chain(&self.counters)
             .chain(&self.beside)
             .map(AsRawFd::as_raw_fd)
             .collect()

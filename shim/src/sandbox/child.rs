@@ -20,6 +20,7 @@ use super::root::{self, Contents};
 use super::users::{self, Users};
 use super::{beside, execute};
 use crate::compile::{Profile, World};
+use crate::guest::http::figures::{COUNTERS, Figures};
 use crate::guest::limits::Budget;
 use crate::guest::warm::{Serving, Warm};
 use crate::guest::{self, Engines, Outcome, Settings};
@@ -27,7 +28,7 @@ use crate::image::memory;
 use crate::sys::fork::{Fork, exit, fork};
 use crate::sys::labels::When;
 use crate::sys::memory::Memory;
-use crate::sys::{credentials, fds, keyring, mounts, namespaces, pty, seccomp, signals, standard};
+use crate::sys::{counters, credentials, fds, keyring, mounts, namespaces, pty, seccomp, signals, standard};
 
 fn report(socket: BorrowedFd<'_>, report: &Report) {
     // Nobody is left to tell when the server is gone; the process ends next.
@@ -107,12 +108,18 @@ fn become_guest(warm: &Warm, filters: &Filters, confinement: &Confinement, users
         report: socket,
         streams,
         artifact,
+        counters,
         beside,
     } = attached;
     drop(plan);
     let own = beside.is_none();
     let prepared = begin(confinement, &socket, streams)
-        .and_then(|()| Ok((own_process(confinement)?, Loader::open(warm, confinement, artifact)?)))
+        .and_then(|()| {
+            Ok((
+                own_process(confinement)?,
+                Loader::open(warm, confinement, artifact, counters)?,
+            ))
+        })
         .and_then(|opened| move_in(confinement, users, beside).map(|()| opened))
         .and_then(|(process, loader)| confine(warm, filters, confinement, &socket, process, loader));
     match prepared {
@@ -156,7 +163,12 @@ impl Loader<'_> {
         }
     }
 
-    fn open<'a>(warm: &Warm, confinement: &'a Confinement, artifact: Option<OwnedFd>) -> Result<Loader<'a>, Failure> {
+    fn open<'a>(
+        warm: &Warm,
+        confinement: &'a Confinement,
+        artifact: Option<OwnedFd>,
+        counters: Option<OwnedFd>,
+    ) -> Result<Loader<'a>, Failure> {
         match &confinement.role {
             Role::Holder => Ok(Loader::Nothing),
             Role::Native { path } => Ok(Loader::Native(path)),
@@ -171,7 +183,9 @@ impl Loader<'_> {
                 serving: match guest::http::instances(*world, &confinement.options.http) {
                     None => None,
                     Some(instances) => {
-                        let serving = Serving::new(instances, &warm.options);
+                        let counters = counters.ok_or_else(|| step("load the program")("its counters are missing"))?;
+                        let counters = counters::map(&counters, COUNTERS).map_err(step("map its counters"))?;
+                        let serving = Serving::new(instances, &warm.options, Figures::new(counters));
                         Some(Box::new(serving.map_err(|error| {
                             step("build the service's engine")(format!("{error:#}"))
                         })?))

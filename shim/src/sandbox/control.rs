@@ -19,16 +19,17 @@ use tokio::time::timeout;
 
 use super::children::Children;
 use super::group::{Group, GroupError};
-use super::plan::{Confinement, Plan};
+use super::plan::{Confinement, Plan, Role};
 use super::process::{Guest, receive};
 use super::protocol::{Answer, Command, MESSAGE, Report, decode, encode};
 use super::record::{self, Record};
-use crate::compile::{Artifact, engine};
+use crate::compile::{Artifact, Profile, engine};
+use crate::guest::http::figures::COUNTERS;
 use crate::image::memory;
 use crate::stdio::Stdio;
 use crate::sys::cgroup::{self, Hierarchies};
 use crate::sys::memory::MemoryFolder;
-use crate::sys::{fds, mounts, seqpacket};
+use crate::sys::{counters, fds, mounts, seqpacket};
 
 /// Why a process could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -241,8 +242,12 @@ impl Launcher {
         // A launcher that dies is replaced and asked once more, with another report socket: whatever it forked for the
         // first one waits there for a word that never comes, and ends when our side is gone.
         let artifact = artifact.as_deref().map(AsFd::as_fd);
-        let (socket, answer, handle) = match self.request(&fds, artifact, beside).await {
-            Err(SandboxError::LauncherGone(_)) => self.request(&fds, artifact, beside).await?,
+        let serves = matches!(confinement.role, Role::Guest { world, .. } if world.profile() == Profile::Service);
+        let counters = serves.then(|| counters::create("counters", COUNTERS)).transpose();
+        let counters = counters.map_err(resource("counters"))?;
+        let shared = counters.as_ref().map(AsFd::as_fd);
+        let (socket, answer, handle) = match self.request(&fds, artifact, shared, beside).await {
+            Err(SandboxError::LauncherGone(_)) => self.request(&fds, artifact, shared, beside).await?,
             result => result?,
         };
         drop(fds);
@@ -267,7 +272,7 @@ impl Launcher {
         if let Some(pid) = Pid::from_raw(pid) {
             settle(pid).await?;
         }
-        let guest = Guest::new(pid, handle, socket, group, self.children.clone())?;
+        let guest = Guest::new(pid, handle, socket, group, counters, self.children.clone())?;
         if confinement.awaits_scope {
             // One that has ended meanwhile is heard of below.
             let _ = guest.enter();
@@ -299,6 +304,7 @@ impl Launcher {
         &self,
         fds: &[OwnedFd],
         artifact: Option<BorrowedFd<'_>>,
+        counters: Option<BorrowedFd<'_>>,
         beside: Option<BorrowedFd<'_>>,
     ) -> Result<(AsyncFd<OwnedFd>, Answer, Option<OwnedFd>), SandboxError> {
         let resource = |error| SandboxError::Resource("report socket", error);
@@ -309,10 +315,12 @@ impl Launcher {
             .into_iter()
             .chain(fds[1..].iter().map(AsFd::as_fd))
             .chain(artifact)
+            .chain(counters)
             .chain(beside)
             .collect();
         let command = Command::Spawn {
             artifact: artifact.is_some(),
+            counters: counters.is_some(),
             beside: beside.is_some(),
         };
         let (answer, handle) = self.ask(command, &attached).await?;

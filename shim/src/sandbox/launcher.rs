@@ -54,7 +54,11 @@ fn serve(engine: &str) -> wasmtime::Result<()> {
             return Ok(());
         }
         let (answer, handle) = match decode::<Command>(&buffer[..length]) {
-            Some(Command::Spawn { artifact, beside }) => match Attached::new(fds, artifact, beside) {
+            Some(Command::Spawn {
+                artifact,
+                counters,
+                beside,
+            }) => match Attached::new(fds, artifact, counters, beside) {
                 Some(attached) => spawn(&warm, &filters, attached),
                 None => (failed("the command's fds are not those it names"), None),
             },

@@ -1,5 +1,6 @@
 //! A forked process as the server holds it: by pidfd, with its reports, until its exit is known.
 
+use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -31,6 +32,8 @@ pub struct Guest {
     child: Arc<Child>,
     socket: Arc<AsyncFd<OwnedFd>>,
     group: Group,
+    /// Where it counts, if it is a service.
+    counters: Option<Arc<File>>,
 }
 
 impl Guest {
@@ -44,6 +47,7 @@ impl Guest {
         handle: OwnedFd,
         socket: AsyncFd<OwnedFd>,
         group: Group,
+        counters: Option<File>,
         children: Arc<Children>,
     ) -> Result<Guest, SandboxError> {
         let socket = Arc::new(socket);
@@ -58,12 +62,18 @@ impl Guest {
             child: Arc::new(child),
             socket,
             group,
+            counters: counters.map(Arc::new),
         })
     }
 
     /// The process itself.
     pub fn child(&self) -> &Arc<Child> {
         &self.child
+    }
+
+    /// The counters of a service, see [`crate::guest::http::figures`].
+    pub fn counters(&self) -> Option<&Arc<File>> {
+        self.counters.as_ref()
     }
 
     /// Tells the process that the scope it waits for is there.

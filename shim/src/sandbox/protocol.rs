@@ -3,11 +3,15 @@
 use serde::{Deserialize, Serialize};
 
 /// From the server to the launcher, with the fds that it counts: plan, report, stdin, stdout, stderr; for a guest the
-/// artifact; for a process beside another in a container that runs, the other one's pidfd. The launcher never reads the
+/// artifact, and for a service its counters; for a process beside another in a container that runs, the other one's pidfd. The launcher never reads the
 /// plan: it is another tenant's memory in every later child.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Command {
-    Spawn { artifact: bool, beside: bool },
+    Spawn {
+        artifact: bool,
+        counters: bool,
+        beside: bool,
+    },
 }
 
 /// From the launcher to the server, one for each command.

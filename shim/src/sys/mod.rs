@@ -4,6 +4,7 @@ pub mod allocator;
 pub mod cgroup;
 pub mod child;
 pub mod command;
+pub mod counters;
 pub mod credentials;
 pub mod fds;
 pub mod fork;

@@ -10,7 +10,7 @@ use rustix::net::{
     SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair,
 };
 
-/// The most fds beside one message: plan, report, three streams, an artifact and a pidfd are seven.
+/// The most fds beside one message: plan, report, three streams, an artifact, counters and a pidfd are eight.
 pub const MAX_FDS: usize = 8;
 
 /// A connected pair.

@@ -14,6 +14,7 @@ use wasmtime_wasi_http::{Error, WasiBody};
 
 use super::access_log::Record;
 use super::admission::Admission;
+use super::figures::Figures;
 use super::instances::Instances;
 use super::{body, client};
 use crate::guest::trap;
@@ -23,6 +24,7 @@ pub struct Answers {
     pub handler: ProxyHandler<Instances>,
     pub admission: Arc<Admission>,
     pub limits: Limits,
+    pub figures: Figures,
 }
 
 /// What one request may take.
@@ -38,6 +40,7 @@ pub struct Limits {
 impl Answers {
     /// Answers `request`, whatever becomes of it.
     pub async fn answer(&self, peer: SocketAddr, request: Request<Incoming>) -> Response<WasiBody> {
+        let mut counted = self.figures.request();
         let mut record = self.limits.access_log.then(|| Record::new(peer, &request));
         let answered = match self.refusal(&request) {
             Some(status) => Err(status),
@@ -45,12 +48,14 @@ impl Answers {
         };
         match answered {
             Ok((response, presence)) => {
+                counted.answered(response.status());
                 if let Some(record) = &mut record {
                     record.answered(response.status());
                 }
-                response.map(|body| body::answer(body, presence, record, self.limits.timeout))
+                response.map(|body| body::answer(body, presence, counted, record, self.limits.timeout))
             }
             Err(status) => {
+                counted.answered(status);
                 if let Some(record) = &mut record {
                     record.answered(status);
                 }

@@ -11,6 +11,7 @@ use wasmtime_wasi_http::{Error, WasiBody};
 
 use super::access_log::Record;
 use super::client::Presence;
+use super::figures::Request;
 
 /// A body that knows when it is served, and does not wait for its guest for ever.
 struct Answer {
@@ -18,17 +19,26 @@ struct Answer {
     /// `None` once all of it was read.
     presence: Option<Presence>,
     record: Option<Record>,
+    /// In flight until this body is gone.
+    _counted: Request,
     /// The longest that the guest may let a reader wait.
     patience: Duration,
     waiting: Option<Pin<Box<Sleep>>>,
 }
 
 /// Hands `body` out for who is `present`.
-pub fn answer(body: WasiBody, presence: Presence, record: Option<Record>, patience: Duration) -> WasiBody {
+pub fn answer(
+    body: WasiBody,
+    presence: Presence,
+    counted: Request,
+    record: Option<Record>,
+    patience: Duration,
+) -> WasiBody {
     let mut answer = Answer {
         body,
         presence: Some(presence),
         record,
+        _counted: counted,
         patience,
         waiting: None,
     };

@@ -14,6 +14,7 @@ use wasmtime_wasi_http::handler::{HandlerState, Instance, Proxy, ProxyPre, Shoul
 
 use super::answer;
 use super::client::{Client, Clients, Expiration};
+use super::figures::{Figures, Living};
 use super::policy::Reuse;
 use super::ticker::{Ticker, Ticking};
 use crate::guest::context::{Component as State, Surroundings};
@@ -33,6 +34,7 @@ pub struct Instances {
     pub places: Arc<Semaphore>,
     pub ticker: Arc<Ticker>,
     pub reuse: Reuse,
+    pub figures: Figures,
     /// The longest that making one may take, and that one may go on after its answers.
     pub timeout: Duration,
 }
@@ -48,9 +50,10 @@ impl Instances {
     }
 
     async fn make(&self) -> wasmtime::Result<(Store<State>, Proxy, Place)> {
-        let place = Place {
+        let mut place = Place {
             _place: self.places.clone().acquire_owned().await?,
             _ticking: self.ticker.tick(),
+            living: None,
         };
         let state = self.surroundings.service(self.budget.limits());
         let mut store = Store::new(&self.engine, state);
@@ -65,6 +68,7 @@ impl Instances {
             )
         })??;
         store.data_mut().limits.instantiated();
+        place.living = Some(self.figures.instance());
         Ok((store, proxy, place))
     }
 }
@@ -73,6 +77,8 @@ impl Instances {
 struct Place {
     _place: OwnedSemaphorePermit,
     _ticking: Ticking,
+    /// Once there is an instance.
+    living: Option<Living>,
 }
 
 impl HandlerState for Instances {

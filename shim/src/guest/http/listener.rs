@@ -17,12 +17,29 @@ const BACKLOG: i32 = 4096;
 pub enum ListenError {
     #[error("the environment's PORT {0:?} is no port: it must be 1 to 65535")]
     NoPort(String),
-    #[error("port {0} is in use by another process of the pod: set the annotation kubewasi.dev/http-port or PORT")]
-    InUse(u16),
+    #[error("port {port} is in use by another process of the pod: set the annotation {}", purpose.mend())]
+    InUse { port: u16, purpose: Use },
     #[error("port {0} is privileged: add the capability NET_BIND_SERVICE, or take a port from 1024 on")]
     Privileged(u16),
     #[error("cannot listen on port {port}: {cause}")]
     Other { port: u16, cause: Errno },
+}
+
+/// What a socket is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Use {
+    Requests,
+    Metrics,
+}
+
+impl Use {
+    /// By what another port is taken.
+    fn mend(self) -> &'static str {
+        match self {
+            Use::Requests => "kubewasi.dev/http-port or PORT",
+            Use::Metrics => "kubewasi.dev/metrics-port",
+        }
+    }
 }
 
 /// The port: what the options say, else `PORT` of the environment, else 8080.
@@ -39,7 +56,7 @@ pub fn port(option: Option<u16>, environment: &[(String, String)]) -> Result<u16
 }
 
 /// A socket that is bound: the port is taken, and connections are refused until it listens.
-pub fn bind(port: u16) -> Result<OwnedFd, ListenError> {
+pub fn bind(port: u16, purpose: Use) -> Result<OwnedFd, ListenError> {
     let bound = match bind_to(AddressFamily::INET6, (Ipv6Addr::UNSPECIFIED, port).into()) {
         // The kernel has no IPv6, or the pod's network has it turned off.
         Err(Errno::AFNOSUPPORT | Errno::ADDRNOTAVAIL) => {
@@ -47,7 +64,7 @@ pub fn bind(port: u16) -> Result<OwnedFd, ListenError> {
         }
         bound => bound,
     };
-    bound.map_err(|errno| error(port, errno))
+    bound.map_err(|errno| error(port, purpose, errno))
 }
 
 fn bind_to(family: AddressFamily, address: SocketAddr) -> Result<OwnedFd, Errno> {
@@ -63,14 +80,14 @@ fn bind_to(family: AddressFamily, address: SocketAddr) -> Result<OwnedFd, Errno>
 }
 
 /// From now on connections are taken.
-pub fn listen(socket: OwnedFd, port: u16) -> Result<TcpListener, ListenError> {
-    rustix::net::listen(&socket, BACKLOG).map_err(|errno| error(port, errno))?;
+pub fn listen(socket: OwnedFd, port: u16, purpose: Use) -> Result<TcpListener, ListenError> {
+    rustix::net::listen(&socket, BACKLOG).map_err(|errno| error(port, purpose, errno))?;
     Ok(socket.into())
 }
 
-fn error(port: u16, errno: Errno) -> ListenError {
+fn error(port: u16, purpose: Use, errno: Errno) -> ListenError {
     match errno {
-        Errno::ADDRINUSE => ListenError::InUse(port),
+        Errno::ADDRINUSE => ListenError::InUse { port, purpose },
         Errno::ACCESS => ListenError::Privileged(port),
         cause => ListenError::Other { port, cause },
     }
@@ -102,16 +119,21 @@ mod tests {
     #[test]
     fn both_families_arrive_and_only_once_it_listens() {
         let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let socket = bind(free).unwrap();
+        let socket = bind(free, Use::Requests).unwrap();
         assert!(TcpStream::connect(("127.0.0.1", free)).is_err());
-        let listener = listen(socket, free).unwrap();
+        let listener = listen(socket, free, Use::Requests).unwrap();
         assert!(TcpStream::connect(("127.0.0.1", free)).is_ok());
         // A machine may have no IPv6.
         if TcpListener::bind("[::1]:0").is_ok() {
             assert!(TcpStream::connect(("::1", free)).is_ok());
         }
-        let message = bind(free).unwrap_err().to_string();
-        assert!(message.contains(&format!("port {free} is in use")), "{message}");
+        for (purpose, mend) in [(Use::Requests, "http-port"), (Use::Metrics, "metrics-port")] {
+            let message = bind(free, purpose).unwrap_err().to_string();
+            assert!(
+                message.contains(&format!("port {free} is in use")) && message.contains(mend),
+                "{message}"
+            );
+        }
         drop(listener);
     }
 }

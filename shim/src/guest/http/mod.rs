@@ -22,11 +22,15 @@ use super::limits::Budget;
 use super::warm::Serving;
 use crate::compile::World;
 
+use figures::Figures;
+
 mod access_log;
 mod admission;
 mod answer;
 mod body;
 mod client;
+pub mod exposition;
+pub mod figures;
 mod instances;
 mod lane;
 mod listener;
@@ -43,6 +47,9 @@ pub struct Service {
     world: World,
     socket: OwnedFd,
     port: u16,
+    /// Where its metrics will be served, when that is asked for.
+    metrics: Option<(OwnedFd, u16)>,
+    figures: Figures,
     options: Http,
     /// So many threads serve.
     threads: usize,
@@ -66,12 +73,18 @@ pub fn link(
     };
     let options = settings.options.http.clone();
     let port = listener::port(options.port, settings.environment)?;
+    let socket = listener::bind(port, listener::Use::Requests)?;
+    let metrics = options
+        .metrics_port
+        .map(|port| Ok::<_, listener::ListenError>((listener::bind(port, listener::Use::Metrics)?, port)));
     Ok(Service {
         engine: serving.engine.clone(),
         component,
         world,
-        socket: listener::bind(port)?,
+        socket,
         port,
+        metrics: metrics.transpose()?,
+        figures: serving.figures,
         options,
         threads: policy::threads(settings.cpus, std::thread::available_parallelism()),
     })

@@ -19,7 +19,7 @@ use super::answer::{Answers, Limits};
 use super::instances::Instances;
 use super::lane::{Dealt, Lane};
 use super::ticker::Ticker;
-use super::{Service, Settings, listener, policy};
+use super::{Service, Settings, exposition, listener, policy};
 use crate::guest::context::{Surroundings, Thread};
 use crate::guest::limits::Budget;
 use crate::guest::trap;
@@ -47,6 +47,8 @@ pub async fn serve(service: Service, settings: &Settings<'_>, budget: Budget) ->
         world,
         socket,
         port,
+        metrics,
+        figures,
         options,
         threads,
     } = service;
@@ -62,6 +64,7 @@ pub async fn serve(service: Service, settings: &Settings<'_>, budget: Budget) ->
         engine,
         reuse: policy::reuse(options.requests_per_instance, world),
         timeout: options.request_timeout,
+        figures,
     };
     instances.try_one().await?;
     let size = |bytes| usize::try_from(bytes).unwrap_or(usize::MAX);
@@ -84,6 +87,7 @@ pub async fn serve(service: Service, settings: &Settings<'_>, budget: Budget) ->
                 handler: ProxyHandler::new(instances.clone()),
                 admission: admission.clone(),
                 limits,
+                figures,
             }),
             open: open.clone(),
             head: size(options.max_header_size),
@@ -102,7 +106,14 @@ pub async fn serve(service: Service, settings: &Settings<'_>, budget: Budget) ->
         seats.push(Seat { deal, open });
     }
     drop(running);
-    let listener = listener::listen(socket, port)?;
+    if let Some((socket, port)) = metrics {
+        let listener = listener::listen(socket, port, listener::Use::Metrics)?;
+        tokio::spawn(exposition::serve_port(
+            tokio::net::TcpListener::from_std(listener)?,
+            figures,
+        ));
+    }
+    let listener = listener::listen(socket, port, listener::Use::Requests)?;
     deal(listener, &seats, &mut ended).await?;
     drop(seats);
     if timeout(options.drain_timeout, ended_all.recv()).await.is_err() {
