@@ -11,7 +11,7 @@ pub enum WorldError {
     #[error("not a valid wasm module or component: {0}")]
     Malformed(#[from] wasmparser::BinaryReaderError),
     #[error(
-        "the component is a command and a service, it exports {command} and {service}: build it for one of the two worlds"
+        "the component is a command and a service, it exports {command} and {service}: export one of the two; in Rust a service is a library (crate-type \"cdylib\"), a program is a command"
     )]
     Two { command: String, service: String },
     #[error(
