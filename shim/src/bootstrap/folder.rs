@@ -4,6 +4,7 @@
 //! /run/kubewasi/<key>/lock           held while the server is looked for, spawned or ended
 //!                     server.json    what `serve` is to be, written by the `start` that spawns it
 //!                     control.sock   reserve, delete, status
+//!                     metrics.sock   Prometheus text by HTTP
 //! /run/containerd/s/<key>.<tag>      the task API, one socket a containerd namespace (or in socket_dir)
 //! ```
 
@@ -107,6 +108,11 @@ pub fn socket(sockets: &Path, namespace: &str) -> PathBuf {
 /// The control socket of the server in `folder`.
 pub fn control(folder: &Path) -> PathBuf {
     folder.join("control.sock")
+}
+
+/// The metrics socket of the server in `folder`.
+pub fn metrics(folder: &Path) -> PathBuf {
+    folder.join("metrics.sock")
 }
 
 /// The folder of the server that serves the task API at `address`, a `unix://` URL, by the name of its socket.

@@ -14,8 +14,9 @@ use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use prometheus_client::metrics::histogram::Histogram;
 use tokio::sync::{OnceCell, Semaphore};
 
 use crate::image::{Digest, Images, Source, Wasm};
@@ -115,6 +116,8 @@ pub struct Artifacts {
     /// So many workers run at once.
     workers: Arc<Semaphore>,
     counters: Arc<Tally>,
+    /// What each compilation took.
+    seconds: Histogram,
 }
 
 type Flight = OnceCell<Result<Artifact, CompileError>>;
@@ -148,6 +151,9 @@ pub enum CompileError {
     Internal { name: String, message: String },
 }
 
+/// From a small module to the longest that `compile_timeout` allows by default, in seconds.
+const SECONDS: [f64; 11] = [0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0];
+
 /// Two compilations at once: a burst of new images waits rather than taking the node's memory.
 const WORKERS: usize = 2;
 
@@ -180,6 +186,7 @@ impl Artifacts {
             flights: Mutex::default(),
             workers: Arc::new(Semaphore::new(WORKERS)),
             counters: Arc::default(),
+            seconds: Histogram::new(SECONDS),
         };
         artifacts.cache();
         Ok(artifacts)
@@ -238,6 +245,11 @@ impl Artifacts {
         }
     }
 
+    /// What each compilation took, in seconds; failed ones too.
+    pub fn compile_seconds(&self) -> Histogram {
+        self.seconds.clone()
+    }
+
     async fn find_or_compile(&self, images: &Images, wasm: &Wasm, key: Key) -> Result<Artifact, CompileError> {
         let name = || wasm.name.clone();
         let internal = |error: &dyn std::fmt::Display| CompileError::Internal {
@@ -273,11 +285,15 @@ impl Artifacts {
             })?;
             let input = begins_as_wasm(input, &wasm.name)?;
             let (driver, tally, digest) = (self.driver.clone(), self.counters.clone(), wasm.digest);
+            let seconds = self.seconds.clone();
             let from_image = !matches!(wasm.source, Source::Copy(_));
             // On a thread of its own to the end, also when the caller goes away: the next one finds the artifact.
             tokio::task::spawn_blocking(move || {
                 let _permit = permit;
-                let (compiled, world) = driver.compile(input)?;
+                let begun = Instant::now();
+                let compiled = driver.compile(input);
+                seconds.observe(begun.elapsed().as_secs_f64());
+                let (compiled, world) = compiled?;
                 tally.compiled.fetch_add(1, Ordering::Relaxed);
                 let kept = cache.map(|cache| cache.put(key, &compiled, world, digest, from_image));
                 let file = match kept {

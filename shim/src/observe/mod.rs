@@ -1,3 +1,6 @@
-//! What is seen of a container from outside: the kills that the kernel does when memory ends.
+//! What is seen of containers from outside: the kills that the kernel does when memory ends, and metrics.
 
+pub mod exits;
+pub mod identity;
+pub mod metrics;
 pub mod oom;

@@ -117,6 +117,7 @@ fn status(node: &Node) -> serde_json::Value {
         "requests": node.requests.load(Ordering::Relaxed),
         "artifacts": node.artifacts.counters(),
         "images": node.images.counters(),
+        "metrics": node.metrics.socket(),
         "launchers": node.launcher.starts(),
         "events_dropped": node.events.dropped(),
         "log_lines_dropped": node.sinks.dropped(),

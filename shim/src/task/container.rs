@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
 
 use oci_spec::runtime;
 use tokio::sync::watch;
@@ -13,6 +14,8 @@ use super::forward::Publisher;
 use super::phase::{InvalidMove, Move, Phase};
 use super::process::Process;
 use crate::bootstrap::sinks::Key;
+use crate::observe::identity::Identity;
+use crate::observe::metrics::Kind;
 use crate::stdio::{Console, Kept};
 use crate::sys::child::Exit;
 
@@ -23,9 +26,18 @@ pub struct Container {
     /// The first process, whose phases are the container's.
     pub init: Arc<Process>,
     body: OnceLock<Body>,
+    made: OnceLock<Made>,
     execs: Mutex<Execs>,
     /// containerd has given this container up, and tells of its end by itself.
     given_up: watch::Sender<bool>,
+}
+
+/// How a container was made, as its metrics tell it.
+pub struct Made {
+    pub identity: Identity,
+    pub kind: Kind,
+    /// So long Create took.
+    pub took: Duration,
 }
 
 #[derive(Default)]
@@ -49,6 +61,7 @@ impl Container {
             span,
             init: Arc::new(Process::new(facts, None, given_up.subscribe())),
             body: OnceLock::new(),
+            made: OnceLock::new(),
             execs: Mutex::default(),
             given_up,
         }
@@ -79,10 +92,16 @@ impl Container {
         self.init.pid()
     }
 
+    /// How it was made; `None` while it is not.
+    pub fn made(&self) -> Option<&Made> {
+        self.made.get()
+    }
+
     /// Gives the container its body and our ends of the first process's streams.
-    pub fn adopt(&self, body: Body, kept: Kept, console: Option<Console>) {
+    pub fn adopt(&self, body: Body, made: Made, kept: Kept, console: Option<Console>) {
         self.init.adopt(body.child().clone(), kept, console);
         // Only Create calls this, once.
+        let _ = self.made.set(made);
         let _ = self.body.set(body);
     }
 

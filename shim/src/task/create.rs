@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Instant;
 
 use containerd_shim_protos::api::CreateTaskRequest;
 use kubewasi_options::{AnnotationError, Guest};
@@ -10,7 +11,7 @@ use oci_spec::runtime::Spec;
 use tracing::Instrument;
 
 use super::body::Body;
-use super::container::Container;
+use super::container::{Container, Made};
 use super::error::TaskError;
 use super::events::Facts;
 use super::exec;
@@ -22,6 +23,9 @@ use crate::bootstrap::delete::PID_FILE;
 use crate::compile::Artifact;
 use crate::image::{Mount, Program};
 use crate::native;
+use crate::observe::exits::Cause;
+use crate::observe::identity::Identity;
+use crate::observe::metrics::Kind;
 use crate::observe::oom::Kills;
 use crate::sandbox::plan::{self, Role};
 use crate::stdio::{self, Console, Kept, Streams, terminal};
@@ -75,6 +79,7 @@ pub async fn create(
             Ok(container.pid())
         }
         Err(error) => {
+            node.metrics.not_made();
             container
                 .span
                 .in_scope(|| tracing::error!(cause = %error, "cannot create the container"));
@@ -112,6 +117,7 @@ async fn make(node: &Node, container: &Container, api: Api, request: &CreateTask
     if !request.checkpoint.is_empty() {
         return Err(TaskError::CannotCreateYet("starting from a checkpoint".to_owned()));
     }
+    let begun = Instant::now();
     let facts = container.facts();
     let spec = read(&facts.bundle).await?;
     let annotation = |key| spec.annotations().as_ref().and_then(|annotations| annotations.get(key));
@@ -144,7 +150,21 @@ async fn make(node: &Node, container: &Container, api: Api, request: &CreateTask
         // Only the pid in the exit event of a dead server's container hangs on it.
         tracing::warn!(%error, "cannot write the pid into the bundle");
     }
-    container.adopt(body, kept, console);
+    let identity = Identity::of(&facts.namespace, &facts.id, spec.annotations().as_ref());
+    let kind = match &body {
+        Body::Native(_) => Kind::Native,
+        Body::Guest(_) if holder => Kind::Pod,
+        Body::Guest(guest) => {
+            node.metrics.made(&identity, guest.counters().cloned());
+            Kind::Wasm
+        }
+    };
+    let made = Made {
+        identity,
+        kind,
+        took: begun.elapsed(),
+    };
+    container.adopt(body, made, kept, console);
     container.step(Move::Create, &node.events)?;
     tracing::info!(pid = container.pid(), holder, "container created");
     Ok(())
@@ -170,7 +190,7 @@ pub(super) fn options(node: &Node, spec: &Spec) -> Result<Guest, AnnotationError
 }
 
 /// A container's body, our ends of its streams, and its terminal.
-type Made = (Body, Kept, Option<Console>);
+type Parts = (Body, Kept, Option<Console>);
 
 /// A process of ours, confined as the spec says.
 async fn guest(
@@ -180,7 +200,7 @@ async fn guest(
     role: Role,
     options: Guest,
     artifact: Option<&Artifact>,
-) -> Result<Made, TaskError> {
+) -> Result<Parts, TaskError> {
     let plan = plan::plan(plan::Request {
         namespace: &facts.namespace,
         id: &facts.id,
@@ -201,7 +221,7 @@ async fn guest(
 }
 
 /// A container of the node's own runtime, which reads the spec by itself.
-async fn native(node: &Node, container: &Container, spec: &Spec) -> Result<Made, TaskError> {
+async fn native(node: &Node, container: &Container, spec: &Spec) -> Result<Parts, TaskError> {
     let facts = container.facts();
     let request = native::Request {
         id: &facts.id,
@@ -263,15 +283,27 @@ fn record(bundle: &Path, api: Api, sandbox: Option<&str>, address: &str) {
 async fn watch(node: Arc<Node>, container: Arc<Container>) {
     let Ok(body) = container.body() else { return };
     let kills = Kills::watch(body.cgroup());
+    let mut killed = 0;
     let exit = loop {
         tokio::select! {
             exit = body.child().exited() => break exit,
-            () = kills.heard() => tell(kills.untold(), &container, &node).await,
+            () = kills.heard() => {
+                let untold = kills.untold();
+                killed += untold;
+                tell(untold, &container, &node).await;
+            }
         }
     };
     // The kernel counts a kill before it kills: containerd hears of it before the exit.
     let unasked = exit.code == KILLED && !body.child().was_killed();
-    tell(kills.untold_at_end(unasked), &container, &node).await;
+    let untold = kills.untold_at_end(unasked);
+    killed += untold;
+    tell(untold, &container, &node).await;
+    if let Some(made) = container.made() {
+        // A SIGKILL that was asked for is no OOM kill, even when there was one before.
+        let killed = if unasked { killed } else { 0 };
+        node.metrics.ended(&made.identity, Cause::of(&exit, killed));
+    }
     match &exit.message {
         Some(message) => tracing::info!(code = exit.code, message, "container exited"),
         None => tracing::info!(code = exit.code, "container exited"),

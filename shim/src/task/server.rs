@@ -28,6 +28,7 @@ use crate::compile::keeper::keep;
 use crate::compile::{self, Artifacts, CompileError};
 use crate::image::Images;
 use crate::native;
+use crate::observe::metrics::Metrics;
 use crate::sandbox::control::{Launcher, SandboxError};
 use crate::sys::{cgroup, standard};
 
@@ -143,6 +144,8 @@ fn raise_oom_score() {
 async fn serve(folder: &Path, settings: &Settings, sinks: Arc<Sinks>, stdout: &mut File) -> Result<(), ServeError> {
     let options = &settings.options;
     let control = sockets::bind(&folder::control(folder))?;
+    let shown = folder::metrics(folder);
+    let scraped = sockets::bind(&shown)?;
     let images = Arc::new(Images::new(settings.address.clone()).remember_in(&options.cache_dir));
     let artifacts = Arc::new(Artifacts::open(compile::Settings {
         folder: options.cache_dir.clone(),
@@ -157,6 +160,7 @@ async fn serve(folder: &Path, settings: &Settings, sinks: Arc<Sinks>, stdout: &m
         events: Publisher::start(&settings.ttrpc_address),
         sinks,
         images,
+        metrics: Arc::new(Metrics::new(&shown, artifacts.clone())),
         artifacts,
         launcher: Launcher::start(options).await?,
         options: options.clone(),
@@ -165,6 +169,7 @@ async fn serve(folder: &Path, settings: &Settings, sinks: Arc<Sinks>, stdout: &m
         requests: AtomicUsize::new(0),
     });
     let control = tokio::spawn(answer::accept(control, node.clone()));
+    let metrics = tokio::spawn(node.metrics.clone().serve(scraped));
     let signals = |kind| signal(kind).map_err(io_error("take signals of", Path::new("/proc/self")));
     let (mut term, mut int) = (signals(SignalKind::terminate())?, signals(SignalKind::interrupt())?);
     tracing::info!(
@@ -183,6 +188,7 @@ async fn serve(folder: &Path, settings: &Settings, sinks: Arc<Sinks>, stdout: &m
     }
     keeper.abort();
     control.abort();
+    metrics.abort();
     let answered = async {
         while node.requests.load(Ordering::Relaxed) > 0 {
             sleep(Duration::from_millis(5)).await;

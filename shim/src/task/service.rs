@@ -8,7 +8,7 @@ use std::future::Future;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use containerd_shim_protos::api::*;
@@ -37,6 +37,7 @@ use crate::bootstrap::sinks::Sinks;
 use crate::compile::Artifacts;
 use crate::image::Images;
 use crate::native;
+use crate::observe::metrics::Metrics;
 use crate::sandbox::control::Launcher;
 use crate::stdio::Size;
 use crate::sys::child::Exit;
@@ -53,6 +54,7 @@ pub struct Node {
     pub options: Options,
     pub natives: native::Runtime,
     pub sockets: Sockets,
+    pub metrics: Arc<Metrics>,
     /// How many requests are being answered.
     pub requests: AtomicUsize,
 }
@@ -134,6 +136,7 @@ impl TaskService {
 
 /// Gives the start.
 async fn start(node: &Node, container: &Container) -> Result<u32, TaskError> {
+    let begun = Instant::now();
     let body = container.body()?;
     container.step(Move::Start, &node.events)?;
     if let Err(error) = body.start(&container.facts().id).await {
@@ -142,6 +145,10 @@ async fn start(node: &Node, container: &Container) -> Result<u32, TaskError> {
         return Err(error);
     }
     container.step(Move::Started, &node.events)?;
+    if let Some(made) = container.made() {
+        node.metrics
+            .started(&made.identity, made.kind, made.took + begun.elapsed());
+    }
     tracing::info!(pid = container.pid(), "container started");
     Ok(container.pid())
 }
@@ -176,6 +183,14 @@ pub async fn delete(node: &Arc<Node>, container: &Arc<Container>) -> Result<Exit
     container.step(Move::Deleted, &node.events)?;
     tracing::info!("container deleted");
     node.containers.remove(container);
+    if let Some(made) = container.made()
+        && node
+            .containers
+            .get(&container.facts().namespace, &made.identity.sandbox)
+            .is_err()
+    {
+        node.metrics.forget(&made.identity.sandbox);
+    }
     node.sinks.close(&container.key());
     Ok(exit)
 }

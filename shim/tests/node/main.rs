@@ -95,6 +95,7 @@ mod language_services;
 mod languages;
 mod load;
 mod manifest;
+mod metrics;
 mod mixed;
 mod native;
 mod outages;

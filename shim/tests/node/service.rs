@@ -76,6 +76,16 @@ impl<'a> Served<'a> {
         served
     }
 
+    /// The same service by another of its ports.
+    pub fn at(&self, port: u16) -> Served<'a> {
+        Served {
+            id: self.id.clone(),
+            log: self.log.clone(),
+            port,
+            ..*self
+        }
+    }
+
     /// What the service wrote, on either stream.
     pub fn log(&self) -> String {
         fs::read_to_string(&self.log).unwrap_or_default()
