@@ -19,6 +19,9 @@ pub enum ListenError {
     NoPort(String),
     #[error("port {port} is in use by another process of the pod: set the annotation {}", purpose.mend())]
     InUse { port: u16, purpose: Use },
+    /// Sockets that do not listen yet may share a port, so the kernel would say so only at the start.
+    #[error("port {0} is the service's own: set another one in the annotation kubewasi.dev/metrics-port")]
+    Same(u16),
     #[error("port {0} is privileged: add the capability NET_BIND_SERVICE, or take a port from 1024 on")]
     Privileged(u16),
     #[error("cannot listen on port {port}: {cause}")]

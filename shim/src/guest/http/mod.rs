@@ -74,6 +74,9 @@ pub fn link(
     let options = settings.options.http.clone();
     let port = listener::port(options.port, settings.environment)?;
     let socket = listener::bind(port, listener::Use::Requests)?;
+    if options.metrics_port == Some(port) {
+        return Err(listener::ListenError::Same(port).into());
+    }
     let metrics = options
         .metrics_port
         .map(|port| Ok::<_, listener::ListenError>((listener::bind(port, listener::Use::Metrics)?, port)));
