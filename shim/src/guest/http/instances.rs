@@ -3,7 +3,7 @@
 use std::future::pending;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
@@ -14,6 +14,7 @@ use wasmtime_wasi_http::handler::{HandlerState, Instance, Proxy, ProxyPre, Shoul
 
 use super::answer;
 use super::client::{Client, Clients, Expiration};
+use super::instantiations::Instantiations;
 use super::policy::Reuse;
 use super::ticker::{Ticker, Ticking};
 use crate::guest::context::{Component as State, Surroundings};
@@ -32,6 +33,7 @@ pub struct Instances {
     /// The places of the pool.
     pub places: Arc<Semaphore>,
     pub ticker: Arc<Ticker>,
+    pub made: Arc<Instantiations>,
     pub reuse: Reuse,
     /// The longest that making one may take, and that one may go on after its answers.
     pub timeout: Duration,
@@ -52,6 +54,7 @@ impl Instances {
             _place: self.places.clone().acquire_owned().await?,
             _ticking: self.ticker.tick(),
         };
+        let begun = Instant::now();
         let state = self.surroundings.service(self.budget.limits());
         let mut store = Store::new(&self.engine, state);
         store.limiter(|state| &mut state.limits);
@@ -64,6 +67,7 @@ impl Instances {
                 self.timeout.as_secs()
             )
         })??;
+        self.made.add(begun.elapsed());
         store.data_mut().limits.instantiated();
         Ok((store, proxy, place))
     }

@@ -28,6 +28,7 @@ mod answer;
 mod body;
 mod client;
 mod instances;
+mod instantiations;
 mod lane;
 mod listener;
 mod policy;
