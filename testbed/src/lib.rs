@@ -1,4 +1,5 @@
 //! What node tests and measurements share: a containerd of their own, and a look at the machine before and after.
 
 pub mod daemon;
+pub mod hostile;
 pub mod machine;

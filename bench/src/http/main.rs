@@ -1,22 +1,25 @@
 //! Measures wasi:http services beside `wasmtime serve` and a native server: same component, same machine, same
-//! connections, one after the other.
+//! connections, one after the other; then has clients misbehave.
 
 mod load;
 mod native;
+mod pod;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
-use kubewasi_bench::client::{Client, Streams, overlay};
+use anyhow::{Context, Result, bail, ensure};
+use kubewasi_bench::client::Client;
 use kubewasi_bench::memory::pss;
-use serde_json::json;
+use kubewasi_testbed::hostile;
 use tokio::net::TcpStream;
 use tokio::process::{Child, Command};
 
 use crate::load::load;
+use crate::pod::Node;
 
 const USAGE: &str = "usage: kubewasi-bench-http SOCKET FOLDER LAYER OPTIONS WASMTIME | kubewasi-bench-http native\n\
     SOCKET is containerd's, FOLDER takes snapshots, LAYER holds service02.wasm and service03.wasm, OPTIONS is the wasi\n\
@@ -34,110 +37,86 @@ const TIME: Duration = Duration::from_secs(5);
 /// As many requests an instance answers where it is reused.
 const REUSED: &str = "1000000";
 
+/// How long an instance is asked one request after the other for how long it takes to make one.
+const INSTANTIATED: Duration = Duration::from_secs(2);
+
+/// The clients of which half misbehave, and how long.
+const HOSTILE: usize = 256;
+const HOSTILE_TIME: Duration = Duration::from_secs(60);
+
+/// What a service may have while they do, in KiB: an instance a client, with its megabyte of memory, at most.
+const HOSTILE_PSS: u64 = 256 << 10;
+
+const SERVICES: [&str; 2] = ["service02.wasm", "service03.wasm"];
+
 #[tokio::main]
 async fn main() -> Result<()> {
     let args: Vec<String> = std::env::args().skip(1).collect();
     match args.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
         ["native"] => native::serve(ADDRESS).await,
         [socket, folder, layer, options, wasmtime] => {
-            let bench = Bench {
+            let node = Node {
                 client: Client::connect(Path::new(socket), "bench-http").await?,
                 folder: folder.into(),
                 layer: layer.into(),
                 options: options.into(),
-                wasmtime: wasmtime.into(),
             };
-            bench.report().await
+            println!(
+                "# HTTP services\n\nOne run of `hack/bench-http`, which `make bench` calls: clients and server share the \
+                 machine's {} cpus.\n",
+                std::thread::available_parallelism()?
+            );
+            compare(&node, &wasmtime.into()).await?;
+            instantiate(&node).await?;
+            misbehave(&node).await
         }
         _ => bail!(USAGE),
     }
 }
 
-struct Bench {
-    client: Client,
-    folder: PathBuf,
-    layer: PathBuf,
-    options: PathBuf,
-    wasmtime: PathBuf,
+/// The same loads for every server.
+async fn compare(node: &Node, wasmtime: &PathBuf) -> Result<()> {
+    println!(
+        "| server | connections | requests/s | median, us | p99, us | PSS after, MiB |\n|---|---:|---:|---:|---:|---:|"
+    );
+    let exe = std::env::current_exe()?;
+    command("native hyper", Command::new(exe).arg("native")).await?;
+    for file in SERVICES {
+        for (mode, instance, count) in [
+            ("fresh", "per-request".to_owned(), "1"),
+            ("reuse", format!("reuse({REUSED})"), REUSED),
+        ] {
+            let id = format!("{}-{mode}", file.trim_end_matches(".wasm"));
+            let pod = node.start(&id, file, &[("instance", &instance)]).await?;
+            measure(&format!("kubewasi, {file}, {mode}"), pod.pid).await?;
+            pod.end().await?;
+            let mut serve = Command::new(wasmtime);
+            serve
+                .args(["serve", "-Scli", "--max-instance-reuse-count", count])
+                .args(["--addr", &ADDRESS.to_string()])
+                .arg(node.layer.join(file));
+            command(&format!("wasmtime serve, {file}, {mode}"), &mut serve).await?;
+        }
+    }
+    Ok(())
 }
 
-impl Bench {
-    async fn report(&self) -> Result<()> {
-        println!(
-            "| server | connections | requests/s | median, us | p99, us | PSS after, MiB |\n|---|---:|---:|---:|---:|---:|"
-        );
-        let exe = std::env::current_exe()?;
-        self.command("native hyper", Command::new(exe).arg("native")).await?;
-        for file in ["service02.wasm", "service03.wasm"] {
-            for (mode, instance, count) in [
-                ("fresh", "per-request".to_owned(), "1"),
-                ("reuse", format!("reuse({REUSED})"), REUSED),
-            ] {
-                self.pod(&format!("kubewasi, {file}, {mode}"), file, &instance).await?;
-                let mut serve = Command::new(&self.wasmtime);
-                serve
-                    .args(["serve", "-Scli", "--max-instance-reuse-count", count])
-                    .args(["--addr", &ADDRESS.to_string()])
-                    .arg(self.layer.join(file));
-                self.command(&format!("wasmtime serve, {file}, {mode}"), &mut serve)
-                    .await?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Measures a server that is a process.
-    async fn command(&self, name: &str, command: &mut Command) -> Result<()> {
-        let mut server: Child = command
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .kill_on_drop(true)
-            .spawn()
-            .with_context(|| format!("cannot start {name}"))?;
-        let pid = server.id().with_context(|| format!("{name} has ended"))?;
-        measure(name, pid).await?;
-        server.kill().await.with_context(|| format!("cannot end {name}"))
-    }
-
-    /// Measures a service in a container of ours.
-    async fn pod(&self, name: &str, file: &str, instance: &str) -> Result<()> {
-        let id = format!(
-            "{}-{}",
-            file.trim_end_matches(".wasm"),
-            instance.trim_end_matches(')').replace('(', "-")
-        );
-        let own = self.folder.join("snapshots").join(&id);
-        for part in ["upper", "work"] {
-            std::fs::create_dir_all(own.join(part)).with_context(|| format!("cannot make {}", own.display()))?;
-        }
-        let spec = spec(&id, file, instance);
-        let runtime = "io.containerd.wasi.v1";
-        self.client.declare(&id, runtime, Some(&self.options), &spec).await?;
-        let streams = Streams::default();
-        let pid = self
-            .client
-            .create(&id, vec![overlay(&self.layer, &own)], &streams)
-            .await?;
-        self.client.start(&id, "").await?;
-        measure(name, pid).await?;
-        self.client.kill(&id, 15, true).await?;
-        let code = self.client.wait(&id, "").await?;
-        self.client.delete(&id).await?;
-        self.client.forget(&id).await?;
-        anyhow::ensure!(code == 0, "{name} exited with {code}");
-        Ok(())
-    }
+/// Measures a server that is a process.
+async fn command(name: &str, command: &mut Command) -> Result<()> {
+    let mut server: Child = command
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .kill_on_drop(true)
+        .spawn()
+        .with_context(|| format!("cannot start {name}"))?;
+    let pid = server.id().with_context(|| format!("{name} has ended"))?;
+    measure(name, pid).await?;
+    server.kill().await.with_context(|| format!("cannot end {name}"))
 }
 
 /// Loads the server `pid` when it listens, and prints a row for each load.
 async fn measure(name: &str, pid: u32) -> Result<()> {
-    let since = Instant::now();
-    while TcpStream::connect(ADDRESS).await.is_err() {
-        if since.elapsed() > Duration::from_secs(30) {
-            bail!("{name} does not listen on {ADDRESS}");
-        }
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    listens(name).await?;
     for connections in CONNECTIONS {
         let seen = load(ADDRESS, connections, TIME)
             .await
@@ -153,16 +132,80 @@ async fn measure(name: &str, pid: u32) -> Result<()> {
     Ok(())
 }
 
-/// A service in the network namespace of its containerd.
-fn spec(id: &str, file: &str, instance: &str) -> serde_json::Value {
-    json!({
-        "ociVersion": "1.0.2",
-        "annotations": {"kubewasi.dev/instance": instance},
-        "process": {"user": {"uid": 0, "gid": 0}, "cwd": "/", "args": [format!("/{file}")], "noNewPrivileges": true},
-        "root": {"path": "rootfs"},
-        "linux": {
-            "cgroupsPath": format!("/bench-http/{id}"),
-            "namespaces": [{"type": "pid"}, {"type": "ipc"}, {"type": "uts"}, {"type": "mount"}],
-        },
+async fn listens(name: &str) -> Result<()> {
+    let since = Instant::now();
+    while TcpStream::connect(ADDRESS).await.is_err() {
+        if since.elapsed() > Duration::from_secs(30) {
+            bail!("{name} does not listen on {ADDRESS}");
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    Ok(())
+}
+
+/// What services themselves say of how long making an instance takes.
+async fn instantiate(node: &Node) -> Result<()> {
+    println!("\n## Making an instance\n\nAs the service measures it and says in its access log, at one connection.\n");
+    for file in SERVICES {
+        let id = format!("{}-made", file.trim_end_matches(".wasm"));
+        let annotations = [("instance", "per-request"), ("access-log", "true")];
+        let pod = node.start(&id, file, &annotations).await?;
+        listens(file).await?;
+        load(ADDRESS, 1, INSTANTIATED).await?;
+        let log = pod.end().await?;
+        let last = log.lines().last().with_context(|| format!("{file} logged nothing"))?;
+        println!("- {file}: {last}");
+    }
+    Ok(())
+}
+
+/// Half of the clients are not what a service wishes for.
+async fn misbehave(node: &Node) -> Result<()> {
+    println!(
+        "\n## {HOSTILE} clients for {} s, half of which misbehave\n\nThey read slowly, reset connections, leave heads \
+         unfinished and send what is no HTTP.\n\n| service | answered | refused | reset | left half open | read slowly, \
+         MiB | most PSS, MiB |\n|---|---:|---:|---:|---:|---:|---:|",
+        HOSTILE_TIME.as_secs()
+    );
+    for file in SERVICES {
+        let id = format!("{}-hostile", file.trim_end_matches(".wasm"));
+        let pod = node.start(&id, file, &[]).await?;
+        listens(file).await?;
+        let (seen, most) = hostile_clients(pod.pid)?;
+        ensure!(seen.wrong.is_empty(), "{file}: {:#?}", seen.wrong);
+        ensure!(most < HOSTILE_PSS, "{file} had {most} KiB");
+        println!(
+            "| {file} | {} | {} | {} | {} | {:.1} | {:.1} |",
+            seen.answered,
+            seen.refused,
+            seen.reset,
+            seen.left_half_open,
+            seen.sipped as f64 / f64::from(1 << 20),
+            most as f64 / 1024.0
+        );
+        load(ADDRESS, 1, TIME / 5)
+            .await
+            .with_context(|| format!("{file} after that"))?;
+        pod.end().await?;
+    }
+    Ok(())
+}
+
+/// What they saw, and the most memory that the service had meanwhile, in KiB.
+fn hostile_clients(pid: u32) -> Result<(hostile::Seen, u64)> {
+    let over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let watched = scope.spawn(|| {
+            let mut most = 0;
+            while !over.load(Ordering::Relaxed) {
+                most = most.max(pss(pid)?);
+                std::thread::sleep(Duration::from_millis(200));
+            }
+            anyhow::Ok(most)
+        });
+        let seen = hostile::clients(ADDRESS, HOSTILE, HOSTILE_TIME);
+        over.store(true, Ordering::Relaxed);
+        let most = watched.join().map_err(|_| anyhow::anyhow!("the watch panicked"))??;
+        Ok((seen, most))
     })
 }

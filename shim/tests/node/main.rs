@@ -89,6 +89,7 @@ mod forbidden;
 mod forks;
 mod harness;
 mod http;
+mod http_hostile;
 mod http_limits;
 mod images;
 mod language_services;

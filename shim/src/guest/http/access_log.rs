@@ -1,4 +1,4 @@
-//! The access log: a line on stdout for each answer, when it is asked for.
+//! The access log, when it is asked for: a line on stdout for each answer, and one about all of them at the end.
 
 use std::io::Write as _;
 use std::net::SocketAddr;
@@ -49,8 +49,16 @@ impl Drop for Record {
             bytes,
         } = self;
         let seconds = begun.elapsed().as_secs_f64();
-        let line = format!("{peer} \"{line}\" {} {bytes} {seconds:.6}\n", status.as_u16());
-        // A reader that is gone must not keep a service from answering.
-        let _ = std::io::stdout().write_all(line.as_bytes());
+        write(&format!("{peer} \"{line}\" {} {bytes} {seconds:.6}\n", status.as_u16()));
     }
+}
+
+/// Writes the log's last line.
+pub fn summary(text: &str) {
+    write(&format!("{text}\n"));
+}
+
+fn write(line: &str) {
+    // A reader that is gone must not keep a service from answering.
+    let _ = std::io::stdout().write_all(line.as_bytes());
 }

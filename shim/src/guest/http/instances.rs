@@ -3,7 +3,7 @@
 use std::future::pending;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
@@ -15,6 +15,7 @@ use wasmtime_wasi_http::handler::{HandlerState, Instance, Proxy, ProxyPre, Shoul
 use super::answer;
 use super::client::{Client, Clients, Expiration};
 use super::figures::{Figures, Living};
+use super::instantiations::Instantiations;
 use super::policy::Reuse;
 use super::ticker::{Ticker, Ticking};
 use crate::guest::context::{Component as State, Surroundings};
@@ -33,6 +34,7 @@ pub struct Instances {
     /// The places of the pool.
     pub places: Arc<Semaphore>,
     pub ticker: Arc<Ticker>,
+    pub made: Arc<Instantiations>,
     pub reuse: Reuse,
     pub figures: Figures,
     /// The longest that making one may take, and that one may go on after its answers.
@@ -55,6 +57,7 @@ impl Instances {
             _ticking: self.ticker.tick(),
             living: None,
         };
+        let begun = Instant::now();
         let state = self.surroundings.service(self.budget.limits());
         let mut store = Store::new(&self.engine, state);
         store.limiter(|state| &mut state.limits);
@@ -67,6 +70,7 @@ impl Instances {
                 self.timeout.as_secs()
             )
         })??;
+        self.made.add(begun.elapsed());
         store.data_mut().limits.instantiated();
         place.living = Some(self.figures.instance());
         Ok((store, proxy, place))

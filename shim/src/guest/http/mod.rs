@@ -32,6 +32,7 @@ mod client;
 pub mod exposition;
 pub mod figures;
 mod instances;
+mod instantiations;
 mod lane;
 mod listener;
 mod policy;

@@ -17,9 +17,10 @@ use wasmtime_wasi_http::handler::ProxyHandler;
 use super::admission::Admission;
 use super::answer::{Answers, Limits};
 use super::instances::Instances;
+use super::instantiations::Instantiations;
 use super::lane::{Dealt, Lane};
 use super::ticker::Ticker;
-use super::{Service, Settings, exposition, listener, policy};
+use super::{Service, Settings, access_log, exposition, listener, policy};
 use crate::guest::context::{Surroundings, Thread};
 use crate::guest::limits::Budget;
 use crate::guest::trap;
@@ -53,6 +54,7 @@ pub async fn serve(service: Service, settings: &Settings<'_>, budget: Budget) ->
         threads,
     } = service;
     let mut ended = signals::hand_over_termination(|| signal(SignalKind::terminate()))?;
+    let made = Arc::new(Instantiations::new());
     let instances = Instances {
         component: Arc::new(component),
         surroundings: Arc::new(Surroundings::new(settings, Thread::Shared)?),
@@ -61,6 +63,7 @@ pub async fn serve(service: Service, settings: &Settings<'_>, budget: Budget) ->
             policy::instances(world, &options).unwrap_or_default() as usize
         )),
         ticker: Arc::new(Ticker::start(engine.clone())?),
+        made: made.clone(),
         engine,
         reuse: policy::reuse(options.requests_per_instance, world),
         timeout: options.request_timeout,
@@ -121,6 +124,9 @@ pub async fn serve(service: Service, settings: &Settings<'_>, budget: Budget) ->
             "requests were cut off: they were not answered within {} s of SIGTERM, the drain_timeout",
             options.drain_timeout.as_secs()
         ));
+    }
+    if options.access_log {
+        access_log::summary(&made.to_string());
     }
     Ok(())
 }
