@@ -61,10 +61,9 @@ pub async fn uninstall(cluster: &Cluster) -> Result<()> {
 
 /// As [`uninstall`], if there is a release.
 pub async fn absent(cluster: &Cluster) -> Result<()> {
-    let releases = helm(cluster, &["list", "--all", "--short"], "").await?;
-    if releases.lines().any(|name| name == NAME) {
-        uninstall(cluster).await?;
-    }
+    let timeout = format!("{}s", LIMIT.as_secs());
+    let arguments = ["uninstall", NAME, "--ignore-not-found", "--wait", "--timeout", &timeout];
+    helm(cluster, &arguments, "").await?;
     Ok(())
 }
 
