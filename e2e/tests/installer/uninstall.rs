@@ -21,6 +21,11 @@ async fn an_installation_runs_wasm_pods_and_its_removal_leaves_the_crds_alone() 
 
         let start = Instant::now();
         release::apply(cluster, json!({})).await?;
+        // Pods that name a class are refused before it is there.
+        let class = format!("runtimeclass/{}", release::RUNTIME);
+        cluster
+            .output_of_kubectl(&["wait", "--for=create", &class, "--timeout=60s"])
+            .await?;
         start_idle(namespace, "first", release::RUNTIME).await?;
         eprintln!(
             "helm install to the first wasm pod ready: {:.1} s",
