@@ -1,7 +1,7 @@
 //! The cluster under test: the one that KUBECONFIG names.
 
 use std::env;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::process::Stdio;
 
 use anyhow::{Context, Result, bail};
@@ -25,6 +25,11 @@ impl Cluster {
             .await
             .context("KUBECONFIG names no cluster that can be reached")?;
         Ok(Cluster { client, kubeconfig })
+    }
+
+    /// The file that programs find the cluster by.
+    pub fn kubeconfig(&self) -> &OsStr {
+        &self.kubeconfig
     }
 
     /// kubectl on this cluster, killed when it is dropped.

@@ -5,5 +5,8 @@
 
 pub mod cluster;
 pub mod namespace;
+pub mod node;
+pub mod release;
+pub mod runtime;
 pub mod wait;
 pub mod workload;

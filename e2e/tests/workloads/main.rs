@@ -1,14 +1,17 @@
-//! Scenarios on a real cluster, one a file, each in a namespace of its own. `make e2e` runs them.
+//! Scenarios of wasm workloads on a cluster with the release, one a file, each in a namespace of its own.
 
 mod bad_input;
 mod beside_ordinary_pods;
 mod debugging;
+mod drain;
 mod endings;
 mod exec;
+mod http;
 mod init_containers;
 mod jobs;
 mod pod_security;
 mod probes;
+mod quota;
 mod resize;
 mod sidecars;
 mod volumes;

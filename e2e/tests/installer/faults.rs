@@ -1,0 +1,74 @@
+//! Agents that die in the middle: whoever comes next goes on, and nothing is lost.
+
+use anyhow::Result;
+use k8s_openapi::api::core::v1::Pod;
+use kube::api::{Api, ListParams};
+use kubewasi_e2e::namespace::Namespace;
+use kubewasi_e2e::{release, runtime, wait, workload};
+use serde_json::json;
+
+use crate::start_idle;
+
+/// The steps of an installation, as a plan has them.
+const STEPS: [&str; 6] = [
+    "StageShim",
+    "WriteOptions",
+    "SwitchShim",
+    "WriteConfig",
+    "RestartContainerd",
+    "Prove",
+];
+
+#[tokio::test]
+#[ignore = "minutes long: part of make e2e-full"]
+async fn an_agent_that_is_killed_after_any_step_is_followed_by_one_that_goes_on() -> Result<()> {
+    Namespace::with("killed", async |namespace| {
+        let cluster = &namespace.cluster;
+        for step in STEPS {
+            release::absent(cluster).await?;
+            release::apply(cluster, json!({"rollout": {"paused": true, "maxUnavailable": "100%"}})).await?;
+            fault(namespace, &format!("KUBEWASI_FAULT_AFTER={step}")).await?;
+            release::apply(cluster, json!({"rollout": {"maxUnavailable": "100%"}})).await?;
+            wait::until(
+                &format!("an agent to die after {step}"),
+                async || agents(namespace).await,
+                |agents| agents.iter().any(|agent| workload::restarts(agent, "agent") > 0),
+            )
+            .await?;
+            fault(namespace, "KUBEWASI_FAULT_AFTER-").await?;
+            runtime::settled(cluster, release::RUNTIME).await?;
+            let pod = format!("after-{}", step.to_lowercase());
+            start_idle(namespace, &pod, release::RUNTIME).await?;
+            namespace.kubectl(&["delete", "pod", &pod]).await?;
+            eprintln!("killed after {step}: converged");
+        }
+        Ok(())
+    })
+    .await
+}
+
+/// Sets or unsets a variable of the agents, beside what the controller applies, and waits until all have it.
+async fn fault(namespace: &Namespace, variable: &str) -> Result<()> {
+    let cluster = &namespace.cluster;
+    let daemon_set = format!("daemonset/kubewasi-agent-{}", release::RUNTIME);
+    let there = ["--namespace", release::NAME, "wait", "--for=create", &daemon_set];
+    cluster.output_of_kubectl(&there).await?;
+    let set = ["--namespace", release::NAME, "set", "env", &daemon_set, variable];
+    cluster.output_of_kubectl(&set).await?;
+    let rolled = [
+        "--namespace",
+        release::NAME,
+        "rollout",
+        "status",
+        &daemon_set,
+        "--timeout=120s",
+    ];
+    cluster.output_of_kubectl(&rolled).await?;
+    Ok(())
+}
+
+async fn agents(namespace: &Namespace) -> Result<Vec<Pod>> {
+    let api: Api<Pod> = Api::namespaced(namespace.cluster.client.clone(), release::NAME);
+    let selector = format!("kubewasi.dev/runtime={}", release::RUNTIME);
+    Ok(api.list(&ListParams::default().labels(&selector)).await?.items)
+}

@@ -1,0 +1,127 @@
+//! What an installation takes and what its removal leaves.
+
+use std::collections::BTreeSet;
+use std::time::Instant;
+
+use anyhow::Result;
+use kubewasi_e2e::namespace::Namespace;
+use kubewasi_e2e::node::{Node, difference};
+use kubewasi_e2e::{release, runtime, workload};
+use serde_json::json;
+
+use crate::start_idle;
+
+#[tokio::test]
+async fn an_installation_runs_wasm_pods_and_its_removal_leaves_the_crds_alone() -> Result<()> {
+    Namespace::with("install", async |namespace| {
+        let cluster = &namespace.cluster;
+        release::absent(cluster).await?;
+        let nodes = Node::all(namespace).await?;
+        let (files, labels) = (files(&nodes).await?, runtime::labels_and_taints(cluster).await?);
+
+        let start = Instant::now();
+        release::apply(cluster, json!({})).await?;
+        // Pods that name a class are refused before it is there.
+        let class = format!("runtimeclass/{}", release::RUNTIME);
+        cluster
+            .output_of_kubectl(&["wait", "--for=create", &class, "--timeout=60s"])
+            .await?;
+        start_idle(namespace, "first", release::RUNTIME).await?;
+        eprintln!(
+            "helm install to the first wasm pod ready: {:.1} s",
+            start.elapsed().as_secs_f64()
+        );
+        runtime::settled(cluster, release::RUNTIME).await?;
+        eprintln!(
+            "helm install to all {} nodes ready: {:.1} s",
+            nodes.len(),
+            start.elapsed().as_secs_f64()
+        );
+        let tested = release::test(cluster).await?;
+        assert!(tested.contains("/probe02.wasm"), "{tested}");
+        let ready = runtime::labels_and_taints(cluster).await?;
+        for (node, labels) in &ready {
+            assert!(
+                labels.contains(r#""runtime.kubewasi.dev/wasi":"ready""#),
+                "{node}: {labels}"
+            );
+        }
+
+        namespace.kubectl(&["delete", "pod", "first"]).await?;
+        let start = Instant::now();
+        release::uninstall(cluster).await?;
+        eprintln!("helm uninstall: {:.1} s", start.elapsed().as_secs_f64());
+        for (node, before) in nodes.iter().zip(&files) {
+            let differences = difference(before, &node.files().await?);
+            eprintln!("node {}, files before and after: {differences:?}", node.name);
+            assert!(differences.is_empty(), "{}: {differences:#?}", node.name);
+        }
+        assert_eq!(runtime::labels_and_taints(cluster).await?, labels);
+        assert_eq!(
+            objects(namespace).await?,
+            ["wasmnodes.kubewasi.dev", "wasmruntimes.kubewasi.dev"]
+        );
+        Ok(())
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_removal_waits_for_wasm_pods_and_names_them() -> Result<()> {
+    Namespace::with("blocked", async |namespace| {
+        let cluster = &namespace.cluster;
+        release::ready(cluster, json!({})).await?;
+        start_idle(namespace, "busy", release::RUNTIME).await?;
+
+        let error = format!("{:#}", release::uninstall(cluster).await.unwrap_err());
+        assert!(error.contains("uninstall"), "{error}");
+        let said = cluster
+            .output_of_kubectl(&["--namespace", release::NAME, "logs", "job/kubewasi-uninstall"])
+            .await?;
+        assert!(said.contains(&format!("{}/busy", namespace.name)), "{said}");
+        let busy = workload::ready(namespace, "busy").await?;
+        assert_eq!(
+            workload::restarts(&busy, "guest"),
+            0,
+            "the pod that blocks is left alone"
+        );
+
+        namespace.kubectl(&["delete", "pod", "busy"]).await?;
+        release::uninstall(cluster).await?;
+        assert_eq!(
+            objects(namespace).await?,
+            ["wasmnodes.kubewasi.dev", "wasmruntimes.kubewasi.dev"]
+        );
+        Ok(())
+    })
+    .await
+}
+
+async fn files(nodes: &[Node<'_>]) -> Result<Vec<BTreeSet<String>>> {
+    let mut all = Vec::new();
+    for node in nodes {
+        all.push(node.files().await?);
+    }
+    Ok(all)
+}
+
+/// What is left in the cluster of everything that the release and its controller make, by name.
+async fn objects(namespace: &Namespace) -> Result<Vec<String>> {
+    let kinds = "crd,clusterrole,clusterrolebinding,validatingadmissionpolicy,validatingadmissionpolicybinding,\
+                 runtimeclass,serviceaccount,role,rolebinding,deployment,daemonset,service,job,pod,lease,secret";
+    let arguments = [
+        "get",
+        kinds,
+        "--all-namespaces",
+        "--output",
+        "jsonpath={.items[*].metadata.name}",
+    ];
+    let listed = namespace.cluster.output_of_kubectl(&arguments).await?;
+    let mut ours: Vec<String> = listed
+        .split_whitespace()
+        .filter(|name| name.contains("kubewasi") && !name.contains("kubewasi-e2e"))
+        .map(str::to_owned)
+        .collect();
+    ours.sort_unstable();
+    Ok(ours)
+}

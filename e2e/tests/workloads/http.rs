@@ -1,0 +1,129 @@
+//! An HTTP service in wasm, behind a Service, as a Deployment.
+
+use std::process::Stdio;
+
+use anyhow::{Context, Result};
+use kubewasi_e2e::namespace::Namespace;
+use kubewasi_e2e::{wait, workload};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::TcpStream;
+
+/// The preStop hook is what any server in Kubernetes needs: a Service leads to a pod for a moment after its end began.
+const WEB: &str = r#"
+apiVersion: apps/v1
+kind: Deployment
+metadata:
+  name: web
+spec:
+  replicas: 2
+  selector: {matchLabels: {app: web}}
+  strategy:
+    rollingUpdate: {maxUnavailable: 0}
+  template:
+    metadata:
+      labels: {app: web}
+    spec:
+      runtimeClassName: wasi
+      terminationGracePeriodSeconds: 15
+      containers:
+        - name: service
+          image: $IMAGES/service:e2e
+          imagePullPolicy: IfNotPresent
+          env: [{name: VERSION, value: one}]
+          ports: [{containerPort: 8080}]
+          readinessProbe:
+            httpGet: {path: /, port: 8080}
+            periodSeconds: 1
+          lifecycle:
+            preStop: {sleep: {seconds: 3}}
+---
+apiVersion: v1
+kind: Service
+metadata:
+  name: web
+spec:
+  selector: {app: web}
+  ports: [{port: 80, targetPort: 8080}]
+"#;
+
+/// Asks without a pause, and writes which version answered, or that none did.
+const CLIENT: &str = r#"
+apiVersion: v1
+kind: Pod
+metadata:
+  name: client
+spec:
+  terminationGracePeriodSeconds: 0
+  containers:
+    - name: client
+      image: $IMAGES/busybox:e2e
+      imagePullPolicy: IfNotPresent
+      command: [sh, -c, "while :; do wget -q -T 5 -O - http://web/env | grep ^VERSION= || echo FAILED; done"]
+"#;
+
+#[tokio::test]
+async fn a_rolling_update_of_a_service_fails_no_request() -> Result<()> {
+    Namespace::with("web", async |namespace| {
+        roll_out(namespace).await?;
+        namespace.create_from(CLIENT).await?;
+        workload::says(namespace, "client", "client", "VERSION=one").await?;
+        namespace
+            .kubectl(&["set", "env", "deployment/web", "VERSION=two"])
+            .await?;
+        namespace
+            .kubectl(&["rollout", "status", "deployment/web", "--timeout=120s"])
+            .await?;
+        let said = wait::until(
+            "the new version to answer alone",
+            async || workload::logs(namespace, "client", "client").await,
+            |said| {
+                said.lines()
+                    .rev()
+                    .take(50)
+                    .filter(|line| *line == "VERSION=two")
+                    .count()
+                    == 50
+            },
+        )
+        .await?;
+        let failed = said.lines().filter(|line| *line == "FAILED").count();
+        assert_eq!(failed, 0, "of {} requests", said.lines().count());
+        Ok(())
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_port_is_forwarded_to_a_guest() -> Result<()> {
+    Namespace::with("forward", async |namespace| {
+        roll_out(namespace).await?;
+        let arguments = namespace.arguments(&["port-forward", "deployment/web", ":8080"]);
+        let mut kubectl = namespace.cluster.kubectl(&arguments).stdout(Stdio::piped()).spawn()?;
+        let mut lines = BufReader::new(kubectl.stdout.take().context("kubectl has no stdout")?).lines();
+        let line = lines.next_line().await?.context("kubectl forwards nothing")?;
+        let address = line
+            .strip_prefix("Forwarding from ")
+            .and_then(|rest| rest.split(' ').next());
+        let mut stream = TcpStream::connect(address.with_context(|| line.clone())?).await?;
+        stream
+            .write_all(b"GET / HTTP/1.1\r\nHost: web\r\nConnection: close\r\n\r\n")
+            .await?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await?;
+        assert!(
+            answer.starts_with("HTTP/1.1 200 OK\r\n") && answer.contains("hello\n"),
+            "{answer}"
+        );
+        Ok(())
+    })
+    .await
+}
+
+/// The service, once it answers.
+async fn roll_out(namespace: &Namespace) -> Result<()> {
+    namespace.create_from(WEB).await?;
+    namespace
+        .kubectl(&["rollout", "status", "deployment/web", "--timeout=120s"])
+        .await?;
+    Ok(())
+}
