@@ -4,6 +4,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, Command, ExitStatus, Stdio};
 
 use crate::control_plane::{ControlPlane, free_port};
+use crate::package;
 
 /// A controller; it is killed with its value, as by a node that dies.
 pub struct Controller {
@@ -13,18 +14,19 @@ pub struct Controller {
 
 impl Controller {
     /// Starts one, under a name of its own in the lease.
-    pub fn start(control_plane: &ControlPlane, name: &str) -> Controller {
-        Controller::start_with(control_plane, name, &[])
+    pub async fn start(control_plane: &ControlPlane, name: &str) -> Controller {
+        Controller::start_with(control_plane, name, &[]).await
     }
 
     /// Starts one that ends at once after a write of this kind.
-    pub fn start_with_fault(control_plane: &ControlPlane, name: &str, after: &str) -> Controller {
-        Controller::start_with(control_plane, name, &[("KUBEWASI_FAULT_AFTER", after)])
+    pub async fn start_with_fault(control_plane: &ControlPlane, name: &str, after: &str) -> Controller {
+        Controller::start_with(control_plane, name, &[("KUBEWASI_FAULT_AFTER", after)]).await
     }
 
-    fn start_with(control_plane: &ControlPlane, name: &str, environment: &[(&str, &str)]) -> Controller {
+    async fn start_with(control_plane: &ControlPlane, name: &str, environment: &[(&str, &str)]) -> Controller {
         let port = free_port();
         let process = command(control_plane)
+            .await
             .arg("run")
             .args(["--namespace=kubewasi", "--agent-image=registry/agent:1"])
             .arg(format!("--identity={name}"))
@@ -64,15 +66,6 @@ impl Controller {
         answer.split_once("\r\n\r\n").map(|(_, body)| body.to_owned())
     }
 
-    /// How many writes it has made.
-    pub async fn writes(&self) -> u64 {
-        let metrics = self.get("/metrics").await.unwrap();
-        metrics
-            .lines()
-            .filter(|line| line.starts_with("kubewasi_writes_total"))
-            .map(|line| line.rsplit(' ').next().unwrap().parse::<u64>().unwrap())
-            .sum()
-    }
 }
 
 impl Drop for Controller {
@@ -83,11 +76,12 @@ impl Drop for Controller {
     }
 }
 
-/// The controller's command, for the cluster.
-pub fn command(control_plane: &ControlPlane) -> Command {
+/// The controller's command, with the rights that the package gives it.
+pub async fn command(control_plane: &ControlPlane) -> Command {
+    let token = package::token(&control_plane.client, "kubewasi-controller", None).await;
     let mut command = Command::new(env!("CARGO_BIN_EXE_kubewasi-controller"));
     command
-        .env("KUBECONFIG", control_plane.kubeconfig())
+        .env("KUBECONFIG", control_plane.kubeconfig("controller", &token))
         .env_remove("KUBEWASI_FAULT_AFTER")
         .stdin(Stdio::null())
         .stdout(Stdio::null())
