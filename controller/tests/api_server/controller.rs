@@ -65,7 +65,6 @@ impl Controller {
         stream.read_to_string(&mut answer).await.ok()?;
         answer.split_once("\r\n\r\n").map(|(_, body)| body.to_owned())
     }
-
 }
 
 impl Drop for Controller {

@@ -11,14 +11,15 @@ use crate::controller::Controller;
 
 const NODES: [&str; 2] = ["node-a", "node-b"];
 
-/// The kinds that an installation writes, and those that a deletion does.
+/// The kinds that an installation writes, in the plan's order, so that each is still to come when the one before is done;
+/// and those that a deletion does.
 const INSTALLING: [&str; 10] = [
     "AddFinalizer",
-    "UpdateStatus",
-    "ApplyAgents",
     "CreateRuntimeClass",
     "CreateWasmNode",
     "RequestAgent",
+    "ApplyAgents",
+    "UpdateStatus",
     "GrantPermit",
     "WithdrawPermit",
     "SetReady",
