@@ -1,7 +1,7 @@
 //! The controller's own process.
 
 use std::os::unix::process::ExitStatusExt;
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
 
 use crate::control_plane::{ControlPlane, free_port};
 use crate::package;
@@ -75,16 +75,25 @@ impl Drop for Controller {
     }
 }
 
+/// Runs the hook of `helm uninstall`, while the test's agents go on.
+pub async fn uninstall(control_plane: &ControlPlane, seconds: u32) -> Output {
+    tokio::process::Command::from(command(control_plane).await)
+        .args(["uninstall", &format!("--timeout={seconds}")])
+        .stderr(Stdio::piped())
+        .output()
+        .await
+        .unwrap()
+}
+
 /// The controller's command, with the rights that the package gives it.
-pub async fn command(control_plane: &ControlPlane) -> Command {
+async fn command(control_plane: &ControlPlane) -> Command {
     let token = package::token(&control_plane.client, "kubewasi-controller", None).await;
     let mut command = Command::new(env!("CARGO_BIN_EXE_kubewasi-controller"));
     command
         .env("KUBECONFIG", control_plane.kubeconfig("controller", &token))
         .env_remove("KUBEWASI_FAULT_AFTER")
         .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped());
+        .stdout(Stdio::null());
     if std::env::var_os("KUBEWASI_TEST_LOG").is_some() {
         command.stderr(Stdio::inherit());
     } else {

@@ -13,7 +13,7 @@ use serde_json::json;
 
 use crate::agents::{Agents, make_nodes, make_runtime, ready_nodes, wait_for};
 use crate::control_plane::ControlPlane;
-use crate::controller::{Controller, command};
+use crate::controller::{Controller, uninstall};
 
 const NODES: [&str; 3] = ["node-a", "node-b", "node-c"];
 
@@ -54,12 +54,8 @@ async fn a_runtime_reaches_every_node_stays_without_a_write_and_goes_without_a_t
     tokio::time::sleep(Duration::from_secs(65)).await;
     assert_eq!(control_plane.writes().await, before, "a cluster at rest was written to");
 
-    let hook = command(&control_plane)
-        .await
-        .args(["uninstall", "--timeout=60"])
-        .status()
-        .unwrap();
-    assert!(hook.success());
+    let hook = uninstall(&control_plane, 60).await;
+    assert!(hook.status.success(), "{hook:?}");
     assert!(runtimes.list(&ListParams::default()).await.unwrap().items.is_empty());
     let wasm_nodes: Api<WasmNode> = Api::all(client.clone());
     assert!(wasm_nodes.list(&ListParams::default()).await.unwrap().items.is_empty());
@@ -96,12 +92,7 @@ async fn an_uninstallation_that_a_pod_blocks_says_so_and_can_be_repeated() {
     .unwrap();
     pods.create(&PostParams::default(), &pod).await.unwrap();
 
-    let blocked = command(&control_plane)
-        .await
-        .args(["uninstall", "--timeout=15"])
-        .stderr(std::process::Stdio::piped())
-        .output()
-        .unwrap();
+    let blocked = uninstall(&control_plane, 15).await;
     assert_eq!(blocked.status.code(), Some(1));
     let message = String::from_utf8(blocked.stderr).unwrap();
     assert!(
@@ -114,12 +105,8 @@ async fn an_uninstallation_that_a_pod_blocks_says_so_and_can_be_repeated() {
     pods.delete("web", &DeleteParams::default().grace_period(0))
         .await
         .unwrap();
-    let again = command(&control_plane)
-        .await
-        .args(["uninstall", "--timeout=60"])
-        .status()
-        .unwrap();
-    assert!(again.success());
+    let again = uninstall(&control_plane, 60).await;
+    assert!(again.status.success(), "{again:?}");
 }
 
 #[tokio::test]
