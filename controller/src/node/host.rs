@@ -241,7 +241,7 @@ fn program(link: &Path) -> PathBuf {
 }
 
 /// The start time of proc_pid_stat(5), in clock ticks after boot.
-fn started(process: &Path) -> Result<u64, HostError> {
+pub fn started(process: &Path) -> Result<u64, HostError> {
     let path = process.join("stat");
     let text = read(&path)?;
     // The name, in parentheses, may have spaces and parentheses; the start is the 20th field after it.

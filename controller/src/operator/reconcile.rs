@@ -74,8 +74,13 @@ impl Taken {
     }
 }
 
-/// Reconciles all runtimes until the process is told to end.
-pub async fn run(client: Client, settings: Settings, metrics: Arc<Metrics>) {
+/// Reconciles all runtimes until `end`, and then completes the reconciliation that is under way.
+pub async fn run(
+    client: Client,
+    settings: Settings,
+    metrics: Arc<Metrics>,
+    end: impl Future<Output = ()> + Send + Sync + 'static,
+) {
     let (stores, changes) = watch::all(&client, &settings);
     let runtimes = stores.runtimes.clone();
     let context = Arc::new(Context {
@@ -102,7 +107,7 @@ pub async fn run(client: Client, settings: Settings, metrics: Arc<Metrics>) {
                 .map(|runtime| ObjectRef::new(runtime))
         })
         .with_config(Config::default().debounce(DEBOUNCE).concurrency(1))
-        .shutdown_on_signal()
+        .graceful_shutdown_on(end)
         .run(reconcile, retry, context)
         .for_each(|_| std::future::ready(()))
         .await;

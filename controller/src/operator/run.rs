@@ -77,9 +77,13 @@ async fn work(client: Client, arguments: Run, health: Health) -> Result<(), RunE
     }
     health.metrics.leads();
     tracing::info!(identity = arguments.identity, "leading");
+    // The signal of above, and no other listener: one that registers only now would miss a signal that is there already.
+    let end = async move {
+        terminate.recv().await;
+    };
     let ended = tokio::select! {
-        // Ends by itself on a signal, after the write that it is at.
-        () = reconcile::run(client, arguments.settings, health.metrics) => Ok(()),
+        // Ends by itself, after the write that it is at.
+        () = reconcile::run(client, arguments.settings, health.metrics, end) => Ok(()),
         () = place.lost() => Err(RunError::LostLeadership),
     };
     place.leave().await;

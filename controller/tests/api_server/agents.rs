@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Namespace, Node};
+use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::api::{ListParams, Patch, PatchParams, PostParams};
 use kube::{Api, Client, ResourceExt};
@@ -13,12 +13,11 @@ use serde_json::json;
 use tokio::task::JoinHandle;
 
 use crate::control_plane::PATIENCE;
+use crate::package;
 
-/// Makes the controller's namespace, and nodes that their kubelet calls ready.
+/// Applies what the package grants, and makes nodes that their kubelet calls ready.
 pub async fn make_nodes(client: &Client, names: &[&str]) {
-    let namespace: Namespace = serde_json::from_value(json!({"metadata": {"name": "kubewasi"}})).unwrap();
-    let namespaces: Api<Namespace> = Api::all(client.clone());
-    namespaces.create(&PostParams::default(), &namespace).await.unwrap();
+    package::apply_grants(client).await;
     let nodes: Api<Node> = Api::all(client.clone());
     for name in names {
         let node: Node = serde_json::from_value(json!({

@@ -1,5 +1,6 @@
 //! An API server and its etcd, for one test.
 
+use std::collections::BTreeMap;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -13,10 +14,15 @@ use tempfile::TempDir;
 /// Long enough for a machine that builds something beside.
 pub const PATIENCE: Duration = Duration::from_secs(120);
 
+/// The administrator's token.
+const ADMINISTRATOR: &str = "admin";
+
 /// Ends with its value; so do the processes.
 pub struct ControlPlane {
     folder: TempDir,
     processes: Vec<Child>,
+    port: u16,
+    /// The administrator's.
     pub client: Client,
 }
 
@@ -49,7 +55,7 @@ impl ControlPlane {
             .unwrap();
         assert!(made.success(), "openssl makes no key");
         let tokens = folder.path().join("tokens.csv");
-        std::fs::write(&tokens, "admin,admin,admin,system:masters\n").unwrap();
+        std::fs::write(&tokens, format!("{ADMINISTRATOR},admin,admin,system:masters\n")).unwrap();
         processes.push(spawn(
             folder.path(),
             "kube-apiserver",
@@ -68,29 +74,51 @@ impl ControlPlane {
                 ("disable-admission-plugins", "ServiceAccount"),
             ],
         ));
-        let kubeconfig = format!(
-            "{{apiVersion: v1, kind: Config, current-context: test, \
-             clusters: [{{name: test, cluster: {{server: \"https://127.0.0.1:{api}\", insecure-skip-tls-verify: true}}}}], \
-             users: [{{name: test, user: {{token: admin}}}}], \
-             contexts: [{{name: test, context: {{cluster: test, user: test}}}}]}}"
-        );
-        std::fs::write(folder.path().join("kubeconfig"), &kubeconfig).unwrap();
-        let kubeconfig = Kubeconfig::from_yaml(&kubeconfig).unwrap();
-        let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default())
-            .await
-            .unwrap();
         let control_plane = ControlPlane {
             folder,
             processes,
-            client: Client::try_from(config).unwrap(),
+            port: api,
+            client: client(api, ADMINISTRATOR).await,
         };
         control_plane.wait_until_ready().await;
         control_plane
     }
 
-    /// A kubeconfig of the administrator.
-    pub fn kubeconfig(&self) -> PathBuf {
-        self.folder.path().join("kubeconfig")
+    /// A client of whoever has `token`.
+    pub async fn client_of(&self, token: &str) -> Client {
+        client(self.port, token).await
+    }
+
+    /// A kubeconfig of whoever has `token`, under a name of its own.
+    pub fn kubeconfig(&self, name: &str, token: &str) -> PathBuf {
+        let path = self.folder.path().join(name);
+        let new = path.with_extension("new");
+        std::fs::write(&new, kubeconfig(self.port, token)).unwrap();
+        // A program that was just started may be reading the last one.
+        std::fs::rename(&new, &path).unwrap();
+        path
+    }
+
+    /// How many writes the API server has answered, by resource, but for leases: those are for being renewed.
+    pub async fn writes(&self) -> BTreeMap<String, u64> {
+        let request = http::Request::get("/metrics").body(Vec::new()).unwrap();
+        let metrics = self.client.request_text(request).await.unwrap();
+        let mut writes = BTreeMap::new();
+        for line in metrics
+            .lines()
+            .filter(|line| line.starts_with("apiserver_request_total{"))
+        {
+            let (labels, count) = line.rsplit_once(' ').unwrap();
+            let label = |name: &str| {
+                let (_, rest) = labels.split_once(&format!("{name}=\"")).unwrap();
+                rest.split_once('"').unwrap().0
+            };
+            if ["GET", "LIST", "WATCH", "CONNECT"].contains(&label("verb")) || label("resource") == "leases" {
+                continue;
+            }
+            *writes.entry(label("resource").to_owned()).or_default() += count.parse::<u64>().unwrap();
+        }
+        writes
     }
 
     async fn wait_until_ready(&self) {
@@ -123,6 +151,23 @@ impl Drop for ControlPlane {
             process.wait().unwrap();
         }
     }
+}
+
+async fn client(port: u16, token: &str) -> Client {
+    let kubeconfig = Kubeconfig::from_yaml(&kubeconfig(port, token)).unwrap();
+    let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default())
+        .await
+        .unwrap();
+    Client::try_from(config).unwrap()
+}
+
+fn kubeconfig(port: u16, token: &str) -> String {
+    format!(
+        "{{apiVersion: v1, kind: Config, current-context: test, \
+         clusters: [{{name: test, cluster: {{server: \"https://127.0.0.1:{port}\", insecure-skip-tls-verify: true}}}}], \
+         users: [{{name: test, user: {{token: {token}}}}}], \
+         contexts: [{{name: test, context: {{cluster: test, user: test}}}}]}}"
+    )
 }
 
 fn spawn(folder: &Path, command: &str, flags: &[(&str, &str)]) -> Child {

@@ -1,9 +1,10 @@
 //! The controller's own process.
 
 use std::os::unix::process::ExitStatusExt;
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
 
 use crate::control_plane::{ControlPlane, free_port};
+use crate::package;
 
 /// A controller; it is killed with its value, as by a node that dies.
 pub struct Controller {
@@ -13,18 +14,19 @@ pub struct Controller {
 
 impl Controller {
     /// Starts one, under a name of its own in the lease.
-    pub fn start(control_plane: &ControlPlane, name: &str) -> Controller {
-        Controller::start_with(control_plane, name, &[])
+    pub async fn start(control_plane: &ControlPlane, name: &str) -> Controller {
+        Controller::start_with(control_plane, name, &[]).await
     }
 
     /// Starts one that ends at once after a write of this kind.
-    pub fn start_with_fault(control_plane: &ControlPlane, name: &str, after: &str) -> Controller {
-        Controller::start_with(control_plane, name, &[("KUBEWASI_FAULT_AFTER", after)])
+    pub async fn start_with_fault(control_plane: &ControlPlane, name: &str, after: &str) -> Controller {
+        Controller::start_with(control_plane, name, &[("KUBEWASI_FAULT_AFTER", after)]).await
     }
 
-    fn start_with(control_plane: &ControlPlane, name: &str, environment: &[(&str, &str)]) -> Controller {
+    async fn start_with(control_plane: &ControlPlane, name: &str, environment: &[(&str, &str)]) -> Controller {
         let port = free_port();
         let process = command(control_plane)
+            .await
             .arg("run")
             .args(["--namespace=kubewasi", "--agent-image=registry/agent:1"])
             .arg(format!("--identity={name}"))
@@ -63,16 +65,6 @@ impl Controller {
         stream.read_to_string(&mut answer).await.ok()?;
         answer.split_once("\r\n\r\n").map(|(_, body)| body.to_owned())
     }
-
-    /// How many writes it has made.
-    pub async fn writes(&self) -> u64 {
-        let metrics = self.get("/metrics").await.unwrap();
-        metrics
-            .lines()
-            .filter(|line| line.starts_with("kubewasi_writes_total"))
-            .map(|line| line.rsplit(' ').next().unwrap().parse::<u64>().unwrap())
-            .sum()
-    }
 }
 
 impl Drop for Controller {
@@ -83,15 +75,25 @@ impl Drop for Controller {
     }
 }
 
-/// The controller's command, for the cluster.
-pub fn command(control_plane: &ControlPlane) -> Command {
+/// Runs the hook of `helm uninstall`, while the test's agents go on.
+pub async fn uninstall(control_plane: &ControlPlane, seconds: u32) -> Output {
+    tokio::process::Command::from(command(control_plane).await)
+        .args(["uninstall", &format!("--timeout={seconds}")])
+        .stderr(Stdio::piped())
+        .output()
+        .await
+        .unwrap()
+}
+
+/// The controller's command, with the rights that the package gives it.
+async fn command(control_plane: &ControlPlane) -> Command {
+    let token = package::token(&control_plane.client, "kubewasi-controller", None).await;
     let mut command = Command::new(env!("CARGO_BIN_EXE_kubewasi-controller"));
     command
-        .env("KUBECONFIG", control_plane.kubeconfig())
+        .env("KUBECONFIG", control_plane.kubeconfig("controller", &token))
         .env_remove("KUBEWASI_FAULT_AFTER")
         .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped());
+        .stdout(Stdio::null());
     if std::env::var_os("KUBEWASI_TEST_LOG").is_some() {
         command.stderr(Stdio::inherit());
     } else {

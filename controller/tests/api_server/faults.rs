@@ -11,14 +11,15 @@ use crate::controller::Controller;
 
 const NODES: [&str; 2] = ["node-a", "node-b"];
 
-/// The kinds that an installation writes, and those that a deletion does.
+/// The kinds that an installation writes, in the plan's order, so that each is still to come when the one before is done;
+/// and those that a deletion does.
 const INSTALLING: [&str; 10] = [
     "AddFinalizer",
-    "UpdateStatus",
-    "ApplyAgents",
     "CreateRuntimeClass",
     "CreateWasmNode",
     "RequestAgent",
+    "ApplyAgents",
+    "UpdateStatus",
     "GrantPermit",
     "WithdrawPermit",
     "SetReady",
@@ -42,20 +43,20 @@ async fn a_controller_killed_after_each_write_is_followed_by_one_that_completes_
     let _agents = Agents::start(client);
     let runtimes: Api<WasmRuntime> = Api::all(client.clone());
     // The lease of a controller that was killed runs out first, so each has the same name and goes on at once.
-    let mut controller = Controller::start_with_fault(&control_plane, "same", INSTALLING[0]);
+    let mut controller = Controller::start_with_fault(&control_plane, "same", INSTALLING[0]).await;
     make_runtime(client, json!({})).await;
     for (killed_after, next) in INSTALLING.iter().zip(INSTALLING[1..].iter().chain(["none"].iter())) {
         wait_for(&format!("the end after {killed_after}"), async || controller.aborted()).await;
-        controller = Controller::start_with_fault(&control_plane, "same", next);
+        controller = Controller::start_with_fault(&control_plane, "same", next).await;
     }
     wait_for("all nodes ready", async || ready_nodes(client).await == NODES).await;
 
     drop(controller);
-    let mut controller = Controller::start_with_fault(&control_plane, "same", DELETING[0]);
+    let mut controller = Controller::start_with_fault(&control_plane, "same", DELETING[0]).await;
     runtimes.delete("wasi", &DeleteParams::default()).await.unwrap();
     for (killed_after, next) in DELETING.iter().zip(DELETING[1..].iter().chain(["none"].iter())) {
         wait_for(&format!("the end after {killed_after}"), async || controller.aborted()).await;
-        controller = Controller::start_with_fault(&control_plane, "same", next);
+        controller = Controller::start_with_fault(&control_plane, "same", next).await;
     }
     assert!(runtimes.list(&ListParams::default()).await.unwrap().items.is_empty());
     let wasm_nodes: Api<WasmNode> = Api::all(client.clone());
@@ -69,9 +70,9 @@ async fn a_second_controller_takes_over_when_the_first_ends() {
     let client = &control_plane.client;
     make_nodes(client, &NODES).await;
     let _agents = Agents::start(client);
-    let first = Controller::start(&control_plane, "first");
+    let first = Controller::start(&control_plane, "first").await;
     wait_for("the first leads", async || leads(&first).await).await;
-    let second = Controller::start(&control_plane, "second");
+    let second = Controller::start(&control_plane, "second").await;
     wait_for("the second is ready", async || {
         second.get("/readyz").await.as_deref() == Some("ok\n")
     })
@@ -90,8 +91,8 @@ async fn two_controllers_that_both_lead_let_out_one_node_at_a_time() {
     make_nodes(client, &NODES).await;
     // One name: each takes the lease for its own.
     let _controllers = [
-        Controller::start(&control_plane, "same"),
-        Controller::start(&control_plane, "same"),
+        Controller::start(&control_plane, "same").await,
+        Controller::start(&control_plane, "same").await,
     ];
     make_runtime(client, json!({})).await;
     let agents = Agents::start(client);

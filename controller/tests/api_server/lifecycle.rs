@@ -13,7 +13,7 @@ use serde_json::json;
 
 use crate::agents::{Agents, make_nodes, make_runtime, ready_nodes, wait_for};
 use crate::control_plane::ControlPlane;
-use crate::controller::{Controller, command};
+use crate::controller::{Controller, uninstall};
 
 const NODES: [&str; 3] = ["node-a", "node-b", "node-c"];
 
@@ -22,7 +22,7 @@ async fn a_runtime_reaches_every_node_stays_without_a_write_and_goes_without_a_t
     let control_plane = ControlPlane::start().await;
     let client = &control_plane.client;
     make_nodes(client, &NODES).await;
-    let controller = Controller::start(&control_plane, "one");
+    let controller = Controller::start(&control_plane, "one").await;
     let _agents = Agents::start(client);
     make_runtime(client, json!({})).await;
     wait_for("all nodes ready", async || ready_nodes(client).await == NODES).await;
@@ -49,16 +49,13 @@ async fn a_runtime_reaches_every_node_stays_without_a_write_and_goes_without_a_t
     .await;
     assert_eq!(controller.get("/readyz").await.as_deref(), Some("ok\n"));
 
-    // More than one look that nothing asked for.
-    let before = controller.writes().await;
+    // More than two looks that nothing asked for; no agent reports meanwhile.
+    let before = control_plane.writes().await;
     tokio::time::sleep(Duration::from_secs(65)).await;
-    assert_eq!(controller.writes().await, before, "a cluster at rest was written to");
+    assert_eq!(control_plane.writes().await, before, "a cluster at rest was written to");
 
-    let hook = command(&control_plane)
-        .args(["uninstall", "--timeout=60"])
-        .status()
-        .unwrap();
-    assert!(hook.success());
+    let hook = uninstall(&control_plane, 60).await;
+    assert!(hook.status.success(), "{hook:?}");
     assert!(runtimes.list(&ListParams::default()).await.unwrap().items.is_empty());
     let wasm_nodes: Api<WasmNode> = Api::all(client.clone());
     assert!(wasm_nodes.list(&ListParams::default()).await.unwrap().items.is_empty());
@@ -79,7 +76,7 @@ async fn an_uninstallation_that_a_pod_blocks_says_so_and_can_be_repeated() {
     let control_plane = ControlPlane::start().await;
     let client = &control_plane.client;
     make_nodes(client, &NODES[..1]).await;
-    let _controller = Controller::start(&control_plane, "one");
+    let _controller = Controller::start(&control_plane, "one").await;
     let _agents = Agents::start(client);
     make_runtime(client, json!({})).await;
     wait_for("the node ready", async || ready_nodes(client).await == NODES[..1]).await;
@@ -95,11 +92,7 @@ async fn an_uninstallation_that_a_pod_blocks_says_so_and_can_be_repeated() {
     .unwrap();
     pods.create(&PostParams::default(), &pod).await.unwrap();
 
-    let blocked = command(&control_plane)
-        .args(["uninstall", "--timeout=15"])
-        .stderr(std::process::Stdio::piped())
-        .output()
-        .unwrap();
+    let blocked = uninstall(&control_plane, 15).await;
     assert_eq!(blocked.status.code(), Some(1));
     let message = String::from_utf8(blocked.stderr).unwrap();
     assert!(
@@ -112,11 +105,8 @@ async fn an_uninstallation_that_a_pod_blocks_says_so_and_can_be_repeated() {
     pods.delete("web", &DeleteParams::default().grace_period(0))
         .await
         .unwrap();
-    let again = command(&control_plane)
-        .args(["uninstall", "--timeout=60"])
-        .status()
-        .unwrap();
-    assert!(again.success());
+    let again = uninstall(&control_plane, 60).await;
+    assert!(again.status.success(), "{again:?}");
 }
 
 #[tokio::test]
@@ -124,7 +114,7 @@ async fn a_definition_with_a_newer_schema_is_left_as_it_is() {
     let control_plane = ControlPlane::start().await;
     let client = &control_plane.client;
     make_nodes(client, &[]).await;
-    let controller = Controller::start(&control_plane, "one");
+    let controller = Controller::start(&control_plane, "one").await;
     wait_for("the controller", async || {
         controller.get("/readyz").await.as_deref() == Some("ok\n")
     })
@@ -140,7 +130,7 @@ async fn a_definition_with_a_newer_schema_is_left_as_it_is() {
     api.patch(name, &PatchParams::default(), &Patch::Merge(newer))
         .await
         .unwrap();
-    let controller = Controller::start(&control_plane, "two");
+    let controller = Controller::start(&control_plane, "two").await;
     wait_for("the controller", async || {
         controller.get("/readyz").await.as_deref() == Some("ok\n")
     })
@@ -157,7 +147,7 @@ async fn somebody_elses_runtime_class_is_not_touched() {
     let foreign: RuntimeClass =
         serde_json::from_value(json!({"metadata": {"name": "wasi"}, "handler": "theirs"})).unwrap();
     let foreign = classes.create(&PostParams::default(), &foreign).await.unwrap();
-    let _controller = Controller::start(&control_plane, "one");
+    let _controller = Controller::start(&control_plane, "one").await;
     make_runtime(client, json!({})).await;
     let runtimes: Api<WasmRuntime> = Api::all(client.clone());
     wait_for("the condition", async || {

@@ -11,3 +11,5 @@ mod controller;
 mod crds;
 mod faults;
 mod lifecycle;
+mod package;
+mod reports;

@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::fs;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -10,10 +11,11 @@ use std::time::{Duration, Instant};
 use kubewasi_controller::node::config::{self, Edit, Handler, Shape};
 use kubewasi_controller::node::cri::Cri;
 use kubewasi_controller::node::health::Health;
-use kubewasi_controller::node::host::Host;
+use kubewasi_controller::node::host::{self, Containerd, Host};
 use kubewasi_controller::node::layout::{Layout, SHIM};
 use kubewasi_controller::node::shim::{self, Staged};
 use kubewasi_controller::node::smoke;
+use kubewasi_controller::node::systemd::Unit;
 use kubewasi_controller::node::transaction::{self, Order, Progress, candidate_of};
 use kubewasi_testbed::daemon::Daemon;
 use kubewasi_testbed::machine::{self, Machine};
@@ -152,6 +154,26 @@ impl Node {
             .unwrap()
     }
 
+    /// All that the agent knows of this containerd; its service is systemd's to tell.
+    pub async fn running(&self) -> Containerd {
+        let socket = self.socket();
+        let stream = UnixStream::connect(&socket).unwrap();
+        let pid = rustix::net::sockopt::socket_peercred(&stream).unwrap().pid;
+        let pid = pid.as_raw_nonzero().get().unsigned_abs();
+        Containerd {
+            pid,
+            binary: self.version.folder().join("containerd"),
+            started: host::started(&Path::new("/proc").join(pid.to_string())).unwrap(),
+            unit: Unit {
+                name: "containerd.service".into(),
+                kill_mode: "process".into(),
+            },
+            health: self.health().await,
+            shape: self.shape().await,
+            socket,
+        }
+    }
+
     /// Has containerd read its files, as systemd would.
     pub async fn restart(&self) -> Result<(), String> {
         let text = self.config_text();
@@ -164,7 +186,7 @@ impl Node {
         let patience = Instant::now() + Duration::from_secs(60);
         loop {
             // Like systemd, which hears of a socket that is ready, not of a CRI plugin.
-            if std::os::unix::net::UnixStream::connect(&socket).is_ok() {
+            if UnixStream::connect(&socket).is_ok() {
                 return Ok(());
             }
             if Instant::now() > patience {

@@ -11,6 +11,7 @@
 
 mod containerd;
 mod install;
+mod proof;
 mod resume;
 mod rollback;
 

@@ -1,0 +1,215 @@
+//! The node agent's own part at the API server: what its token may do, and what it tells of a host that it refuses.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::Node;
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
+use kube::{Api, Client, ResourceExt};
+use kubewasi_controller::api::wasm_node::{Phase, WasmNodeSpec};
+use kubewasi_controller::api::{WasmNode, WasmRuntime, crds};
+use kubewasi_controller::node::agent::{Agent, Identity};
+use kubewasi_controller::node::host::Host;
+use kubewasi_controller::node::layout::Layout;
+use serde_json::json;
+use tokio::task::JoinHandle;
+
+use crate::agents::{make_nodes, make_runtime, ready_nodes, wait_for};
+use crate::control_plane::ControlPlane;
+use crate::controller::Controller;
+use crate::package::{agent_token, token};
+
+const NODES: [&str; 2] = ["node-a", "node-b"];
+
+#[tokio::test]
+async fn an_agents_token_reports_on_its_own_node_and_does_nothing_else() {
+    let control_plane = ControlPlane::start().await;
+    make_nodes(&control_plane.client, &NODES).await;
+    make_wasm_nodes(&control_plane.client).await;
+    let agent = control_plane
+        .client_of(&agent_token(&control_plane.client, "node-a").await)
+        .await;
+    let wasm_nodes: Api<WasmNode> = Api::all(agent.clone());
+    let report = Patch::Merge(json!({"status": {"phase": "Waiting"}}));
+    let merge = PatchParams::default();
+
+    assert_eq!(wasm_nodes.list(&ListParams::default()).await.unwrap().items.len(), 2);
+    let own = wasm_nodes.patch_status("wasi.node-a", &merge, &report).await.unwrap();
+    assert_eq!(own.status.unwrap().phase, Some(Phase::Waiting));
+
+    let others = wasm_nodes.patch_status("wasi.node-b", &merge, &report).await;
+    expect_forbidden(others, "the agent of node node-a reports on its own node only");
+    let permit = Patch::Merge(json!({"spec": {"permit": {"plan": "plan", "attempt": "attempt"}}}));
+    expect_forbidden(
+        wasm_nodes.patch("wasi.node-a", &merge, &permit).await,
+        "cannot patch resource \"wasmnodes\"",
+    );
+    expect_forbidden(
+        wasm_nodes.delete("wasi.node-a", &DeleteParams::default()).await,
+        "cannot delete resource \"wasmnodes\"",
+    );
+    let nodes: Api<Node> = Api::all(agent);
+    let label = Patch::Merge(json!({"metadata": {"labels": {"runtime.kubewasi.dev/wasi": "ready"}}}));
+    for node in NODES {
+        expect_forbidden(
+            nodes.patch(node, &merge, &label).await,
+            "cannot patch resource \"nodes\"",
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_token_that_names_no_node_reports_on_none() {
+    let control_plane = ControlPlane::start().await;
+    make_nodes(&control_plane.client, &NODES).await;
+    make_wasm_nodes(&control_plane.client).await;
+    let unbound = token(&control_plane.client, "kubewasi-agent", None).await;
+    let wasm_nodes: Api<WasmNode> = Api::all(control_plane.client_of(&unbound).await);
+    let report = Patch::Merge(json!({"status": {"phase": "Waiting"}}));
+    let answer = wasm_nodes
+        .patch_status("wasi.node-a", &PatchParams::default(), &report)
+        .await;
+    expect_forbidden(answer, "the token names no node");
+}
+
+#[tokio::test]
+async fn a_host_that_its_agent_refuses_is_told_of_and_stays_as_it_is() {
+    let control_plane = ControlPlane::start().await;
+    let client = &control_plane.client;
+    make_nodes(client, &NODES).await;
+    let _controller = Controller::start(&control_plane, "one").await;
+    make_runtime(client, json!({})).await;
+
+    let roots = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+    let crio = ["run/systemd/system", "run/dbus/system_bus_socket", "run/crio/crio.sock"];
+    for path in crio {
+        fs::create_dir_all(roots[1].path().join(path)).unwrap();
+    }
+    let before = roots.each_ref().map(|root| files(root.path()));
+    let mut agents = Vec::new();
+    for (node, root) in NODES.iter().zip(&roots) {
+        agents.push(Running::start(&control_plane, node, root.path()).await);
+    }
+
+    let runtimes: Api<WasmRuntime> = Api::all(client.clone());
+    wait_for("the condition", async || {
+        let status = runtimes.get("wasi").await.unwrap().status.unwrap_or_default();
+        let refused: Vec<(&str, &str)> = status
+            .attention
+            .iter()
+            .map(|node| (node.node.as_str(), node.reason.as_str()))
+            .collect();
+        refused == [("node-a", "NoSystemd"), ("node-b", "NotContainerd")]
+            && status
+                .conditions
+                .iter()
+                .any(|condition| condition.type_ == "Degraded" && condition.reason == "NodesRefused")
+    })
+    .await;
+    assert!(ready_nodes(client).await.is_empty());
+
+    // Others follow them, as after a restart of their pods, and have nothing new to say.
+    let wasm_nodes: Api<WasmNode> = Api::all(client.clone());
+    let told = versions(&wasm_nodes).await;
+    agents.clear();
+    for (node, root) in NODES.iter().zip(&roots) {
+        agents.push(Running::start(&control_plane, node, root.path()).await);
+    }
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    assert_eq!(versions(&wasm_nodes).await, told);
+
+    runtimes.delete("wasi", &DeleteParams::default()).await.unwrap();
+    wait_for("the end of the runtime", async || {
+        runtimes.get_opt("wasi").await.unwrap().is_none()
+    })
+    .await;
+    assert!(wasm_nodes.list(&ListParams::default()).await.unwrap().items.is_empty());
+    assert_eq!(roots.each_ref().map(|root| files(root.path())), before);
+}
+
+/// An agent with the token of its pod, on a host with this root; it ends with the value, in the middle of what it does.
+struct Running(JoinHandle<()>);
+
+impl Running {
+    async fn start(control_plane: &ControlPlane, node: &str, root: &Path) -> Running {
+        let client = control_plane
+            .client_of(&agent_token(&control_plane.client, node).await)
+            .await;
+        let identity = Identity {
+            runtime: "wasi".to_owned(),
+            node: node.to_owned(),
+            pod_uid: format!("agent-{node}"),
+            shim_image: "registry/shim:1".to_owned(),
+            staging: root.join("staging"),
+        };
+        let host = Host {
+            root: root.to_owned(),
+            processes: PathBuf::from("/proc"),
+        };
+        let layout = Layout::new(&root.join("opt/kubewasi"), "wasi");
+        let mut agent = Agent::new(identity, host, layout, client.clone());
+        Running(tokio::spawn(async move {
+            agent.run(client, std::future::pending()).await;
+        }))
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// The definitions, and a WasmNode for each node, without a controller.
+async fn make_wasm_nodes(client: &Client) {
+    let definitions = Api::all(client.clone());
+    for crd in crds::all() {
+        definitions.create(&PostParams::default(), &crd).await.unwrap();
+    }
+    let api: Api<WasmNode> = Api::all(client.clone());
+    for node in NODES {
+        let spec: WasmNodeSpec = serde_json::from_value(json!({
+            "nodeName": node,
+            "runtime": "wasi",
+            "wish": {
+                "state": "Installed",
+                "handler": "wasi",
+                "shimImage": "registry/shim:1",
+                "containerdRestart": "Rolling",
+            },
+        }))
+        .unwrap();
+        let wasm_node = WasmNode::new(&format!("wasi.{node}"), spec);
+        wait_for("the definition of WasmNodes", async || {
+            api.create(&PostParams::default(), &wasm_node).await.is_ok()
+        })
+        .await;
+    }
+}
+
+fn expect_forbidden<T>(answer: Result<T, kube::Error>, why: &str) {
+    let Err(kube::Error::Api(status)) = answer else {
+        panic!("not refused, where this was expected: {why}");
+    };
+    assert_eq!(status.code, 403, "{status:?}");
+    assert!(status.message.contains(why), "{}", status.message);
+}
+
+async fn versions(api: &Api<WasmNode>) -> Vec<Option<String>> {
+    let list = api.list(&ListParams::default()).await.unwrap();
+    list.iter().map(ResourceExt::resource_version).collect()
+}
+
+/// Every path below a folder.
+fn files(folder: &Path) -> BTreeSet<PathBuf> {
+    let mut found = BTreeSet::new();
+    for entry in fs::read_dir(folder).unwrap().flatten() {
+        if entry.file_type().unwrap().is_dir() {
+            found.extend(files(&entry.path()));
+        }
+        found.insert(entry.path());
+    }
+    found
+}
