@@ -2,9 +2,7 @@
 
 function slug(title) {
   return title
-    .normalize("NFKD")
     .toLowerCase()
-    .replace(/[\u0300-\u036f]/g, "")
     .replace(/[^a-z0-9]+/g, "-")
     .replace(/^-+|-+$/g, "");
 }
@@ -14,7 +12,8 @@ async function serve(request) {
   if (pathname === "/") return new Response("POST a title to /slug\n");
   if (pathname !== "/slug") return new Response("not found\n", { status: 404 });
   if (request.method !== "POST") return new Response("POST only\n", { status: 405, headers: { allow: "POST" } });
-  return Response.json({ slug: slug(await request.text()) });
+  const body = JSON.stringify({ slug: slug(await request.text()) });
+  return new Response(body, { headers: { "content-type": "application/json" } });
 }
 
 addEventListener("fetch", (event) => event.respondWith(serve(event.request)));

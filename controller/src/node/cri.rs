@@ -7,7 +7,9 @@ use std::time::Duration;
 use containerd_client::tonic::transport::Channel;
 use containerd_client::tonic::{Request, Status};
 use k8s_cri::v1::runtime_service_client::RuntimeServiceClient;
-use k8s_cri::v1::{ListPodSandboxRequest, PodSandboxFilter, StatusRequest, VersionRequest};
+use k8s_cri::v1::{
+    ListPodSandboxRequest, PodSandboxFilter, PodSandboxState, PodSandboxStateValue, StatusRequest, VersionRequest,
+};
 
 use super::health::{AnswerError, Health};
 
@@ -78,9 +80,16 @@ impl Cri {
         Ok(health)
     }
 
-    /// How many sandboxes of `handler` there are, whatever their state.
+    /// How many sandboxes of `handler` run. Those of pods that have ended need no handler any more, to be removed either,
+    /// and stay for as long as their pods do.
     pub async fn sandboxes(&mut self, handler: &str) -> Result<u32, CriError> {
-        let all = self.list(PodSandboxFilter::default()).await?;
+        let ready = PodSandboxState::SandboxReady as i32;
+        let all = self
+            .list(PodSandboxFilter {
+                state: Some(PodSandboxStateValue { state: ready }),
+                ..PodSandboxFilter::default()
+            })
+            .await?;
         let ours = all.iter().filter(|sandbox| sandbox.runtime_handler == handler);
         Ok(u32::try_from(ours.count()).unwrap_or(u32::MAX))
     }

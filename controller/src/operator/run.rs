@@ -1,18 +1,26 @@
 //! `kubewasi-controller run`: definitions, health, leadership, and then the reconciliation.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use clap::Args;
 use kube::Client;
 use kube_lease_manager::LeaseManagerError;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::Notify;
+use tokio::time::sleep;
 
 use super::definitions::{self, DefinitionError};
 use super::lead::Place;
 use super::reconcile;
 use super::serve::{Health, serve};
 use super::settings::Settings;
+
+/// How long a reconciliation may go on after SIGTERM, well below the 30 s that a pod has. One that is cut off is begun again
+/// by the next leader: each of its writes can be repeated.
+const GRACE: Duration = Duration::from_secs(10);
 
 /// The arguments of `run`.
 #[derive(Args, Debug)]
@@ -78,12 +86,21 @@ async fn work(client: Client, arguments: Run, health: Health) -> Result<(), RunE
     health.metrics.leads();
     tracing::info!(identity = arguments.identity, "leading");
     // The signal of above, and no other listener: one that registers only now would miss a signal that is there already.
+    let told = Arc::new(Notify::new());
+    let tell = told.clone();
     let end = async move {
         terminate.recv().await;
+        tell.notify_one();
+    };
+    let grace_over = async {
+        told.notified().await;
+        sleep(GRACE).await;
     };
     let ended = tokio::select! {
         // Ends by itself, after the write that it is at.
         () = reconcile::run(client, arguments.settings, health.metrics, end) => Ok(()),
+        // It waits for watches that are not current yet, and takes nothing from them any more.
+        () = grace_over => Ok(()),
         () = place.lost() => Err(RunError::LostLeadership),
     };
     place.leave().await;
