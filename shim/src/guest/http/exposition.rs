@@ -223,7 +223,7 @@ mod tests {
         assert_eq!(status, StatusCode::OK);
         for line in [
             "kubewasi_http_requests_total{code=\"404\"} 1\n",
-            "kubewasi_http_request_duration_seconds_count 1\n",
+            "kubewasi_http_request_duration_seconds_count{} 1\n",
             "kubewasi_http_request_duration_seconds_bucket{le=\"+Inf\"} 1\n",
             "kubewasi_http_requests_in_flight 1\n",
             "kubewasi_http_instances 1\n",
