@@ -225,9 +225,9 @@ mod tests {
             "kubewasi_http_requests_total{code=\"404\"} 1\n",
             "kubewasi_http_request_duration_seconds_count{} 1\n",
             "kubewasi_http_request_duration_seconds_bucket{le=\"+Inf\"} 1\n",
-            "kubewasi_http_requests_in_flight 1\n",
-            "kubewasi_http_instances 1\n",
-            "kubewasi_http_instantiations_total 1\n",
+            "kubewasi_http_requests_in_flight{} 1\n",
+            "kubewasi_http_instances{} 1\n",
+            "kubewasi_http_instantiations_total{} 1\n",
             "# EOF\n",
         ] {
             assert!(text.contains(line), "{line:?} is not in:\n{text}");
