@@ -49,7 +49,7 @@ pub fn process_key(id: &str, exec_id: &str) -> String {
 pub struct Account {
     pub kind: Kind,
     pub creation: Creation,
-    /// It was started, as far as its client knows.
+    /// Its start was answered; one that was not may have happened all the same.
     pub started: bool,
     /// The codes that it may end with.
     pub codes: Vec<u32>,
@@ -139,7 +139,8 @@ impl Account {
         if !fits {
             wrong.push(format!("events out of order: {:?}", self.told));
         }
-        let killed_by_limit = self.out_of_memory && self.started && exits == [KILLED];
+        let ran = self.told.contains(&Told::Start);
+        let killed_by_limit = self.out_of_memory && ran && exits == [KILLED];
         if killed_by_limit != self.told.contains(&Told::OutOfMemory) {
             wrong.push(format!(
                 "OOM event where none was due, or none where one was: {:?}",

@@ -223,8 +223,12 @@ impl Tenant {
         } else if *container.life != Life::Unstarted {
             let start = || self.client.start(id, "");
             let done = [Code::NotFound, Code::FailedPrecondition];
-            self.call("start", container.begun, &done, start).await?;
-            account.started = true;
+            let started = self.call("start", container.begun, &done, start).await?;
+            account.started = started.is_some();
+            if !account.started {
+                // A fault kept it from starting, and then it was killed, or from saying so.
+                account.codes.push(128 + KILL);
+            }
             self.act(container).await?;
         }
         account.waited = match waiter {
