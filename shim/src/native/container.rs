@@ -259,9 +259,17 @@ impl Container {
         .await
     }
 
-    /// Freezes all processes.
+    /// Freezes all processes. On cgroup v1 runc gives up on processes that are busy, and thaws them (runc issue 2774): it is
+    /// asked again.
     pub async fn pause(&self) -> Result<(), NativeError> {
-        let paused = self.calls.pause().await;
+        const TRIES: usize = 5;
+        let mut paused = self.calls.pause().await;
+        for _ in 1..TRIES {
+            if paused.is_ok() || self.child.was_killed() {
+                break;
+            }
+            paused = self.calls.pause().await;
+        }
         if self.child.was_killed() {
             // The SIGKILL came first, and its thawing may have been for nothing.
             self.calls.resume().await?;
