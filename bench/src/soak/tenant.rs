@@ -138,7 +138,7 @@ impl Tenant {
         deleted.send_replace(true);
         if let Some(log) = log {
             if account.creation == Creation::Done {
-                self.check_log(&container, log.await??)?;
+                self.check_log(&container, account.started, log.await??)?;
             } else {
                 log.abort();
             }
@@ -225,11 +225,13 @@ impl Tenant {
             let done = [Code::NotFound, Code::FailedPrecondition];
             let started = self.call("start", container.begun, &done, start).await?;
             account.started = started.is_some();
-            if !account.started {
-                // A fault kept it from starting, and then it was killed, or from saying so.
+            if account.started {
+                self.act(container).await?;
+            } else {
+                // A fault kept it from starting, or from saying so: clients kill what they could not start.
+                self.kill(container, KILL).await?;
                 account.codes.push(128 + KILL);
             }
-            self.act(container).await?;
         }
         account.waited = match waiter {
             Some(waiter) => timeout(LIMIT, waiter)
@@ -391,9 +393,9 @@ impl Tenant {
             .map(drop)
     }
 
-    fn check_log(&self, container: &Container<'_>, seen: Seen) -> Result<()> {
+    fn check_log(&self, container: &Container<'_>, started: bool, seen: Seen) -> Result<()> {
         let (count, whole) = container.life.log();
-        let undisturbed = self.history.server_deaths(container.begun) == 0 && container.pid != 0;
+        let undisturbed = self.history.server_deaths(container.begun) == 0 && started;
         match seen.verdict(count, whole && undisturbed) {
             Some(wrong) => bail!(wrong),
             None => Ok(()),

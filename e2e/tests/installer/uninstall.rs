@@ -6,6 +6,7 @@ use std::time::Instant;
 use anyhow::Result;
 use kubewasi_e2e::namespace::Namespace;
 use kubewasi_e2e::node::{Node, difference};
+use kubewasi_e2e::wait::until;
 use kubewasi_e2e::{release, runtime, workload};
 use serde_json::json;
 
@@ -57,10 +58,7 @@ async fn an_installation_runs_wasm_pods_and_its_removal_leaves_the_crds_alone() 
             assert!(differences.is_empty(), "{}: {differences:#?}", node.name);
         }
         assert_eq!(runtime::labels_and_taints(cluster).await?, labels);
-        assert_eq!(
-            objects(namespace).await?,
-            ["wasmnodes.kubewasi.dev", "wasmruntimes.kubewasi.dev"]
-        );
+        only_the_definitions_are_left(namespace).await?;
         Ok(())
     })
     .await
@@ -88,10 +86,7 @@ async fn a_removal_waits_for_wasm_pods_and_names_them() -> Result<()> {
 
         namespace.kubectl(&["delete", "pod", "busy"]).await?;
         release::uninstall(cluster).await?;
-        assert_eq!(
-            objects(namespace).await?,
-            ["wasmnodes.kubewasi.dev", "wasmruntimes.kubewasi.dev"]
-        );
+        only_the_definitions_are_left(namespace).await?;
         Ok(())
     })
     .await
@@ -103,6 +98,18 @@ async fn files(nodes: &[Node<'_>]) -> Result<Vec<BTreeSet<String>>> {
         all.push(node.files().await?);
     }
     Ok(all)
+}
+
+/// helm waits for none of the pods that it deletes.
+async fn only_the_definitions_are_left(namespace: &Namespace) -> Result<()> {
+    let definitions = ["wasmnodes.kubewasi.dev", "wasmruntimes.kubewasi.dev"];
+    until(
+        "nothing but the CRDs",
+        || objects(namespace),
+        |left| *left == definitions,
+    )
+    .await
+    .map(drop)
 }
 
 /// What is left in the cluster of everything that the release and its controller make, by name.
