@@ -46,7 +46,8 @@ spec:
   ports: [{port: 80, targetPort: 8080}]
 "#;
 
-/// Asks without a pause, and writes which version answered, or that none did.
+/// Asks without a pause, and writes which version answered, or that none did. By address: a static busybox crashes when it
+/// looks a name up.
 const CLIENT: &str = r#"
 apiVersion: v1
 kind: Pod
@@ -58,7 +59,7 @@ spec:
     - name: client
       image: $IMAGES/busybox:e2e
       imagePullPolicy: IfNotPresent
-      command: [sh, -c, "while :; do wget -q -T 5 -O - http://web/env | grep ^VERSION= || echo FAILED; done"]
+      command: [sh, -c, "while :; do wget -q -T 5 -O - http://$WEB_SERVICE_HOST/env | grep ^VERSION= || echo FAILED; done"]
 "#;
 
 #[tokio::test]
