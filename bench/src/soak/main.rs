@@ -184,7 +184,7 @@ impl Soak {
             if before != server {
                 bail!("the server {before} has ended, {server} is another");
             }
-            if let Some(grown) = size.growth(&was, |size| size.memory) {
+            if let Some(grown) = size.growth(&was, 0, |size| size.memory) {
                 self.tenant
                     .ledger
                     .wrong("steady", format!("server {server} has grown: {grown}"));

@@ -11,6 +11,10 @@ use tokio::time::{Instant, sleep};
 /// How much of its memory a server may gain between two looks, in percent.
 const GAIN: u64 = 10;
 
+/// How much more a server may gain that was first looked at when it was young, in KiB: the high water of its heap under all
+/// clients at once. A leak below that is found over 10,000 lifecycles, which allow none of it.
+const YOUNG: u64 = 1024;
+
 /// How long it may take until what a server holds for others is gone: it keeps output that nobody has read for ten seconds.
 const SETTLE: Duration = Duration::from_secs(15);
 
@@ -34,10 +38,10 @@ impl Size {
         })
     }
 
-    /// What has grown since `before`; `memory` says which figure of it counts.
-    pub fn growth(&self, before: &Size, memory: impl Fn(&Size) -> u64) -> Option<String> {
+    /// What has grown since `before` by more than a tenth and `slack` KiB; `memory` says which figure of it counts.
+    pub fn growth(&self, before: &Size, slack: u64, memory: impl Fn(&Size) -> u64) -> Option<String> {
         let (now, then) = (memory(self), memory(before));
-        if now > then + then * GAIN / 100 {
+        if now > then + then * GAIN / 100 + slack {
             return Some(format!("{now} KiB, {then} KiB before"));
         }
         (self.files > before.files).then(|| format!("{} descriptors, {} before", self.files, before.files))
@@ -75,7 +79,7 @@ impl Steady {
         // One that has just ended is not big.
         let size = Size::of(pid).ok()?;
         let first = self.first.entry(pid).or_insert(size);
-        size.growth(first, |size| size.anonymous)
+        size.growth(first, YOUNG, |size| size.anonymous)
     }
 }
 
@@ -99,7 +103,7 @@ mod tests {
             anonymous: 0,
             files,
         };
-        let growth = |now: Size| now.growth(&size(1000, 20), |size| size.memory);
+        let growth = |now: Size| now.growth(&size(1000, 20), 0, |size| size.memory);
         assert_eq!(growth(size(1100, 20)), None);
         assert_eq!(growth(size(1101, 20)).unwrap(), "1101 KiB, 1000 KiB before");
         assert_eq!(growth(size(900, 21)).unwrap(), "21 descriptors, 20 before");

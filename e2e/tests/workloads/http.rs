@@ -67,6 +67,7 @@ async fn a_rolling_update_of_a_service_fails_no_request() -> Result<()> {
     Namespace::with("web", async |namespace| {
         roll_out(namespace).await?;
         namespace.create_from(CLIENT).await?;
+        workload::ready(namespace, "client").await?;
         workload::says(namespace, "client", "client", "VERSION=one").await?;
         namespace
             .kubectl(&["set", "env", "deployment/web", "VERSION=two"])
