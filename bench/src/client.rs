@@ -1,7 +1,9 @@
 //! containerd's API, a call a function: what a client like the kubelet's runtime does, without a client's start-up.
 
+use std::fs;
 use std::path::Path;
 
+use anyhow::Context as _;
 use containerd_client::services::v1::container::Runtime;
 use containerd_client::services::v1::containers_client::ContainersClient;
 use containerd_client::services::v1::events_client::EventsClient;
@@ -272,9 +274,16 @@ impl Client {
     }
 }
 
-/// The mount of a root filesystem with the folder `layer` below and a folder of its own, `own`, above.
-pub fn overlay(layer: &Path, own: &Path) -> Mount {
-    Mount {
+/// Makes the folders of a container's writable layer in `own`; the mount of its root filesystem, with `layer` below.
+///
+/// # Errors
+///
+/// When a folder cannot be made.
+pub fn rootfs(layer: &Path, own: &Path) -> anyhow::Result<Mount> {
+    for part in ["upper", "work"] {
+        fs::create_dir_all(own.join(part)).with_context(|| format!("cannot make {}", own.display()))?;
+    }
+    Ok(Mount {
         r#type: "overlay".into(),
         source: "overlay".into(),
         options: vec![
@@ -284,5 +293,5 @@ pub fn overlay(layer: &Path, own: &Path) -> Mount {
             format!("lowerdir={}", layer.display()),
         ],
         ..Default::default()
-    }
+    })
 }

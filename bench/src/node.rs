@@ -1,12 +1,11 @@
 //! Containers through containerd's own API: what a client like the kubelet's runtime does, without a client's start-up.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use containerd_client::types::Mount;
-use kubewasi_bench::client::{Client, Streams, overlay};
+use kubewasi_bench::client::{Client, Streams, rootfs};
 use serde_json::json;
 
 /// The containerd namespace of all that is measured.
@@ -88,17 +87,14 @@ impl Node {
 
     /// Makes the container's record, and the mounts of its root filesystem: the layer below, a folder of its own above.
     async fn declare(&self, workload: &Workload, id: &str, args: &[&str]) -> Result<Vec<Mount>> {
-        let own = self.folder.join("snapshots").join(id);
-        for part in ["upper", "work"] {
-            fs::create_dir_all(own.join(part)).with_context(|| format!("cannot make {}", own.display()))?;
-        }
+        let rootfs = rootfs(&workload.layer, &self.folder.join("snapshots").join(id))?;
         let spec = spec(id, workload, args);
         let declared = self
             .client
             .declare(id, workload.runtime, workload.options.as_deref(), &spec)
             .await;
         declared.with_context(|| format!("cannot make the container {id}"))?;
-        Ok(vec![overlay(&workload.layer, &own)])
+        Ok(vec![rootfs])
     }
 
     async fn create(&self, id: &str, rootfs: Vec<Mount>) -> Result<u32> {

@@ -308,11 +308,7 @@ pub const TABLE: &[Entry] = &[
         default: "0",
         place: Place::Pod,
         doc: "The port a service listens on; 0: what PORT says in its environment, else 8080.",
-        set: |options, value| {
-            if let Value::Number(port) = value {
-                options.guest.http.port = u16::try_from(port).ok().filter(|port| *port > 0);
-            }
-        },
+        set: |options, value| set_port(&mut options.guest.http.port, value),
     },
     Entry {
         key: "metrics_port",
@@ -320,11 +316,7 @@ pub const TABLE: &[Entry] = &[
         default: "0",
         place: Place::Pod,
         doc: "The port on which a service shows its metrics to Prometheus; 0: none.",
-        set: |options, value| {
-            if let Value::Number(port) = value {
-                options.guest.http.metrics_port = u16::try_from(port).ok().filter(|port| *port > 0);
-            }
-        },
+        set: |options, value| set_port(&mut options.guest.http.metrics_port, value),
     },
     Entry {
         key: "instance",
@@ -414,6 +406,13 @@ fn set_number(field: &mut u64, value: Value) {
 fn set_seconds(field: &mut Duration, value: Value) {
     if let Value::Number(seconds) = value {
         *field = Duration::from_secs(seconds);
+    }
+}
+
+/// Port 0 stands for none.
+fn set_port(field: &mut Option<u16>, value: Value) {
+    if let Value::Number(port) = value {
+        *field = u16::try_from(port).ok().filter(|port| *port > 0);
     }
 }
 

@@ -3,3 +3,5 @@
 pub mod daemon;
 pub mod hostile;
 pub mod machine;
+pub mod script;
+pub mod version;

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, ensure};
-use kubewasi_bench::client::{Client, Streams, overlay};
+use kubewasi_bench::client::{Client, Streams, rootfs};
 use serde_json::json;
 
 /// Where containers are made.
@@ -28,10 +28,7 @@ pub struct Pod<'a> {
 impl Node {
     /// Starts the component `file` with these annotations, `kubewasi.dev/` before each key.
     pub async fn start(&self, id: &str, file: &str, annotations: &[(&str, &str)]) -> Result<Pod<'_>> {
-        let own = self.folder.join("snapshots").join(id);
-        for part in ["upper", "work"] {
-            std::fs::create_dir_all(own.join(part)).with_context(|| format!("cannot make {}", own.display()))?;
-        }
+        let rootfs = rootfs(&self.layer, &self.folder.join("snapshots").join(id))?;
         let log = self.folder.join(format!("{id}.log"));
         let streams = Streams {
             stdout: format!("file://{}", log.display()),
@@ -41,8 +38,7 @@ impl Node {
         self.client
             .declare(id, "io.containerd.wasi.v1", Some(&self.options), &spec)
             .await?;
-        let rootfs = vec![overlay(&self.layer, &own)];
-        let pid = self.client.create(id, rootfs, &streams).await?;
+        let pid = self.client.create(id, vec![rootfs], &streams).await?;
         self.client.start(id, "").await?;
         let id = id.to_owned();
         Ok(Pod {

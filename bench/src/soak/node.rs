@@ -6,7 +6,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use kubewasi_bench::client::{Client, overlay};
+use kubewasi_bench::client::{Client, rootfs};
 use kubewasi_testbed::daemon::Daemon;
 use kubewasi_testbed::machine;
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
@@ -98,11 +98,7 @@ impl Node {
 
     /// Makes the writable layer of a container, and tells how to mount its root filesystem.
     pub fn rootfs(&self, id: &str) -> Result<containerd_client::types::Mount> {
-        let own = self.snapshot(id);
-        for part in ["upper", "work"] {
-            fs::create_dir_all(own.join(part)).with_context(|| format!("cannot make {}", own.display()))?;
-        }
-        Ok(overlay(&self.layer(), &own))
+        rootfs(&self.layer(), &self.snapshot(id))
     }
 
     /// The writable layer of a container.

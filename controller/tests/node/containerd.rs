@@ -4,7 +4,6 @@ use std::cell::RefCell;
 use std::fs;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
@@ -19,34 +18,8 @@ use kubewasi_controller::node::systemd::Unit;
 use kubewasi_controller::node::transaction::{self, Order, Progress, candidate_of};
 use kubewasi_testbed::daemon::Daemon;
 use kubewasi_testbed::machine::{self, Machine};
+pub use kubewasi_testbed::version::Version;
 use rustix::process::Signal;
-
-/// The containerd versions that are supported and tested.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Version {
-    /// Debian 12's own.
-    V1_6,
-    V1_7,
-    V2_4,
-}
-
-impl Version {
-    fn folder(self) -> PathBuf {
-        match self {
-            Version::V1_6 => PathBuf::from("/usr/bin"),
-            Version::V1_7 => built("1.7.35"),
-            Version::V2_4 => built("2.4.2"),
-        }
-    }
-
-    /// The version of the format and the CRI plugin's name in it.
-    pub fn format(self) -> (u32, &'static str) {
-        match self {
-            Version::V1_6 | Version::V1_7 => (2, "io.containerd.grpc.v1.cri"),
-            Version::V2_4 => (3, "io.containerd.cri.v1.runtime"),
-        }
-    }
-}
 
 /// A running containerd, and the runtime `default` with its handler `wasi`, whose shim is there.
 pub struct Node {
@@ -270,16 +243,6 @@ impl Drop for Swept<'_> {
         machine::sweep(self.mark, self.before);
         let _ = fs::remove_dir_all(&self.node.folder);
     }
-}
-
-/// The folder of a containerd that is built when it is missing.
-fn built(version: &str) -> PathBuf {
-    // Asked when it runs: checkouts share a target folder, and what one has built may serve another.
-    let crate_folder = std::env::var_os("CARGO_MANIFEST_DIR").expect("cargo runs the tests");
-    let script = Path::new(&crate_folder).join("../hack/containerd");
-    let output = Command::new(script).arg(version).output().unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8(output.stdout).unwrap().trim().into()
 }
 
 /// The shim: `KUBEWASI_SHIM`, or the one that was built beside this test.

@@ -9,36 +9,16 @@ use std::sync::{PoisonError, RwLock};
 use std::time::Duration;
 
 use kubewasi_testbed::daemon::Daemon;
+pub use kubewasi_testbed::version::Version;
 use rustix::process::Signal;
 
 use crate::command::{Finished, eventually, patience, run};
 use crate::container::Run;
-use crate::guests::hack;
 use crate::image_builder::Image;
 use crate::machine::{self, Machine};
 
 /// The shim under test.
 pub const SHIM: &str = env!("CARGO_BIN_EXE_containerd-shim-wasi-v1");
-
-/// The containerd versions that are supported and tested.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Version {
-    /// Debian 12's own.
-    V1_6,
-    V1_7,
-    V2_4,
-}
-
-impl Version {
-    /// The folder of its binaries, built when it is missing.
-    fn folder(self) -> PathBuf {
-        match self {
-            Version::V1_6 => PathBuf::from("/usr/bin"),
-            Version::V1_7 => hack("containerd", &["1.7.35"]),
-            Version::V2_4 => hack("containerd", &["2.4.2"]),
-        }
-    }
-}
 
 /// A running containerd and what tests do with it.
 pub struct Node {

@@ -6,13 +6,14 @@ use std::os::unix::fs::PermissionsExt;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use kubewasi_testbed::script::hack;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 
 use crate::command::{Finished, eventually, run};
 use crate::containerd::{Node, Version};
 use crate::control;
-use crate::guests::{Probe, hack};
+use crate::guests::Probe;
 use crate::image_builder::Image;
 use crate::pod;
 

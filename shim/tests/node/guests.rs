@@ -1,8 +1,9 @@
 //! The guests that tests run: the probe, built from source, and hand-written modules for what no compiler emits.
 
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
 use std::sync::OnceLock;
+
+use kubewasi_testbed::script::hack;
 
 /// What a probe is built for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,26 +64,6 @@ impl Service {
 fn built(file: &str) -> PathBuf {
     static FOLDER: OnceLock<PathBuf> = OnceLock::new();
     FOLDER.get_or_init(|| hack("guests", &[])).join(file)
-}
-
-/// Runs a script of `hack/` and returns the path that it prints last.
-pub fn hack(script: &str, args: &[&str]) -> PathBuf {
-    // Asked when it runs: checkouts share a target folder, and what one has built may serve another.
-    let crate_folder = std::env::var_os("CARGO_MANIFEST_DIR").expect("cargo runs the tests");
-    let path = PathBuf::from(crate_folder).join("../hack").join(script);
-    let output = Command::new(&path)
-        .args(args)
-        .stdin(Stdio::null())
-        .stderr(Stdio::inherit())
-        .output()
-        .unwrap();
-    assert!(
-        output.status.success(),
-        "{} {args:?}: {}",
-        path.display(),
-        output.status
-    );
-    PathBuf::from(String::from_utf8(output.stdout).unwrap().lines().last().unwrap())
 }
 
 /// Assembles the text of a module or component.

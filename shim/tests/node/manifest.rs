@@ -3,11 +3,11 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use kubewasi_testbed::script::hack;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::containerd::{Node, Version};
-use crate::guests::hack;
 use crate::pod::Pod;
 
 /// The objects of an example's one YAML file.

@@ -145,7 +145,7 @@ fn tools(view: &View) -> Container {
         command: Some(words(["/kubewasi-node", "copy", "/kubewasi-node", "/tools"])),
         volume_mounts: Some(vec![mount("tools", "/tools", false)]),
         resources: Some(resources()),
-        security_context: Some(copies_files()),
+        security_context: Some(root_alone()),
         ..Container::default()
     }
 }
@@ -170,7 +170,7 @@ fn shim(view: &View) -> Container {
             mount("staging", "/staging", false),
         ]),
         resources: Some(resources()),
-        security_context: Some(copies_files()),
+        security_context: Some(root_alone()),
         ..Container::default()
     }
 }
@@ -215,18 +215,11 @@ fn agent(view: &View) -> Container {
         ]),
         resources: Some(resources()),
         security_context: Some(SecurityContext {
-            // The system bus and /proc/1/root want the host's root.
-            run_as_user: Some(0),
-            run_as_group: Some(0),
-            privileged: Some(false),
-            allow_privilege_escalation: Some(false),
-            read_only_root_filesystem: Some(true),
             capabilities: Some(Capabilities {
                 drop: Some(words(["ALL"])),
                 // To read /proc/PID/root and /proc/PID/exe of containerd.
                 add: Some(words(["SYS_PTRACE"])),
             }),
-            seccomp_profile: Some(runtime_default()),
             // Ubuntu's dbus-daemon refuses a confined peer, and so does SELinux without spc_t.
             app_armor_profile: Some(AppArmorProfile {
                 type_: "Unconfined".to_owned(),
@@ -236,14 +229,14 @@ fn agent(view: &View) -> Container {
                 type_: Some("spc_t".to_owned()),
                 ..SELinuxOptions::default()
             }),
-            ..SecurityContext::default()
+            ..root_alone()
         }),
         ..Container::default()
     }
 }
 
-/// Root, since the folders of an emptyDir are root's, and nothing else.
-fn copies_files() -> SecurityContext {
+/// Root and nothing else: the folders of an emptyDir are root's, the system bus and /proc/1/root want the host's.
+fn root_alone() -> SecurityContext {
     SecurityContext {
         run_as_user: Some(0),
         run_as_group: Some(0),

@@ -151,13 +151,7 @@ fn a_controller_killed_after_any_write_of_a_deletion_leaves_what_the_next_one_co
             if !world.runtimes.contains_key("wasi") {
                 break;
             }
-            for write in plan(&world.view("wasi")).writes {
-                world.write(&write).unwrap();
-                if write.kind() == *kind && !killed {
-                    killed = true;
-                    break;
-                }
-            }
+            world.reconcile_killed_once(kind, &mut killed);
             world.agents_act();
         }
         assert!(world.runtimes.is_empty(), "killed after {kind}");

@@ -28,18 +28,18 @@ fn a_cluster_at_rest_is_not_written_to() {
     assert_eq!(world.reconcile("wasi"), Vec::<&str>::new());
 }
 
+/// From now on the runtime is for nodes with a label, which `node` gets.
+fn select_by_label(world: &mut World, node: &str) {
+    let label = ("wasm".to_owned(), "yes".to_owned());
+    world.edit("wasi", |spec| spec.node_selector = [label.clone()].into());
+    let labels = world.nodes.get_mut(node).unwrap().labels_mut();
+    labels.insert(label.0, label.1);
+}
+
 #[test]
 fn only_nodes_with_the_selectors_labels_get_the_runtime() {
     let mut world = World::with_workers(2);
-    world.edit("wasi", |spec| {
-        spec.node_selector = [("wasm".to_owned(), "yes".to_owned())].into()
-    });
-    world
-        .nodes
-        .get_mut("worker-01")
-        .unwrap()
-        .labels_mut()
-        .insert("wasm".to_owned(), "yes".to_owned());
+    select_by_label(&mut world, "worker-01");
     world.settle();
     assert_eq!(world.ready("wasi"), ["worker-01"]);
     assert_eq!(world.wasm_nodes.len(), 1);
@@ -81,15 +81,7 @@ fn a_node_that_joins_gets_the_runtime_and_its_agent_by_label() {
 fn a_node_that_is_no_longer_selected_is_cleaned_by_its_agent_and_then_loses_it() {
     let mut world = World::with_workers(2);
     world.settle();
-    world.edit("wasi", |spec| {
-        spec.node_selector = [("wasm".to_owned(), "yes".to_owned())].into()
-    });
-    world
-        .nodes
-        .get_mut("worker-01")
-        .unwrap()
-        .labels_mut()
-        .insert("wasm".to_owned(), "yes".to_owned());
+    select_by_label(&mut world, "worker-01");
     world.settle();
     assert_eq!(world.ready("wasi"), ["worker-01"]);
     assert_eq!(world.wasm_nodes.keys().collect::<Vec<_>>(), ["wasi.worker-01"]);

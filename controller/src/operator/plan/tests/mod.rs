@@ -187,6 +187,17 @@ impl World {
         plan.writes.iter().map(Write::kind).collect()
     }
 
+    /// As [`World::reconcile`], but the controller is killed after its first write of `kind`, once.
+    fn reconcile_killed_once(&mut self, kind: &str, killed: &mut bool) {
+        for write in plan(&self.view("wasi")).writes {
+            self.write(&write).unwrap();
+            if write.kind() == kind && !*killed {
+                *killed = true;
+                break;
+            }
+        }
+    }
+
     /// Lets controller and agents act in turn until neither has anything to do.
     fn settle(&mut self) {
         for _ in 0..500 {

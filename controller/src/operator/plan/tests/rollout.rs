@@ -144,13 +144,7 @@ fn a_controller_killed_after_any_write_leaves_what_the_next_one_completes() {
         world.taint("worker-01", "kubewasi.dev/starting");
         let mut killed = false;
         for _ in 0..200 {
-            for write in plan(&world.view("wasi")).writes {
-                world.write(&write).unwrap();
-                if write.kind() == *kind && !killed {
-                    killed = true;
-                    break;
-                }
-            }
+            world.reconcile_killed_once(kind, &mut killed);
             world.agents_act();
         }
         world.settle();
