@@ -56,8 +56,13 @@ pub async fn logs(namespace: &Namespace, pod: &str, container: &str) -> Result<S
         .with_context(|| format!("logs of container {container} of pod {pod}"))
 }
 
-/// Waits until a container has written `text`, and returns all that it has written.
+/// Waits until a container has started and has written `text`, and returns all that it has written.
 pub async fn says(namespace: &Namespace, pod: &str, container: &str, text: &str) -> Result<String> {
+    // Before that there is no log to ask for.
+    pod_where(namespace, pod, &format!("start of container {container}"), |pod| {
+        has_started(pod, container)
+    })
+    .await?;
     wait::until(
         &format!("container {container} of pod {pod} to say {text:?}"),
         async || logs(namespace, pod, container).await,
@@ -89,6 +94,13 @@ fn terminated(pod: &Pod, container: &str) -> Option<ContainerStateTerminated> {
     let status = containers(pod).find(|status| status.name == container)?;
     let mut states = [&status.state, &status.last_state].into_iter().flatten();
     states.find_map(|state| state.terminated.clone())
+}
+
+/// Whether a container runs, or ran.
+fn has_started(pod: &Pod, container: &str) -> bool {
+    let running = |status: &ContainerStatus| status.state.as_ref().is_some_and(|state| state.running.is_some());
+    let status = containers(pod).find(|status| status.name == container);
+    status.is_some_and(running) || terminated(pod, container).is_some()
 }
 
 /// How often a container was started again.

@@ -1,6 +1,7 @@
 //! What a 0.2 probe asks its host's other interfaces: wasi:config, wasi:keyvalue and wasi:http.
 
 use std::io::{self, Write};
+use std::time::Duration;
 
 use wasip2::http::outgoing_handler::handle;
 use wasip2::http::types::{Fields, OutgoingRequest, Scheme};
@@ -40,6 +41,26 @@ pub fn get(url: &str, times: u32) -> io::Result<()> {
         io::stdout().write_all(&body)?;
     }
     Ok(())
+}
+
+/// Asks for `url` again and again, and prints the line of each answer that has `text`, or why there is none.
+pub fn ask(url: &str, text: &str) -> io::Result<()> {
+    loop {
+        match answer(url) {
+            Ok((200, body)) => {
+                let body = String::from_utf8_lossy(&body);
+                println!(
+                    "{}",
+                    body.lines()
+                        .find(|line| line.contains(text))
+                        .unwrap_or("failed: other text")
+                );
+            }
+            Ok((status, _)) => println!("failed: {status}"),
+            Err(error) => println!("failed: {error}"),
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
 }
 
 fn answer(url: &str) -> io::Result<(u16, Vec<u8>)> {
