@@ -15,6 +15,8 @@ pub struct Seen {
     pub median: Duration,
     /// The time in which 99 of 100 requests were answered.
     pub p99: Duration,
+    /// All that were answered, with those of the warming up.
+    pub answered: usize,
 }
 
 const REQUEST: &[u8] = b"GET /hello HTTP/1.1\r\nHost: bench\r\n\r\n";
@@ -31,9 +33,11 @@ pub async fn load(address: SocketAddr, connections: usize, time: Duration) -> Re
     for _ in 0..connections {
         clients.spawn(client(address, begin, end));
     }
-    let mut latencies = Vec::new();
+    let (mut latencies, mut answered) = (Vec::new(), 0);
     while let Some(client) = clients.join_next().await {
-        latencies.append(&mut client.context("a client panicked")??);
+        let (mut measured, warming_up) = client.context("a client panicked")??;
+        answered += measured.len() + warming_up;
+        latencies.append(&mut measured);
     }
     ensure!(!latencies.is_empty(), "nothing was answered within {time:?}");
     latencies.sort_unstable();
@@ -42,23 +46,26 @@ pub async fn load(address: SocketAddr, connections: usize, time: Duration) -> Re
         requests_per_second: latencies.len() as f64 / time.as_secs_f64(),
         median: share(50),
         p99: share(99),
+        answered,
     })
 }
 
-/// How long each request took that was asked between `begin` and `end`.
-async fn client(address: SocketAddr, begin: Instant, end: Instant) -> Result<Vec<Duration>> {
+/// How long each request took that was asked between `begin` and `end`, and how many were asked before.
+async fn client(address: SocketAddr, begin: Instant, end: Instant) -> Result<(Vec<Duration>, usize)> {
     let mut stream = TcpStream::connect(address).await.context("cannot connect")?;
     stream.set_nodelay(true)?;
-    let (mut latencies, mut buffer) = (Vec::new(), Vec::with_capacity(4096));
+    let (mut latencies, mut warming_up, mut buffer) = (Vec::new(), 0, Vec::with_capacity(4096));
     loop {
         let asked = Instant::now();
         if asked >= end {
-            return Ok(latencies);
+            return Ok((latencies, warming_up));
         }
         stream.write_all(REQUEST).await.context("cannot ask")?;
         answered(&mut stream, &mut buffer).await?;
         if asked >= begin {
             latencies.push(asked.elapsed());
+        } else {
+            warming_up += 1;
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Measures wasi:http services beside `wasmtime serve` and a native server: same component, same machine, same
 //! connections, one after the other; then has clients misbehave.
 
+mod cost;
 mod load;
 mod native;
 mod pod;
@@ -18,6 +19,7 @@ use kubewasi_testbed::hostile;
 use tokio::net::TcpStream;
 use tokio::process::{Child, Command};
 
+use crate::cost::Cost;
 use crate::load::load;
 use crate::pod::Node;
 
@@ -77,7 +79,10 @@ async fn main() -> Result<()> {
 /// The same loads for every server.
 async fn compare(node: &Node, wasmtime: &PathBuf) -> Result<()> {
     println!(
-        "| server | connections | requests/s | median, us | p99, us | PSS after, MiB |\n|---|---:|---:|---:|---:|---:|"
+        "The last four columns are the server's part of one request: time of the processor in its own code and in the \
+         kernel's, pages that were faulted in, switches between threads.\n\n| server | connections | requests/s | \
+         median, us | p99, us | PSS after, MiB | user, us | kernel, us | page faults | switches \
+         |\n|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|"
     );
     let exe = std::env::current_exe()?;
     command("native hyper", Command::new(exe).arg("native")).await?;
@@ -118,15 +123,21 @@ async fn command(name: &str, command: &mut Command) -> Result<()> {
 async fn measure(name: &str, pid: u32) -> Result<()> {
     listens(name).await?;
     for connections in CONNECTIONS {
+        let before = Cost::of(pid)?;
         let seen = load(ADDRESS, connections, TIME)
             .await
             .with_context(|| name.to_owned())?;
+        let cost = Cost::of(pid)?.of_each(&before, seen.answered);
         println!(
-            "| {name} | {connections} | {:.0} | {} | {} | {:.1} |",
+            "| {name} | {connections} | {:.0} | {} | {} | {:.1} | {:.1} | {:.1} | {:.2} | {:.2} |",
             seen.requests_per_second,
             seen.median.as_micros(),
             seen.p99.as_micros(),
             pss(pid)? as f64 / 1024.0,
+            cost.user * 1e6,
+            cost.system * 1e6,
+            cost.faults,
+            cost.switches,
         );
     }
     Ok(())
