@@ -10,6 +10,7 @@ pub mod fds;
 pub mod fork;
 pub mod freezer;
 pub mod kept;
+mod kept_blocks;
 pub mod keyring;
 pub mod labels;
 pub mod memory;
