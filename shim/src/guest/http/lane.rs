@@ -15,6 +15,8 @@ use tokio::net::TcpStream;
 use tokio::sync::mpsc::UnboundedReceiver;
 
 use super::answer::Answers;
+use super::gathered::Gathered;
+use crate::sys::allocator;
 
 /// How long a client may take to send the head of a request, or keep a connection without one.
 const HEAD: Duration = Duration::from_secs(60);
@@ -40,6 +42,7 @@ pub struct Lane {
 impl Lane {
     /// Serves what is dealt until nobody deals any more, then lets each connection end its request.
     pub async fn serve(self, mut dealt: UnboundedReceiver<Dealt>) {
+        allocator::keep_freed_blocks();
         let http: &'static Builder<TokioExecutor> = Box::leak(Box::new(self.http()));
         let connections = GracefulShutdown::new();
         while let Some((stream, peer)) = dealt.recv().await {
@@ -50,7 +53,7 @@ impl Lane {
                 let answers = answers.clone();
                 async move { Ok::<_, Infallible>(answers.answer(peer, request).await) }
             });
-            let connection = connections.watch(http.serve_connection(TokioIo::new(stream), service));
+            let connection = connections.watch(http.serve_connection(Gathered::new(TokioIo::new(stream)), service));
             tokio::spawn(async move {
                 // A client that breaks the protocol or goes away ends its own connection.
                 let _ = connection.await;

@@ -31,6 +31,7 @@ mod body;
 mod client;
 pub mod exposition;
 pub mod figures;
+mod gathered;
 mod instances;
 mod instantiations;
 mod lane;
