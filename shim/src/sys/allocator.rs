@@ -141,7 +141,7 @@ mod tests {
                 if keeps {
                     keep_freed_blocks();
                 }
-                for align in [1, 16, 64] {
+                for align in [1, 16, 64, 512] {
                     let mut size = 1;
                     // SAFETY: each block is used within its size and handed on with its layout.
                     unsafe {

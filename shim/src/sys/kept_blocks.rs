@@ -14,15 +14,18 @@ const STEP: usize = 16;
 const FINE: usize = 1 << 10;
 /// The largest class.
 const LARGEST: usize = 32 << 10;
-const CLASSES: usize = FINE / STEP + 4 * (LARGEST / FINE).ilog2() as usize;
+const SIZES: usize = FINE / STEP + 4 * (LARGEST / FINE).ilog2() as usize;
+/// What blocks are aligned to, by half of the classes each: tokio's tasks want the second (its `Cell`).
+const ALIGNMENTS: [usize; 2] = [STEP, 128];
+const CLASSES: usize = ALIGNMENTS.len() * SIZES;
 
 /// What musl keeps in a block for itself: classes that are so much shorter fill its own.
 const OVERHEAD: usize = 4;
 
-/// The most that a thread keeps of one class: what its requests at the same time have, and a few pages.
-const KEPT_BYTES: usize = 32 << 10;
-/// Of large ones a few at least.
-const KEPT_BLOCKS: usize = 4;
+/// The most that a thread keeps: what its requests at the same time have, and a few pages.
+const KEPT: usize = 1 << 20;
+/// The most of one class, so that one that is asked for no more leaves room for others.
+const KEPT_OF_CLASS: usize = KEPT / 4;
 
 /// Sizes that are allocated alike.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,39 +33,44 @@ pub struct Class {
     index: usize,
     /// With musl's overhead.
     size: usize,
+    align: usize,
 }
 
 impl Class {
     /// The class of `layout`; `None` when it is too large or aligned too far.
     pub fn of(layout: Layout) -> Option<Class> {
         let size = layout.size().checked_add(OVERHEAD)?;
-        if size > LARGEST || layout.align() > STEP {
+        let alignment = ALIGNMENTS.iter().position(|align| layout.align() <= *align)?;
+        if size > LARGEST {
             return None;
         }
-        if size <= FINE {
+        let (index, size) = if size <= FINE {
             // Of 16 bytes with the overhead nothing is left that is aligned to 16.
             let steps = size.div_ceil(STEP).max(2);
-            let (index, size) = (steps - 1, steps * STEP);
-            return Some(Class { index, size });
-        }
-        // Between 2^power and 2^(power+1).
-        let power = (size - 1).ilog2();
-        let quarter = 1 << (power - 2);
-        let quarters = size.div_ceil(quarter);
+            (steps - 1, steps * STEP)
+        } else {
+            // Between 2^power and 2^(power+1).
+            let power = (size - 1).ilog2();
+            let quarter = 1 << (power - 2);
+            let quarters = size.div_ceil(quarter);
+            let before = FINE / STEP + 4 * (power - FINE.ilog2()) as usize;
+            (before + quarters - 5, quarters * quarter)
+        };
         Some(Class {
-            index: FINE / STEP + 4 * (power - FINE.ilog2()) as usize + quarters - 5,
-            size: quarters * quarter,
+            index: alignment * SIZES + index,
+            size,
+            align: ALIGNMENTS[alignment],
         })
     }
 
     /// What each block of this class is allocated with.
     pub fn layout(self) -> Layout {
-        // SAFETY: the alignment is a power of two, and no class is near the largest size there is.
-        unsafe { Layout::from_size_align_unchecked(self.size - OVERHEAD, STEP) }
+        // SAFETY: each alignment is a power of two, and no class is near the largest size there is.
+        unsafe { Layout::from_size_align_unchecked(self.size - OVERHEAD, self.align) }
     }
 
     fn most(self) -> usize {
-        (KEPT_BYTES / self.size).max(KEPT_BLOCKS)
+        KEPT_OF_CLASS / self.size
     }
 }
 
@@ -73,7 +81,8 @@ struct List {
 }
 
 struct Lists {
-    keeps: Cell<bool>,
+    /// Bytes that this thread may keep beside those it has kept; 0 when it keeps none.
+    room: Cell<usize>,
     lists: [List; CLASSES],
 }
 
@@ -81,15 +90,15 @@ thread_local! {
     // No destructor: to register one would allocate.
     static LISTS: Lists = const {
         Lists {
-            keeps: Cell::new(false),
+            room: Cell::new(0),
             lists: [const { List { first: Cell::new(ptr::null_mut()), length: Cell::new(0) } }; CLASSES],
         }
     };
 }
 
-/// From now on this thread keeps blocks.
+/// From now on this thread keeps blocks. To be called once.
 pub fn begin() {
-    LISTS.with(|lists| lists.keeps.set(true));
+    LISTS.with(|lists| lists.room.set(KEPT));
 }
 
 /// A block of `class` that this thread has kept.
@@ -103,6 +112,7 @@ pub fn take(class: Class) -> Option<*mut u8> {
         // SAFETY: a block in the list is nobody's, and begins with the pointer that `keep` wrote.
         list.first.set(unsafe { block.cast::<*mut u8>().read() });
         list.length.set(list.length.get() - 1);
+        lists.room.set(lists.room.get() + class.size);
         Some(block)
     })
 }
@@ -114,18 +124,17 @@ pub fn take(class: Class) -> Option<*mut u8> {
 /// `block` is allocated with the layout of `class` and nobody's.
 pub unsafe fn keep(block: *mut u8, class: Class) -> bool {
     LISTS.with(|lists| {
-        if !lists.keeps.get() {
-            return false;
-        }
+        let room = lists.room.get();
         let list = &lists.lists[class.index];
         let length = list.length.get();
-        if length >= class.most() {
+        if room < class.size || length >= class.most() {
             return false;
         }
         // SAFETY: a block of any class has room for a pointer and is aligned for one, and it is nobody's.
         unsafe { block.cast::<*mut u8>().write(list.first.get()) };
         list.first.set(block);
         list.length.set(length + 1);
+        lists.room.set(room - class.size);
         true
     })
 }
@@ -147,7 +156,7 @@ mod tests {
                 class.layout().size() >= size.max(size_of::<*mut u8>()),
                 "{size}: {class:?}"
             );
-            assert!(class.index < CLASSES, "{size}: {class:?}");
+            assert!(class.index < SIZES, "{size}: {class:?}");
             assert!(
                 class == before || class.index == before.index + 1,
                 "{size}: {before:?}, {class:?}"
@@ -155,29 +164,59 @@ mod tests {
             assert!(class.size <= (size + OVERHEAD) * 5 / 4 + 2 * STEP, "{size}: {class:?}");
             before = class;
         }
-        assert_eq!(before.index, CLASSES - 1);
+        assert_eq!(before.index, SIZES - 1);
     }
 
     #[test]
     fn what_is_large_or_aligned_further_has_no_class() {
         assert_eq!(class(LARGEST - OVERHEAD + 1), None);
         assert_eq!(class(isize::MAX as usize - 7), None);
-        assert_eq!(Class::of(Layout::from_size_align(64, 32).unwrap()), None);
+        assert_eq!(Class::of(Layout::from_size_align(64, 256).unwrap()), None);
     }
 
     #[test]
-    fn a_thread_keeps_nothing_unless_it_is_told_to_and_only_so_much() {
+    fn what_is_aligned_to_more_than_16_has_a_class_of_its_own() {
+        let aligned = |align| Class::of(Layout::from_size_align(3000, align).unwrap()).unwrap();
+        assert_eq!(aligned(32), aligned(128));
+        assert_eq!(aligned(32).layout().align(), 128);
+        assert_eq!(aligned(32).index, aligned(1).index + SIZES);
+        let last = Class::of(Layout::from_size_align(LARGEST - OVERHEAD, 128).unwrap()).unwrap();
+        assert_eq!(last.index, CLASSES - 1);
+    }
+
+    /// Whether each of so many blocks of `size` bytes is kept.
+    fn kept(size: usize, count: usize) -> usize {
+        let class = class(size).unwrap();
+        let blocks = (0..count).map(|_| vec![0_u64; class.size / 8]);
+        // SAFETY: the blocks are as long as their class, aligned as Vec's large ones are, and leaked: nobody's.
+        let kept = blocks.filter(|block| unsafe { keep(block.as_ptr().cast_mut().cast(), class) });
+        kept.map(std::mem::forget).count()
+    }
+
+    #[test]
+    fn a_thread_keeps_nothing_unless_it_is_told_to() {
         std::thread::spawn(|| {
-            let class = class(1 << 14).unwrap();
-            let mut blocks = [const { Vec::<u8>::new() }; KEPT_BLOCKS + 1].map(|_| vec![0_u8; 1 << 15]);
-            // SAFETY: the blocks are longer than their class, aligned as Vec's large ones are, and nobody else's.
-            let mut keep = |index: usize| unsafe { keep(blocks[index].as_mut_ptr(), class) };
-            assert!(!keep(0));
+            assert_eq!(kept(1 << 14, 1), 0);
             begin();
-            assert!((0..KEPT_BLOCKS).all(&mut keep));
-            assert!(!keep(KEPT_BLOCKS));
-            assert!((0..KEPT_BLOCKS).all(|_| take(class).is_some()));
-            assert_eq!(take(class), None);
+            assert_eq!(kept(1 << 14, 1), 1);
+            assert!(take(class(1 << 14).unwrap()).is_some());
+            assert_eq!(take(class(1 << 14).unwrap()), None);
+        })
+        .join()
+        .unwrap();
+    }
+
+    #[test]
+    fn a_thread_keeps_only_so_much_of_a_class_and_of_all_until_it_takes_some() {
+        std::thread::spawn(|| {
+            begin();
+            let sizes = [1, 2, 4, 8, 16].map(|kibibytes| (kibibytes << 10) - OVERHEAD);
+            assert_eq!(
+                sizes.map(|size| kept(size, 1 << 9) * (size + OVERHEAD)),
+                [KEPT_OF_CLASS, KEPT_OF_CLASS, KEPT_OF_CLASS, KEPT_OF_CLASS, 0]
+            );
+            while take(class(sizes[0]).unwrap()).is_some() {}
+            assert_eq!(kept(sizes[4], 1 << 9) << 14, KEPT_OF_CLASS);
         })
         .join()
         .unwrap();
