@@ -64,7 +64,8 @@ fn cost_of(stat: &str, switches: f64, ticks: f64) -> Option<Cost> {
 fn switches_of(status: &str) -> f64 {
     let counts = status.lines().filter_map(|line| {
         let (name, count) = line.split_once(':')?;
-        name.ends_with("voluntary_ctxt_switches").then(|| count.trim().parse::<f64>().ok())?
+        name.ends_with("voluntary_ctxt_switches")
+            .then(|| count.trim().parse::<f64>().ok())?
     });
     counts.sum()
 }

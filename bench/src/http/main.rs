@@ -7,8 +7,7 @@ mod native;
 mod pod;
 
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -17,15 +16,15 @@ use kubewasi_bench::client::Client;
 use kubewasi_bench::memory::pss;
 use kubewasi_testbed::hostile;
 use tokio::net::TcpStream;
-use tokio::process::{Child, Command};
 
 use crate::cost::Cost;
 use crate::load::load;
 use crate::pod::Node;
 
-const USAGE: &str = "usage: kubewasi-bench-http SOCKET FOLDER LAYER OPTIONS WASMTIME | kubewasi-bench-http native\n\
-    SOCKET is containerd's, FOLDER takes snapshots, LAYER holds service02.wasm and service03.wasm, OPTIONS is the wasi\n\
-    handler's options file, WASMTIME the binary; run it in a network namespace of its own";
+const USAGE: &str = "usage: kubewasi-bench-http SOCKET FOLDER LAYER OPTIONS [ONLY] | kubewasi-bench-http native\n\
+    SOCKET is containerd's, FOLDER takes snapshots, LAYER holds service02.wasm, service03.wasm, wasmtime and this program,\n\
+    OPTIONS is the wasi handler's options file; run it in a network namespace of its own. With ONLY no more is measured\n\
+    than the loads of servers whose names have that.";
 
 /// Every server's, one after the other.
 const ADDRESS: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 8080);
@@ -56,7 +55,7 @@ async fn main() -> Result<()> {
     let args: Vec<String> = std::env::args().skip(1).collect();
     match args.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
         ["native"] => native::serve(ADDRESS).await,
-        [socket, folder, layer, options, wasmtime] => {
+        [socket, folder, layer, options, only @ ..] => {
             let node = Node {
                 client: Client::connect(Path::new(socket), "bench-http").await?,
                 folder: folder.into(),
@@ -65,10 +64,13 @@ async fn main() -> Result<()> {
             };
             println!(
                 "# HTTP services\n\nOne run of `hack/bench-http`, which `make bench` calls: clients and server share the \
-                 machine's {} cpus.\n",
+                 machine's {} cpus, and every server is a container: services by us, the others by runc.\n",
                 std::thread::available_parallelism()?
             );
-            compare(&node, &wasmtime.into()).await?;
+            compare(&node, only.first().unwrap_or(&"")).await?;
+            if !only.is_empty() {
+                return Ok(());
+            }
             instantiate(&node).await?;
             misbehave(&node).await
         }
@@ -76,47 +78,45 @@ async fn main() -> Result<()> {
     }
 }
 
-/// The same loads for every server.
-async fn compare(node: &Node, wasmtime: &PathBuf) -> Result<()> {
+/// The same loads for every server whose name has `only`.
+async fn compare(node: &Node, only: &str) -> Result<()> {
     println!(
         "The last four columns are the server's part of one request: time of the processor in its own code and in the \
          kernel's, pages that were faulted in, switches between threads.\n\n| server | connections | requests/s | \
          median, us | p99, us | PSS after, MiB | user, us | kernel, us | page faults | switches \
          |\n|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|"
     );
-    let exe = std::env::current_exe()?;
-    command("native hyper", Command::new(exe).arg("native")).await?;
+    let native = async |name: &str, id: &str, args: &[&str]| {
+        if !name.contains(only) {
+            return Ok(());
+        }
+        let pod = node.start_native(id, args).await?;
+        measure(name, pod.pid).await?;
+        pod.kill().await
+    };
+    native("native hyper", "hyper", &["/kubewasi-bench-http", "native"]).await?;
     for file in SERVICES {
+        let service = file.trim_end_matches(".wasm");
         for (mode, instance, count) in [
             ("fresh", "per-request".to_owned(), "1"),
             ("reuse", format!("reuse({REUSED})"), REUSED),
         ] {
-            let id = format!("{}-{mode}", file.trim_end_matches(".wasm"));
-            let pod = node.start(&id, file, &[("instance", &instance)]).await?;
-            measure(&format!("kubewasi, {file}, {mode}"), pod.pid).await?;
-            pod.end().await?;
-            let mut serve = Command::new(wasmtime);
-            serve
-                .args(["serve", "-Scli", "--max-instance-reuse-count", count])
-                .args(["--addr", &ADDRESS.to_string()])
-                .arg(node.layer.join(file));
-            command(&format!("wasmtime serve, {file}, {mode}"), &mut serve).await?;
+            let name = format!("kubewasi, {file}, {mode}");
+            if name.contains(only) {
+                let pod = node
+                    .start(&format!("{service}-{mode}"), file, &[("instance", &instance)])
+                    .await?;
+                measure(&name, pod.pid).await?;
+                pod.end().await?;
+            }
+            let name = format!("wasmtime serve, {file}, {mode}");
+            let (address, component) = (ADDRESS.to_string(), format!("/{file}"));
+            let args = ["/wasmtime", "serve", "-Scli", "--max-instance-reuse-count", count];
+            let args = [&args[..], &["--addr", &address, &component]].concat();
+            native(&name, &format!("serve-{service}-{mode}"), &args).await?;
         }
     }
     Ok(())
-}
-
-/// Measures a server that is a process.
-async fn command(name: &str, command: &mut Command) -> Result<()> {
-    let mut server: Child = command
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .kill_on_drop(true)
-        .spawn()
-        .with_context(|| format!("cannot start {name}"))?;
-    let pid = server.id().with_context(|| format!("{name} has ended"))?;
-    measure(name, pid).await?;
-    server.kill().await.with_context(|| format!("cannot end {name}"))
 }
 
 /// Loads the server `pid` when it listens, and prints a row for each load.

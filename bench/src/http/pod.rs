@@ -1,6 +1,6 @@
-//! A service in a container of ours.
+//! A server in a container: a service by us, a native one by runc.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use kubewasi_bench::client::{Client, Streams, rootfs};
@@ -11,7 +11,7 @@ pub struct Node {
     pub client: Client,
     /// Takes snapshots and logs.
     pub folder: PathBuf,
-    /// Holds the components.
+    /// Holds the components, and the programs of native servers.
     pub layer: PathBuf,
     /// The wasi handler's options file.
     pub options: PathBuf,
@@ -28,16 +28,30 @@ pub struct Pod<'a> {
 impl Node {
     /// Starts the component `file` with these annotations, `kubewasi.dev/` before each key.
     pub async fn start(&self, id: &str, file: &str, annotations: &[(&str, &str)]) -> Result<Pod<'_>> {
+        let annotations: serde_json::Map<_, _> = annotations
+            .iter()
+            .map(|(key, value)| (format!("kubewasi.dev/{key}"), json!(value)))
+            .collect();
+        let mut spec = spec(id, &[&format!("/{file}")]);
+        spec["annotations"] = annotations.into();
+        self.run(id, "io.containerd.wasi.v1", Some(&self.options), &spec).await
+    }
+
+    /// Starts a native server by runc, in the same root filesystem and in control groups like a service's.
+    pub async fn start_native(&self, id: &str, args: &[&str]) -> Result<Pod<'_>> {
+        self.run(id, "io.containerd.runc.v2", None, &spec(id, args)).await
+    }
+
+    async fn run(&self, id: &str, runtime: &str, options: Option<&Path>, spec: &serde_json::Value) -> Result<Pod<'_>> {
         let rootfs = rootfs(&self.layer, &self.folder.join("snapshots").join(id))?;
         let log = self.folder.join(format!("{id}.log"));
+        let stream = format!("file://{}", log.display());
         let streams = Streams {
-            stdout: format!("file://{}", log.display()),
+            stdout: stream.clone(),
+            stderr: stream,
             ..Streams::default()
         };
-        let spec = spec(id, file, annotations);
-        self.client
-            .declare(id, "io.containerd.wasi.v1", Some(&self.options), &spec)
-            .await?;
+        self.client.declare(id, runtime, options, spec).await?;
         let pid = self.client.create(id, vec![rootfs], &streams).await?;
         self.client.start(id, "").await?;
         let id = id.to_owned();
@@ -51,33 +65,46 @@ impl Node {
 }
 
 impl Pod<'_> {
-    /// Ends it by SIGTERM; what it wrote on stdout.
+    /// Ends it by SIGTERM; what it wrote.
     ///
     /// # Errors
     ///
     /// When it does not exit with 0.
     pub async fn end(self) -> Result<String> {
+        let code = self.signal(15).await?;
+        ensure!(code == 0, "{} exited with {code}", self.id);
+        std::fs::read_to_string(&self.log).with_context(|| format!("cannot read {}", self.log.display()))
+    }
+
+    /// Ends it by SIGKILL.
+    pub async fn kill(self) -> Result<()> {
+        self.signal(9).await.map(drop)
+    }
+
+    async fn signal(&self, signal: u32) -> Result<u32> {
         let (client, id) = (&self.node.client, &self.id);
-        client.kill(id, 15, true).await?;
+        client.kill(id, signal, true).await?;
         let code = client.wait(id, "").await?;
         client.delete(id).await?;
         client.forget(id).await?;
-        ensure!(code == 0, "{id} exited with {code}");
-        std::fs::read_to_string(&self.log).with_context(|| format!("cannot read {}", self.log.display()))
+        Ok(code)
     }
 }
 
-/// A service in the network namespace of its containerd.
-fn spec(id: &str, file: &str, annotations: &[(&str, &str)]) -> serde_json::Value {
-    let annotations: serde_json::Map<_, _> = annotations
-        .iter()
-        .map(|(key, value)| (format!("kubewasi.dev/{key}"), json!(value)))
-        .collect();
+/// A process in the network namespace of its containerd.
+fn spec(id: &str, args: &[&str]) -> serde_json::Value {
     json!({
         "ociVersion": "1.0.2",
-        "annotations": annotations,
-        "process": {"user": {"uid": 0, "gid": 0}, "cwd": "/", "args": [format!("/{file}")], "noNewPrivileges": true},
+        "process": {
+            "user": {"uid": 0, "gid": 0},
+            "cwd": "/",
+            "args": args,
+            "noNewPrivileges": true,
+        },
         "root": {"path": "rootfs"},
+        "mounts": [
+            {"destination": "/proc", "type": "proc", "source": "proc", "options": ["nosuid", "noexec", "nodev"]},
+        ],
         "linux": {
             "cgroupsPath": format!("/bench-http/{id}"),
             "namespaces": [{"type": "pid"}, {"type": "ipc"}, {"type": "uts"}, {"type": "mount"}],
