@@ -182,8 +182,11 @@ fn half_open(mut stream: TcpStream, end: Instant) -> Result<()> {
 
 fn malformed(mut stream: TcpStream, request: &[u8]) -> Result<()> {
     stream.write_all(request)?;
-    // So that a head that a parser waits for the rest of ends too.
-    stream.shutdown(std::net::Shutdown::Write)?;
+    // So that a head that a parser waits for the rest of ends too; a service that refused it may have closed by now.
+    match stream.shutdown(std::net::Shutdown::Write) {
+        Err(error) if error.kind() != ErrorKind::NotConnected => return Err(error),
+        _ => {}
+    }
     let mut answer = Vec::new();
     match stream.read_to_end(&mut answer) {
         Err(error) if error.kind() != ErrorKind::ConnectionReset => return Err(error),
