@@ -15,11 +15,11 @@ pub enum Optimization {
     SpeedAndSize,
 }
 
-/// The options of the engine. Each changes what compiled code is or what it may do, so none is a pod's to set.
+/// The options of the engine. Each changes what compiled code is or what it may do, so none but the stack is a pod's to set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Engine {
     pub optimization: Optimization,
-    /// The most stack that a guest's calls may take, in bytes.
+    /// The most stack that a guest's calls may take, in bytes, when its pod says nothing.
     pub stack_size: u64,
     /// Proposals of WebAssembly, by their names there.
     pub gc: bool,

@@ -136,6 +136,7 @@ mod tests {
                 },
                 guest: Guest {
                     memory_limit: 1 << 20,
+                    stack_size: 1 << 20,
                     ..Guest::default()
                 },
             }

@@ -61,6 +61,8 @@ pub struct Options {
 pub struct Guest {
     /// The most bytes that its linear memories may have together, beside the limit of its cgroup.
     pub memory_limit: u64,
+    /// The most stack that its calls may take, in bytes.
+    pub stack_size: u64,
     /// What it reads by wasi:config; from annotations alone.
     pub config: BTreeMap<String, String>,
     /// How it serves HTTP.
@@ -238,9 +240,12 @@ pub const TABLE: &[Entry] = &[
             max: 64 * MI,
         },
         default: "512Ki",
-        place: Place::Handler,
+        place: Place::Pod,
         doc: "The most stack that a guest's calls may take; more is a trap.",
-        set: |options, value| set_number(&mut options.engine.stack_size, value),
+        set: |options, value| {
+            set_number(&mut options.guest.stack_size, value);
+            options.engine.stack_size = options.guest.stack_size;
+        },
     },
     Entry {
         key: "wasm_gc",
@@ -450,6 +455,7 @@ impl Default for Options {
             },
             guest: Guest {
                 memory_limit: 0,
+                stack_size: 0,
                 config: BTreeMap::new(),
                 http: Http::default(),
             },

@@ -150,6 +150,8 @@ enum Loader<'a> {
         memory: Option<Memory>,
         world: World,
         export: Option<&'a str>,
+        /// Of its own, when the launcher's is not what the pod asks for.
+        warm: Option<Box<Warm>>,
         serving: Option<Box<Serving>>,
     },
 }
@@ -172,26 +174,38 @@ impl Loader<'_> {
         match &confinement.role {
             Role::Holder => Ok(Loader::Nothing),
             Role::Native { path } => Ok(Loader::Native(path)),
-            Role::Guest { world, export } => Ok(Loader::Program {
-                artifact: artifact.ok_or_else(|| step("load the program")("its artifact is missing"))?,
-                memory: match &confinement.memory {
-                    None => None,
-                    Some(folder) => Memory::open(folder).map_err(step("open the cgroup's memory files"))?,
-                },
-                world: *world,
-                export: export.as_deref(),
-                serving: match guest::http::instances(*world, &confinement.options.http) {
-                    None => None,
-                    Some(instances) => {
-                        let counters = counters.ok_or_else(|| step("load the program")("its counters are missing"))?;
-                        let counters = counters::map(&counters, COUNTERS).map_err(step("map its counters"))?;
-                        let serving = Serving::new(instances, &warm.options, Figures::new(counters));
-                        Some(Box::new(serving.map_err(|error| {
-                            step("build the service's engine")(format!("{error:#}"))
-                        })?))
-                    }
-                },
-            }),
+            Role::Guest { world, export } => {
+                let options = kubewasi_options::Engine {
+                    stack_size: confinement.options.stack_size,
+                    ..warm.options
+                };
+                let build = |error: wasmtime::Error| step("build the guest's engine")(format!("{error:#}"));
+                Ok(Loader::Program {
+                    artifact: artifact.ok_or_else(|| step("load the program")("its artifact is missing"))?,
+                    memory: match &confinement.memory {
+                        None => None,
+                        Some(folder) => Memory::open(folder).map_err(step("open the cgroup's memory files"))?,
+                    },
+                    world: *world,
+                    export: export.as_deref(),
+                    warm: match world.profile() {
+                        Profile::Command if options != warm.options => {
+                            Some(Box::new(Warm::new(options).map_err(build)?))
+                        }
+                        _ => None,
+                    },
+                    serving: match guest::http::instances(*world, &confinement.options.http) {
+                        None => None,
+                        Some(instances) => {
+                            let counters =
+                                counters.ok_or_else(|| step("load the program")("its counters are missing"))?;
+                            let counters = counters::map(&counters, COUNTERS).map_err(step("map its counters"))?;
+                            let serving = Serving::new(instances, &options, Figures::new(counters));
+                            Some(Box::new(serving.map_err(build)?))
+                        }
+                    },
+                })
+            }
         }
     }
 }
@@ -314,9 +328,11 @@ fn confine(
             memory,
             world,
             export,
+            warm: own,
             serving,
         } => {
             process.as_ref().map_or(Ok(()), enter_open_files)?;
+            let warm = own.as_deref().unwrap_or(warm);
             let engines = Engines { warm, serving };
             let budget = Budget::new(memory, confinement.options.memory_limit);
             let ready = guest::load(&engines, artifact, world, export, &settings(confinement), budget);

@@ -37,15 +37,19 @@ on_newest_containerd! {
         module(node, wide, None).finish().ok();
     }
 
-    fn a_stack_is_as_deep_as_the_handler_says_and_a_pod_cannot_deepen_it(node) {
+    fn a_stack_is_as_deep_as_the_handler_says_or_the_pod(node) {
         module(node, &recursing(6000), None).finish().ok();
         module(node, &recursing(100_000), None).finish().expect_code(134).expect_error(&["call stack exhausted"]);
         node.configure("idle_timeout = 0\nstack_size = '64Ki'");
         module(node, &recursing(6000), None).finish().expect_code(134).expect_error(&["call stack exhausted"]);
         node.configure("idle_timeout = 0\nstack_size = '64Mi'");
         module(node, &recursing(100_000), None).finish().ok();
-        module(node, &recursing(1), Some(("kubewasi.dev/stack-size", "64Mi"))).fail()
-            .expect_refusal(&["kubewasi.dev/stack-size=64Mi", "only the handler's options"]);
+        let shallow = Some(("kubewasi.dev/stack-size", "64Ki"));
+        module(node, &recursing(6000), shallow).finish().expect_code(134).expect_error(&["call stack exhausted"]);
+        node.configure("idle_timeout = 0");
+        module(node, &recursing(100_000), Some(("kubewasi.dev/stack-size", "64Mi"))).finish().ok();
+        module(node, &recursing(1), Some(("kubewasi.dev/stack-size", "65Mi"))).fail()
+            .expect_refusal(&["kubewasi.dev/stack-size=65Mi", "64Mi"]);
     }
 
     fn code_that_is_not_optimized_runs_as_well(node) {
