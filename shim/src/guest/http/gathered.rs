@@ -1,8 +1,8 @@
 //! A connection that gathers what is to be written: head, body and end of a short answer leave in one packet.
 //!
 //! A guest produces those one after the other, each time the connection has taken the last. hyper writes whenever the
-//! guest has nothing more at the moment; that moment is given one turn of the thread's event loop, in which the guest goes
-//! on. So a short answer takes one system call, and its client is woken once.
+//! guest has nothing more at the moment; that moment is given a few turns of the thread's event loop, in which the guest
+//! goes on. So a short answer takes one system call, and its client is woken once.
 
 use std::io::{IoSlice, Result};
 use std::pin::Pin;
@@ -10,25 +10,32 @@ use std::task::{Context, Poll, ready};
 
 use hyper::rt::{Read, ReadBufCursor, Write};
 
-/// A stream whose writes wait for a turn.
+/// So many turns a write waits: a guest of 0.3 takes one for its body and one for the end of that.
+const TURNS: u32 = 3;
+
+/// The end of a body in chunks (RFC 9112, 7.1): there is nothing to wait for behind it.
+const END: &[u8] = b"0\r\n\r\n";
+
+/// A stream whose writes wait for a few turns.
 pub struct Gathered<T> {
     stream: T,
-    /// A write has waited already, and what came meanwhile is with it.
-    waited: bool,
+    /// The turns that a write has waited already; what came meanwhile is with it.
+    waited: u32,
 }
 
 impl<T> Gathered<T> {
     pub fn new(stream: T) -> Gathered<T> {
-        Gathered { stream, waited: false }
+        Gathered { stream, waited: 0 }
     }
 }
 
 impl<T: Write + Unpin> Gathered<T> {
-    fn poll_turn(&mut self, cx: &Context<'_>) -> Poll<()> {
-        if self.waited {
+    /// Waits for its turn with what ends in `last`.
+    fn poll_turn(&mut self, cx: &Context<'_>, last: &[u8]) -> Poll<()> {
+        if self.waited == TURNS || last.ends_with(END) {
             return Poll::Ready(());
         }
-        self.waited = true;
+        self.waited += 1;
         // Behind everything that is ready to run by now.
         cx.waker().wake_by_ref();
         Poll::Pending
@@ -37,22 +44,25 @@ impl<T: Write + Unpin> Gathered<T> {
     fn poll_once<R>(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
+        last: &[u8],
         write: impl FnOnce(Pin<&mut T>, &mut Context<'_>) -> Poll<R>,
     ) -> Poll<R> {
-        ready!(self.poll_turn(cx));
+        ready!(self.poll_turn(cx, last));
         let written = ready!(write(Pin::new(&mut self.stream), cx));
-        self.waited = false;
+        self.waited = 0;
         Poll::Ready(written)
     }
 }
 
 impl<T: Write + Unpin> Write for Gathered<T> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<Result<usize>> {
-        self.poll_once(cx, |stream, cx| stream.poll_write(cx, bytes))
+        self.poll_once(cx, bytes, |stream, cx| stream.poll_write(cx, bytes))
     }
 
     fn poll_write_vectored(self: Pin<&mut Self>, cx: &mut Context<'_>, pieces: &[IoSlice<'_>]) -> Poll<Result<usize>> {
-        self.poll_once(cx, |stream, cx| stream.poll_write_vectored(cx, pieces))
+        let last = pieces.iter().rfind(|piece| !piece.is_empty());
+        let last = last.map_or(&[][..], |piece| &**piece);
+        self.poll_once(cx, last, |stream, cx| stream.poll_write_vectored(cx, pieces))
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -98,22 +108,31 @@ mod tests {
         }
     }
 
+    /// Writes `pieces`, of which each turn brings one; how often it was polled.
+    async fn write(stream: &mut Gathered<Written>, pieces: &[&[u8]]) -> usize {
+        let mut polled = 0;
+        let written = poll_fn(|cx| {
+            polled += 1;
+            let pending = pieces[..polled.min(pieces.len())].concat();
+            Pin::new(&mut *stream).poll_write(cx, &pending)
+        });
+        assert_eq!(written.await.unwrap(), pieces.concat().len());
+        polled
+    }
+
     #[tokio::test]
-    async fn each_write_waits_once_and_takes_what_came_meanwhile() {
+    async fn each_write_waits_for_some_turns_and_takes_what_came_meanwhile() {
         let mut stream = Gathered::new(Written::default());
-        for bytes in [b"head".to_vec(), b"next".to_vec()] {
-            let mut pending = bytes;
-            let mut polled = 0;
-            let write = poll_fn(|cx| {
-                polled += 1;
-                if polled == 2 {
-                    pending.extend(b" and body");
-                }
-                Pin::new(&mut stream).poll_write(cx, &pending)
-            });
-            assert_eq!(write.await.unwrap(), 13);
-            assert_eq!(polled, 2);
+        for head in [&b"head"[..], b"next"] {
+            assert_eq!(write(&mut stream, &[head, b" and", b" body"]).await, TURNS as usize + 1);
         }
         assert_eq!(stream.stream.0, [b"head and body".to_vec(), b"next and body".to_vec()]);
+    }
+
+    #[tokio::test]
+    async fn a_body_that_has_ended_waits_for_nothing() {
+        let mut stream = Gathered::new(Written::default());
+        assert_eq!(write(&mut stream, &[b"head", b"0\r\n\r\n"]).await, 2);
+        assert_eq!(write(&mut stream, &[b"head and 0\r\n\r\n"]).await, 1);
     }
 }
