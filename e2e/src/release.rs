@@ -52,6 +52,15 @@ pub async fn ready(cluster: &Cluster, spec: Value) -> Result<()> {
     Ok(())
 }
 
+/// The lines of the controller's metrics whose names are `kubewasi_` and then `name`.
+pub async fn controller_metrics(cluster: &Cluster, name: &str) -> Result<Vec<String>> {
+    let path = format!("/api/v1/namespaces/{NAME}/services/kubewasi-controller:http/proxy/metrics");
+    let metrics = cluster.output_of_kubectl(&["get", "--raw", &path]).await?;
+    let wanted = format!("kubewasi_{name}");
+    let lines = metrics.lines().filter(|line| line.starts_with(&wanted));
+    Ok(lines.map(str::to_owned).collect())
+}
+
 /// Takes the release away, which fails while wasm pods run.
 pub async fn uninstall(cluster: &Cluster) -> Result<()> {
     let timeout = format!("{}s", LIMIT.as_secs());

@@ -7,6 +7,7 @@ mod by_hand;
 mod changes;
 mod faults;
 mod second_runtime;
+mod steady;
 mod uninstall;
 
 use anyhow::Result;

@@ -38,6 +38,9 @@ async fn an_installation_runs_wasm_pods_and_its_removal_leaves_the_crds_alone() 
             nodes.len(),
             start.elapsed().as_secs_f64()
         );
+        let memory = release::controller_metrics(cluster, "resident_memory_bytes").await?;
+        assert_eq!(memory.len(), 1, "{memory:?}");
+        eprintln!("controller: {}", memory[0]);
         let tested = release::test(cluster).await?;
         assert!(tested.contains("/probe02.wasm"), "{tested}");
         let ready = runtime::labels_and_taints(cluster).await?;

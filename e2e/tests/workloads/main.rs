@@ -3,6 +3,7 @@
 mod bad_input;
 mod beside_ordinary_pods;
 mod debugging;
+mod density;
 mod drain;
 mod endings;
 mod exec;
