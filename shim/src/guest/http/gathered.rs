@@ -11,7 +11,7 @@ use std::task::{Context, Poll, ready};
 use hyper::rt::{Read, ReadBufCursor, Write};
 
 /// So many turns a write waits: a guest of 0.3 takes one for its body and one for the end of that.
-const TURNS: u32 = 3;
+const TURNS: u32 = 5;
 
 /// The end of a body in chunks (RFC 9112, 7.1): there is nothing to wait for behind it.
 const END: &[u8] = b"0\r\n\r\n";
