@@ -336,7 +336,8 @@ impl Tenant {
         let waiter = tokio::spawn(self.clone().wait(id.to_owned(), exec_id.clone(), container.begun));
         let start = || self.client.start(id, &exec_id);
         let done = [Code::NotFound, Code::FailedPrecondition];
-        let started = self.call("start a process", container.begun, &done, start).await?;
+        let excused = || self.history.excuses_exec(container.begun);
+        let started = self.call_unless("start a process", excused, &done, start).await?;
         Ok(Exec {
             id: exec_id,
             key,
@@ -424,6 +425,18 @@ impl Tenant {
         done: &[Code],
         make: impl Fn() -> F,
     ) -> Result<Option<T>> {
+        self.call_unless(what, || self.history.excuses_call(begun), done, make)
+            .await
+    }
+
+    /// As [`Self::call`], for a call whose failures are excused as it is said.
+    async fn call_unless<T, F: Future<Output = Result<T, Status>>>(
+        &self,
+        what: &str,
+        excused: impl Fn() -> bool,
+        done: &[Code],
+        make: impl Fn() -> F,
+    ) -> Result<Option<T>> {
         let since = Instant::now();
         loop {
             let answer = timeout(LIMIT, make())
@@ -433,7 +446,7 @@ impl Tenant {
                 Ok(answer) => return Ok(Some(answer)),
                 Err(status) => status,
             };
-            let excused = status.source().is_some() || self.history.excuses_call(begun);
+            let excused = status.source().is_some() || excused();
             if !excused || since.elapsed() > LIMIT {
                 bail!("{what}: {status}");
             }
