@@ -15,6 +15,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use rustix::fs::{CWD, RenameFlags, renameat_with};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::RwLock;
@@ -70,8 +71,14 @@ impl Gate {
                 _ => std::thread::sleep(Duration::from_micros(200)),
             }
         }
-        fs::rename(&self.endpoint, self.real())?;
-        fs::hard_link(&self.own, &self.endpoint)?;
+        // Exchanged, so that there is always one: containerd changes its endpoint's mode and owner by path.
+        let real = self.real();
+        match fs::remove_file(&real) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
+            _ => {}
+        }
+        fs::hard_link(&self.own, &real)?;
+        renameat_with(CWD, &real, CWD, &self.endpoint, RenameFlags::EXCHANGE)?;
         Ok(())
     }
 

@@ -83,18 +83,44 @@ impl Steady {
     }
 }
 
-/// What a process has open, to tell what should not be.
+/// What a process has open, to tell what should not be; a socket with the path that it listens at or was reached by.
 fn open_files(pid: i32) -> String {
+    let sockets = fs::read_to_string(format!("/proc/{pid}/net/unix")).unwrap_or_default();
     let entries = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
     let names: Vec<String> = entries
-        .filter_map(|entry| Some(fs::read_link(entry.path()).ok()?.display().to_string()))
+        .filter_map(|entry| {
+            let name = fs::read_link(entry.path()).ok()?.display().to_string();
+            Some(match path_of(&sockets, &name) {
+                Some(path) => format!("{name} {path}"),
+                None => name,
+            })
+        })
         .collect();
     names.join(", ")
+}
+
+/// The path of `socket:[INODE]`, by the list of proc_pid_net(5).
+fn path_of<'a>(sockets: &'a str, name: &str) -> Option<&'a str> {
+    let inode = name.strip_prefix("socket:[")?.strip_suffix(']')?;
+    let mut lines = sockets.lines().map(|line| line.split_whitespace().skip(6));
+    lines.find_map(|mut fields| (fields.next() == Some(inode)).then(|| fields.next())?)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_socket_is_told_with_its_path() {
+        let sockets = "Num RefCount Protocol Flags Type St Inode Path\n\
+                       0: 00000002 00000000 00010000 0001 01 77 /run/a.sock\n0: 00000003 00000000 00000000 0001 03 78\n";
+        let path = |name| path_of(sockets, name);
+        assert_eq!(path("socket:[77]"), Some("/run/a.sock"));
+        assert_eq!(
+            (path("socket:[78]"), path("socket:[7]"), path("/dev/null")),
+            (None, None, None)
+        );
+    }
 
     #[test]
     fn more_than_a_tenth_of_memory_is_growth_and_so_is_one_descriptor() {
