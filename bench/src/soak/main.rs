@@ -42,7 +42,7 @@ use crate::ledger::Ledger;
 use crate::life::{Life, WORLDS};
 use crate::node::Node;
 use crate::plan::Plan;
-use crate::steady::{Size, Steady};
+use crate::steady::{Size, Slack, Steady};
 use crate::tenant::Tenant;
 
 const USAGE: &str = "usage: kubewasi-soak faults MINUTES SEED SHIM CONTAINERD GUESTS\n       \
@@ -184,7 +184,7 @@ impl Soak {
             if before != server {
                 bail!("the server {before} has ended, {server} is another");
             }
-            if let Some(grown) = size.growth(&was, 0, |size| size.memory) {
+            if let Some(grown) = size.growth(&was, Slack::default(), |size| size.memory) {
                 self.tenant
                     .ledger
                     .wrong("steady", format!("server {server} has grown: {grown}"));
