@@ -49,7 +49,7 @@ on_newest_containerd! {
         node.configure("idle_timeout = 0");
         module(node, &recursing(100_000), Some(("kubewasi.dev/stack-size", "64Mi"))).finish().ok();
         module(node, &recursing(1), Some(("kubewasi.dev/stack-size", "65Mi"))).fail()
-            .expect_refusal(&["kubewasi.dev/stack-size=65Mi", "64Mi"]);
+            .expect_refusal(&["kubewasi.dev/stack-size: 65Mi is out of range", "64Mi"]);
     }
 
     fn code_that_is_not_optimized_runs_as_well(node) {
