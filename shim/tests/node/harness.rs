@@ -1,6 +1,7 @@
 //! The harness itself: it runs containers, and it sees what is left.
 
 use std::fs;
+use std::io::Read;
 use std::os::unix::net::UnixListener;
 use std::process::{Command, Stdio};
 
@@ -42,7 +43,9 @@ on_every_containerd! {
         let mark = node.namespace.clone();
         let before = Machine::look(&mark);
         let mut process = Command::new("/bin/sh")
-            .args(["-c", "read line", &mark]).stdin(Stdio::piped()).spawn().unwrap();
+            .args(["-c", "echo; read line", &mark]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        // Until then it may have no arguments: the kernel sets them after it has closed what exec closes.
+        process.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
         let cgroup = std::path::Path::new("/sys/fs/cgroup/pids").join(&mark).join("left");
         fs::create_dir_all(&cgroup).unwrap();
         let mount = node.folder.join("mount");
