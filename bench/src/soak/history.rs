@@ -57,12 +57,12 @@ impl History {
 
     /// Whether a Create that began at `since` may have failed: of all that a fault breaks, what is just being made.
     pub fn excuses_create(&self, since: Instant) -> bool {
-        self.excuses_exec(since) || self.count_since(since, |fault| matches!(fault, Fault::CacheFull(_))) > 0
+        self.excuses_native_exec(since) || self.count_since(since, |fault| matches!(fault, Fault::CacheFull(_))) > 0
     }
 
-    /// Whether the start of a process that began at `since` may have failed: for a native one runc writes a file into its
-    /// container's bundle.
-    pub fn excuses_exec(&self, since: Instant) -> bool {
+    /// Whether the start of a process in a native container that began at `since` may have failed: runc writes a file into
+    /// the container's bundle.
+    pub fn excuses_native_exec(&self, since: Instant) -> bool {
         self.excuses_call(since) || self.count_since(since, |fault| matches!(fault, Fault::BundlesFull(_))) > 0
     }
 
@@ -125,7 +125,7 @@ mod tests {
         let history = History::default();
         let _lasting = history.begin(Fault::BundlesFull(Duration::ZERO));
         let now = Instant::now();
-        assert!(history.excuses_create(now) && history.excuses_exec(now) && !history.excuses_call(now));
+        assert!(history.excuses_create(now) && history.excuses_native_exec(now) && !history.excuses_call(now));
         assert_eq!(history.count(), 1);
     }
 }

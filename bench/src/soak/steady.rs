@@ -14,7 +14,12 @@ const GAIN: u64 = 10;
 /// How much more a server may gain that was first looked at when it was young: the high water of its heap under all clients
 /// at once, and what it connects to when it needs that, its launcher, with the mount that this runs from, and containerd's
 /// event endpoint. A leak below that is found over 10,000 lifecycles, which allow none of it.
-const YOUNG: Slack = Slack { memory: 1024, files: 3 };
+const YOUNG: Slack = Slack {
+    memory: 1024,
+    files: 3,
+    // A client's each.
+    connections: 32,
+};
 
 /// How long it may take until what a server holds for others is gone: it keeps output that nobody has read for ten seconds.
 const SETTLE: Duration = Duration::from_secs(15);
@@ -29,6 +34,8 @@ pub struct Size {
     /// Open file descriptors, but for the connections that containerd keeps: after a Create that found its disk full it
     /// closes one when Go collects its garbage.
     pub files: usize,
+    /// Those connections.
+    pub connections: usize,
 }
 
 /// What is no growth yet.
@@ -38,14 +45,18 @@ pub struct Slack {
     pub memory: u64,
     /// Descriptors.
     pub files: usize,
+    /// Connections of containerd's.
+    pub connections: usize,
 }
 
 impl Size {
     pub fn of(pid: i32) -> Result<Size> {
+        let open = open_files(pid)?;
         Ok(Size {
             memory: pss(pid.unsigned_abs())?,
             anonymous: anonymous(pid.unsigned_abs())?,
-            files: open_files(pid).iter().filter(|file| !file.is_containerds).count(),
+            files: open.iter().filter(|file| !file.is_containerds).count(),
+            connections: open.iter().filter(|file| file.is_containerds).count(),
         })
     }
 
@@ -55,6 +66,12 @@ impl Size {
         let (now, then) = (memory(self), memory(before));
         if now > then + then * GAIN / 100 + slack.memory {
             return Some(format!("{now} KiB, {then} KiB before"));
+        }
+        if self.connections > before.connections + slack.connections {
+            return Some(format!(
+                "{} connections, {} before",
+                self.connections, before.connections
+            ));
         }
         (self.files > before.files + slack.files)
             .then(|| format!("{} descriptors, {} before", self.files, before.files))
@@ -79,6 +96,7 @@ impl Steady {
                     grown.push(format!(
                         "server {pid} has grown: {what}; it has open {}",
                         open_files(*pid)
+                            .unwrap_or_default()
                             .into_iter()
                             .map(|file| file.name)
                             .collect::<Vec<_>>()
@@ -108,11 +126,12 @@ struct OpenFile {
     is_containerds: bool,
 }
 
-fn open_files(pid: i32) -> Vec<OpenFile> {
-    let sockets = fs::read_to_string(format!("/proc/{pid}/net/unix")).unwrap_or_default();
-    let entries = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+fn open_files(pid: i32) -> Result<Vec<OpenFile>> {
+    let sockets = fs::read_to_string(format!("/proc/{pid}/net/unix"))?;
+    let entries = fs::read_dir(format!("/proc/{pid}/fd"))?.flatten();
+    // One that is closed meanwhile is none.
     let names = entries.filter_map(|entry| Some(fs::read_link(entry.path()).ok()?.display().to_string()));
-    names.map(|name| open_file(&sockets, name)).collect()
+    Ok(names.map(|name| open_file(&sockets, name)).collect())
 }
 
 /// The file `name`, which may be `socket:[INODE]` of the list in proc_pid_net(5).
@@ -170,6 +189,7 @@ mod tests {
             memory,
             anonymous: 0,
             files,
+            connections: 0,
         };
         let growth = |now: Size| now.growth(&size(1000, 20), Slack::default(), |size| size.memory);
         assert_eq!(growth(size(1100, 20)), None);

@@ -20,7 +20,7 @@ use tokio::time::{sleep, timeout};
 
 use crate::history::History;
 use crate::ledger::{Account, Creation, Kind, Ledger, process_key};
-use crate::life::{KILL, Life};
+use crate::life::{KILL, Life, NATIVE};
 use crate::lines::{self, Seen};
 use crate::node::Node;
 use crate::spec::{Pod, process, spec};
@@ -336,7 +336,10 @@ impl Tenant {
         let waiter = tokio::spawn(self.clone().wait(id.to_owned(), exec_id.clone(), container.begun));
         let start = || self.client.start(id, &exec_id);
         let done = [Code::NotFound, Code::FailedPrecondition];
-        let excused = || self.history.excuses_exec(container.begun);
+        let excused = || match container.program {
+            NATIVE => self.history.excuses_native_exec(container.begun),
+            _ => self.history.excuses_call(container.begun),
+        };
         let started = self.call_unless("start a process", excused, &done, start).await?;
         Ok(Exec {
             id: exec_id,
