@@ -7,11 +7,18 @@
 use std::io::{IoSlice, Result};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
+use std::time::{Duration, Instant};
 
 use hyper::rt::{Read, ReadBufCursor, Write};
 
 /// So many turns a write waits: a guest of 0.3 takes one for its body and one for the end of that.
 const TURNS: u32 = 5;
+
+/// The longest that a write waits: turns are long where other guests spin.
+const PATIENCE: Duration = Duration::from_micros(200);
+
+/// So much is worth a write of its own.
+const LARGE: usize = 4 << 10;
 
 /// The end of a body in chunks (RFC 9112, 7.1): there is nothing to wait for behind it.
 const END: &[u8] = b"0\r\n\r\n";
@@ -21,18 +28,27 @@ pub struct Gathered<T> {
     stream: T,
     /// The turns that a write has waited already; what came meanwhile is with it.
     waited: u32,
+    /// Since when it waits.
+    since: Option<Instant>,
 }
 
 impl<T> Gathered<T> {
     pub fn new(stream: T) -> Gathered<T> {
-        Gathered { stream, waited: 0 }
+        Gathered {
+            stream,
+            waited: 0,
+            since: None,
+        }
     }
 }
 
 impl<T: Write + Unpin> Gathered<T> {
-    /// Waits for its turn with what ends in `last`.
-    fn poll_turn(&mut self, cx: &Context<'_>, last: &[u8]) -> Poll<()> {
-        if self.waited == TURNS || last.ends_with(END) {
+    /// Waits for its turn with so many bytes, which end in `last`.
+    fn poll_turn(&mut self, cx: &Context<'_>, length: usize, last: &[u8]) -> Poll<()> {
+        if self.waited == TURNS || length >= LARGE || last.ends_with(END) {
+            return Poll::Ready(());
+        }
+        if self.since.get_or_insert_with(Instant::now).elapsed() > PATIENCE {
             return Poll::Ready(());
         }
         self.waited += 1;
@@ -41,28 +57,32 @@ impl<T: Write + Unpin> Gathered<T> {
         Poll::Pending
     }
 
-    fn poll_once<R>(
+    fn poll_once(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
+        length: usize,
         last: &[u8],
-        write: impl FnOnce(Pin<&mut T>, &mut Context<'_>) -> Poll<R>,
-    ) -> Poll<R> {
-        ready!(self.poll_turn(cx, last));
-        let written = ready!(write(Pin::new(&mut self.stream), cx));
-        self.waited = 0;
-        Poll::Ready(written)
+        write: impl FnOnce(Pin<&mut T>, &mut Context<'_>) -> Poll<Result<usize>>,
+    ) -> Poll<Result<usize>> {
+        ready!(self.poll_turn(cx, length, last));
+        let written = ready!(write(Pin::new(&mut self.stream), cx))?;
+        // What a client has no room for yet has waited already.
+        self.waited = if written < length { TURNS } else { 0 };
+        self.since = None;
+        Poll::Ready(Ok(written))
     }
 }
 
 impl<T: Write + Unpin> Write for Gathered<T> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<Result<usize>> {
-        self.poll_once(cx, bytes, |stream, cx| stream.poll_write(cx, bytes))
+        self.poll_once(cx, bytes.len(), bytes, |stream, cx| stream.poll_write(cx, bytes))
     }
 
     fn poll_write_vectored(self: Pin<&mut Self>, cx: &mut Context<'_>, pieces: &[IoSlice<'_>]) -> Poll<Result<usize>> {
         let last = pieces.iter().rfind(|piece| !piece.is_empty());
         let last = last.map_or(&[][..], |piece| &**piece);
-        self.poll_once(cx, last, |stream, cx| stream.poll_write_vectored(cx, pieces))
+        let length = pieces.iter().map(|piece| piece.len()).sum();
+        self.poll_once(cx, length, last, |stream, cx| stream.poll_write_vectored(cx, pieces))
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -127,6 +147,21 @@ mod tests {
             assert_eq!(write(&mut stream, &[head, b" and", b" body"]).await, TURNS as usize + 1);
         }
         assert_eq!(stream.stream.0, [b"head and body".to_vec(), b"next and body".to_vec()]);
+    }
+
+    #[tokio::test]
+    async fn what_is_large_waits_for_nothing_and_what_waited_long_no_longer() {
+        let mut stream = Gathered::new(Written::default());
+        assert_eq!(write(&mut stream, &[&[7; LARGE]]).await, 1);
+        let mut polled = 0;
+        let written = poll_fn(|cx| {
+            polled += 1;
+            if polled == 2 {
+                std::thread::sleep(PATIENCE * 2);
+            }
+            Pin::new(&mut stream).poll_write(cx, b"head")
+        });
+        assert_eq!((written.await.unwrap(), polled), (4, 2));
     }
 
     #[tokio::test]
