@@ -17,7 +17,13 @@ pub fn engine(profile: Profile, options: &Options) -> wasmtime::Result<Engine> {
 /// process that uses it, while that has a /proc: the kernel tells there which pages an instance has written.
 pub fn pooled(instances: u32, options: &Options) -> wasmtime::Result<Engine> {
     let mut config = config(Profile::Service, options)?;
-    config.allocation_strategy(InstanceAllocationStrategy::Pooling(pool(instances)));
+    let mut pool = pool(instances);
+    if options.stack_size > KEPT_STACK {
+        // What one request has used of a deep stack is given back, or each place of the pool would keep it.
+        config.async_stack_zeroing(true);
+        pool.async_stack_keep_resident(KEPT_OF_STACK);
+    }
+    config.allocation_strategy(InstanceAllocationStrategy::Pooling(pool));
     Engine::new(&config)
 }
 
@@ -80,6 +86,10 @@ const CONTEXT: usize = 16 << 20;
 /// again, which is most of what a fresh instance costs.
 const KEPT_OF_MEMORY: usize = 512 << 10;
 const KEPT_OF_TABLE: usize = 64 << 10;
+
+/// Stacks up to this size stay as they are for the next instance; of deeper ones so much does.
+const KEPT_STACK: u64 = 512 << 10;
+const KEPT_OF_STACK: usize = 64 << 10;
 
 /// Stacks for each instance: one for its calls, one for what it does while it is instantiated or returns.
 const STACKS: u32 = 2;
