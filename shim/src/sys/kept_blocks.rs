@@ -69,6 +69,14 @@ impl Class {
         unsafe { Layout::from_size_align_unchecked(self.size - OVERHEAD, self.align) }
     }
 
+    /// What a block of it takes: to align one further musl allocates as much more.
+    fn cost(self) -> usize {
+        match self.align {
+            STEP => self.size,
+            align => self.size + align,
+        }
+    }
+
     fn most(self) -> usize {
         KEPT_OF_CLASS / self.size
     }
@@ -112,7 +120,7 @@ pub fn take(class: Class) -> Option<*mut u8> {
         // SAFETY: a block in the list is nobody's, and begins with the pointer that `keep` wrote.
         list.first.set(unsafe { block.cast::<*mut u8>().read() });
         list.length.set(list.length.get() - 1);
-        lists.room.set(lists.room.get() + class.size);
+        lists.room.set(lists.room.get() + class.cost());
         Some(block)
     })
 }
@@ -127,14 +135,14 @@ pub unsafe fn keep(block: *mut u8, class: Class) -> bool {
         let room = lists.room.get();
         let list = &lists.lists[class.index];
         let length = list.length.get();
-        if room < class.size || length >= class.most() {
+        if room < class.cost() || length >= class.most() {
             return false;
         }
         // SAFETY: a block of any class has room for a pointer and is aligned for one, and it is nobody's.
         unsafe { block.cast::<*mut u8>().write(list.first.get()) };
         list.first.set(block);
         list.length.set(length + 1);
-        lists.room.set(room - class.size);
+        lists.room.set(room - class.cost());
         true
     })
 }
