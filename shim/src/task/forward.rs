@@ -1,8 +1,10 @@
-//! Carries events to containerd: one bounded queue, one event at a time, in order.
+//! Carries events to containerd: bounded queues, each one event at a time, in order. A container's events are all in one
+//! queue; that there are several keeps the time until containerd answers from bounding how many containers end a second.
 //!
 //! While containerd is away the first event waits and the others behind it; what containerd answers with an error, or
 //! not at all three times, is dropped with a line in the log.
 
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -12,13 +14,17 @@ use containerd_shim_protos::shim::event::Envelope;
 use containerd_shim_protos::shim::events::ForwardRequest;
 use containerd_shim_protos::shim_async::{Client, EventsClient};
 use containerd_shim_protos::ttrpc;
+use futures_util::future::join_all;
 use tokio::net::UnixStream;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{sleep, timeout};
 use ttrpc::asynchronous::transport::Socket;
 
-/// Four events a container, two thousand containers.
-const QUEUE: usize = 8192;
+/// So many queues, each with a connection of its own.
+const QUEUES: usize = 4;
+
+/// The events of a queue: four a container, five hundred containers.
+const QUEUE: usize = 2048;
 
 /// How long containerd may take for one event.
 const FORWARD: Duration = Duration::from_secs(5);
@@ -35,33 +41,37 @@ enum Item {
     Flush(oneshot::Sender<()>),
 }
 
-/// The near end of the queue.
+/// The near end of the queues.
 #[derive(Clone)]
 pub struct Publisher {
-    queue: mpsc::Sender<Item>,
+    queues: [mpsc::Sender<Item>; QUEUES],
     dropped: Arc<AtomicU64>,
 }
 
 impl Publisher {
     /// Starts to forward to the ttrpc socket at `address`; needs a tokio runtime.
     pub fn start(address: &str) -> Publisher {
-        let (queue, items) = mpsc::channel(QUEUE);
         let dropped = Arc::new(AtomicU64::new(0));
         let socket = PathBuf::from(address.strip_prefix("unix://").unwrap_or(address));
-        tokio::spawn(
-            Forwarder {
-                socket,
+        let queues = [(); QUEUES].map(|()| {
+            let (queue, items) = mpsc::channel(QUEUE);
+            let forwarder = Forwarder {
+                socket: socket.clone(),
                 client: None,
                 dropped: dropped.clone(),
-            }
-            .run(items),
-        );
-        Publisher { queue, dropped }
+            };
+            tokio::spawn(forwarder.run(items));
+            queue
+        });
+        Publisher { queues, dropped }
     }
 
-    /// Queues an event; never waits.
-    pub fn publish(&self, envelope: Envelope) {
-        if let Err(error) = self.queue.try_send(Item::Event(Box::new(envelope))) {
+    /// Queues an event of `container`; never waits.
+    pub fn publish(&self, container: &str, envelope: Envelope) {
+        let mut hasher = DefaultHasher::new();
+        container.hash(&mut hasher);
+        let queue = &self.queues[hasher.finish() as usize % QUEUES];
+        if let Err(error) = queue.try_send(Item::Event(Box::new(envelope))) {
             self.dropped.fetch_add(1, Ordering::Relaxed);
             tracing::error!(%error, "an event is lost: containerd takes none, and the queue is full");
         }
@@ -69,12 +79,12 @@ impl Publisher {
 
     /// Waits until all events queued so far are out, `limit` at most.
     pub async fn flush(&self, limit: Duration) {
-        let (out, done) = oneshot::channel();
-        let flushed = async {
-            if self.queue.send(Item::Flush(out)).await.is_ok() {
+        let flushed = join_all(self.queues.iter().map(async |queue| {
+            let (out, done) = oneshot::channel();
+            if queue.send(Item::Flush(out)).await.is_ok() {
                 let _ = done.await;
             }
-        };
+        }));
         if timeout(limit, flushed).await.is_err() {
             tracing::warn!("containerd did not take the last events in time");
         }
@@ -195,6 +205,9 @@ mod tests {
                 let status = ttrpc::get_status(ttrpc::Code::INVALID_ARGUMENT, "no such topic");
                 return Err(ttrpc::Error::RpcStatus(status));
             }
+            if request.envelope.topic == "/slow" {
+                sleep(Duration::from_secs(1)).await;
+            }
             self.topics.lock().unwrap().push(request.envelope.topic.clone());
             Ok(Empty::new())
         }
@@ -223,21 +236,39 @@ mod tests {
         let _ = std::fs::remove_file(&path);
         let containerd = Containerd::default();
         let publisher = Publisher::start(&format!("unix://{}", path.display()));
-        publisher.publish(envelope("/1"));
-        publisher.publish(envelope("/refused"));
-        publisher.publish(envelope("/2"));
+        publisher.publish("a", envelope("/1"));
+        publisher.publish("a", envelope("/refused"));
+        publisher.publish("a", envelope("/2"));
         sleep(Duration::from_millis(50)).await;
         let mut server = listen(&path, &containerd).await;
         publisher.flush(Duration::from_secs(10)).await;
         server.shutdown().await.unwrap();
         drop(server);
-        publisher.publish(envelope("/3"));
+        publisher.publish("a", envelope("/3"));
         sleep(Duration::from_millis(50)).await;
         let _server = listen(&path, &containerd).await;
-        publisher.publish(envelope("/4"));
+        publisher.publish("a", envelope("/4"));
         publisher.flush(Duration::from_secs(10)).await;
         assert_eq!(*containerd.topics.lock().unwrap(), ["/1", "/2", "/3", "/4"]);
         assert_eq!(publisher.dropped(), 1);
+    }
+
+    #[tokio::test]
+    async fn an_event_that_takes_its_time_holds_up_its_own_container_and_not_all_others() {
+        let path = std::env::temp_dir().join(format!("kubewasi-slow-{}", std::process::id()));
+        let containerd = Containerd::default();
+        let _server = listen(&path, &containerd).await;
+        let publisher = Publisher::start(&format!("unix://{}", path.display()));
+        publisher.publish("a", envelope("/slow"));
+        publisher.publish("a", envelope("/after"));
+        for other in ["b", "c", "d", "e", "f", "g", "h", "i"] {
+            publisher.publish(other, envelope("/other"));
+        }
+        publisher.flush(Duration::from_secs(10)).await;
+        let topics = containerd.topics.lock().unwrap().clone();
+        let at = |topic| topics.iter().position(|seen| seen == topic).unwrap();
+        assert!(at("/other") < at("/slow") && at("/slow") < at("/after"), "{topics:?}");
+        assert_eq!(topics.len(), 10);
     }
 
     #[tokio::test]
@@ -246,7 +277,7 @@ mod tests {
         let _ = std::fs::remove_file(&path);
         let rude = UnixListener::bind(&path).unwrap();
         let publisher = Publisher::start(&format!("unix://{}", path.display()));
-        (0..20).for_each(|number| publisher.publish(envelope(&format!("/{number}"))));
+        (0..20).for_each(|number| publisher.publish("a", envelope(&format!("/{number}"))));
         let hang_up = async {
             loop {
                 let (mut stream, _) = rude.accept().await.unwrap();

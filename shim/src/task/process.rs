@@ -90,7 +90,7 @@ impl Process {
                     if !(*self.given_up.borrow() && matches!(owed, Owed::Exit(_) | Owed::Delete(_)))
                         && let Some(envelope) = envelope(&self.facts, self.pid(), &owed, SystemTime::now())
                     {
-                        events.publish(envelope);
+                        events.publish(&self.facts.id, envelope);
                     }
                 }
                 *phase = next;

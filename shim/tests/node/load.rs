@@ -45,11 +45,14 @@ on_every_containerd! {
         let image = image(node);
         node.run(&image).args(&["/probe.wasm", "exit", "0"]).finish().ok();
         let (first, launchers) = (server::pid(node), server::pids_of(node, "launch"));
-        let files = server::open_files(first);
-        by_clients(|index| {
+        let all = || by_clients(|index| {
             let code = index % 100;
             node.run(&image).args(&["/probe.wasm", "exit", &code.to_string()]).finish().expect_code(code as i32);
         });
+        // Connections for events are made when there are some.
+        all();
+        let files = server::open_files(first);
+        all();
         assert_eq!(server::pid(node), first);
         assert_eq!(server::pids_of(node, "launch"), launchers);
         assert_eq!(server::open_files(first), files, "file descriptors of the server, before and after");
