@@ -13,7 +13,7 @@ use kube::{Api, Client};
 
 use crate::api::labels;
 use crate::api::wasm_node::{
-    Disproof, DisproofReason, Failure, Phase, Proof, Refusal, WasmNode, WasmNodeStatus, WishedState,
+    Disproof, DisproofReason, Failure, Phase, Proof, Refusal, Step, WasmNode, WasmNodeStatus, WishedState,
 };
 
 use super::cri::Cri;
@@ -25,6 +25,7 @@ use super::observe::{ObserveError, observe};
 use super::plan::Planned;
 use super::proof::{Facts, now};
 use super::report::Reporter;
+use super::restart;
 use super::shim;
 use super::smoke;
 use super::work::Work;
@@ -157,6 +158,12 @@ impl Agent {
             Err(ObserveError::Refused(refusal)) => return Ok(self.refuse(node, status, refusal).await),
             planned => planned?,
         };
+        if planned.has(Step::RestartContainerd) {
+            match restart::refuse(&self.host, &containerd).await {
+                Err(HostError::Refused(refusal)) => return Ok(self.refuse(node, status, refusal).await),
+                harmless => harmless?,
+            }
+        }
         let permit = node
             .spec
             .permit

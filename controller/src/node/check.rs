@@ -8,6 +8,7 @@ use super::layout::Layout;
 use super::observe::refuse;
 use super::plan::Planned;
 use super::refusal::Refusal;
+use super::restart;
 
 /// What was found, for people.
 pub struct Findings {
@@ -35,7 +36,13 @@ pub async fn check(host: &Host, layout: &Layout, handler: &str, pod_uid: Option<
     match config::install(&containerd.shape, &handler) {
         Err(refusal) => return Ok(refused(text, &refusal.into())),
         Ok(None) => line(&mut text, "configuration", "has the handler"),
-        Ok(Some(edit)) => line(&mut text, "would change", &edit.file.display().to_string()),
+        Ok(Some(edit)) => {
+            line(&mut text, "would change", &edit.file.display().to_string());
+            match restart::refuse(host, &containerd).await {
+                Err(HostError::Refused(refusal)) => return Ok(refused(text, &refusal)),
+                harmless => harmless?,
+            }
+        }
     }
     line(&mut text, "verdict", "ok: nothing would be refused");
     Ok(Findings { text, is_good: true })

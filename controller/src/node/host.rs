@@ -13,6 +13,7 @@ use super::config::{Release, Root, Shape};
 use super::cri::{Cri, CriError};
 use super::health::Health;
 use super::refusal::Refusal;
+use super::restart::LossError;
 use super::systemd::{Systemd, SystemdError, Unit};
 
 /// Where containerd listens by default; other distributions have other sockets.
@@ -32,6 +33,8 @@ pub enum HostError {
     Cri(#[from] CriError),
     #[error(transparent)]
     Systemd(#[from] SystemdError),
+    #[error(transparent)]
+    Loss(#[from] LossError),
     #[error("cannot read {path}: {cause}", path = path.display())]
     Read { path: PathBuf, cause: io::Error },
     #[error("{path} is not of the form that proc(5) gives it: {text:?}", path = path.display())]

@@ -25,6 +25,7 @@ pub mod plan;
 pub mod proof;
 pub mod refusal;
 mod report;
+pub mod restart;
 pub mod shim;
 pub mod smoke;
 pub mod systemd;

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use super::config;
+use super::restart::Losses;
 
 /// A reason to touch nothing, and what an administrator can do about it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -63,6 +64,17 @@ impl Refusal {
             "RestartEndsPods",
             format!(
                 "{unit} has KillMode={kill_mode}, so its restart would end the node's pods: set KillMode=process, as containerd's own unit does"
+            ),
+        )
+    }
+
+    pub fn losses(losses: &Losses) -> Refusal {
+        Refusal::new(
+            "RestartEndsPods",
+            format!(
+                "containerd's shims name no process of these, so a restart of it would end them: {losses}; have the node use \
+                 cgroup v2, the cgroupfs driver or containerd 2.x, or set containerdRestart to Never and restart containerd \
+                 when that does no harm"
             ),
         )
     }

@@ -12,6 +12,7 @@ use super::fault;
 use super::host::{Containerd, Host};
 use super::journal::{self, Journal, Kept, Lock, RecordError};
 use super::layout::{BASE, Layout};
+use super::restart;
 use super::shim::{self, ShimError, Staged};
 use super::smoke::{self, SmokeError};
 use super::systemd::{Systemd, SystemdError};
@@ -126,6 +127,12 @@ impl Work<'_> {
             if sandboxes > 0 {
                 return Err(StepError::InUse(sandboxes));
             }
+        }
+        if !is_ordered && restart {
+            // A permit may have come long after the plan was made.
+            restart::refuse(self.host, self.containerd)
+                .await
+                .map_err(|error| StepError::Refused(error.to_string()))?;
         }
         if !is_ordered {
             durable::remove(&layout.progress())?;

@@ -4,6 +4,7 @@ use std::cell::RefCell;
 use std::fs;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
@@ -19,7 +20,7 @@ use kubewasi_controller::node::transaction::{self, Order, Progress, candidate_of
 use kubewasi_testbed::daemon::Daemon;
 use kubewasi_testbed::machine::{self, Machine};
 pub use kubewasi_testbed::version::Version;
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal, kill_process};
 
 /// A running containerd, and the runtime `default` with its handler `wasi`, whose shim is there.
 pub struct Node {
@@ -28,6 +29,12 @@ pub struct Node {
     pub layout: Layout,
     pub handler: Handler,
     daemon: RefCell<Daemon>,
+}
+
+/// An ordinary container.
+pub struct Native {
+    pub id: String,
+    pub pid: i32,
 }
 
 impl Node {
@@ -206,6 +213,53 @@ impl Node {
         fs::remove_file(self.layout.progress()).unwrap();
     }
 
+    /// Starts an ordinary container that sleeps; its id starts with `name`, and is nobody else's.
+    pub fn start_native(&self, name: &str) -> Native {
+        let root = self.folder.join("native");
+        if !root.exists() {
+            fs::create_dir(&root).unwrap();
+            fs::copy("/bin/busybox", root.join("busybox")).unwrap();
+        }
+        // runc keeps what it knows of containers in one folder for all daemons.
+        let id = format!("{name}-{}", self.folder.file_name().unwrap().display());
+        let mut run = self.ctr();
+        run.args(["run", "--detach", "--cgroup", &format!("/{id}"), "--rootfs"]);
+        output(run.arg(&root).args([&id, "/busybox", "sleep", "1000"]));
+        let tasks = self.tasks();
+        let line = tasks.lines().find(|line| line.starts_with(&id)).unwrap();
+        let pid = line.split_whitespace().nth(1).unwrap().parse().unwrap();
+        Native { id, pid }
+    }
+
+    /// `ctr tasks list`: id, process and state of each.
+    pub fn tasks(&self) -> String {
+        output(self.ctr().args(["tasks", "list"]))
+    }
+
+    /// Ends an ordinary container, also one that containerd has lost, of which it has left shim and cgroups.
+    pub fn end_native(&self, native: &Native) {
+        let id = &native.id;
+        // containerd may have ended it.
+        let _ = kill_process(Pid::from_raw(native.pid).unwrap(), Signal::KILL);
+        if self.tasks().contains(id) {
+            output(self.ctr().args(["tasks", "delete", "--force", id]));
+        } else {
+            let mut runc = Command::new("runc");
+            output(runc.args(["--root", "/run/containerd/runc/default", "delete", "--force", id]));
+            for shim in machine::shim_processes(id) {
+                // It takes its socket away.
+                let _ = kill_process(Pid::from_raw(shim).unwrap(), Signal::TERM);
+            }
+            let bundle = format!("state/io.containerd.runtime.v2.task/default/{id}");
+            let _ = fs::remove_dir_all(self.folder.join(bundle));
+        }
+        output(self.ctr().args(["containers", "delete", id]));
+    }
+
+    fn ctr(&self) -> Command {
+        self.daemon.borrow().ctr()
+    }
+
     pub async fn handlers(&self) -> Vec<String> {
         self.health().await.handlers.into_keys().collect()
     }
@@ -243,6 +297,14 @@ impl Drop for Swept<'_> {
         machine::sweep(self.mark, self.before);
         let _ = fs::remove_dir_all(&self.node.folder);
     }
+}
+
+/// What a command says that succeeds.
+fn output(command: &mut Command) -> String {
+    let output = command.output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{command:?}: {said}");
+    String::from_utf8(output.stdout).unwrap()
 }
 
 /// The shim: `KUBEWASI_SHIM`, or the one that was built beside this test.

@@ -12,6 +12,7 @@
 mod containerd;
 mod install;
 mod proof;
+mod restart;
 mod resume;
 mod rollback;
 

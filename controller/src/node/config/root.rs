@@ -14,6 +14,16 @@ pub struct Release {
 }
 
 impl Release {
+    /// Whether a start of it removes a container whose shim names no process of it. 1.6 keeps all; from 2.0 on sandboxes
+    /// are known by more than that.
+    pub fn removes_what_names_no_process(self, is_sandbox: bool) -> bool {
+        match (self.major, self.minor) {
+            (..=0, _) | (1, ..=6) => false,
+            (1, _) => true,
+            _ => !is_sandbox,
+        }
+    }
+
     /// Whether an imported file is merged into the plugins' tables; before 2.0 it replaces them.
     pub fn merges_imports(self) -> bool {
         self.major >= 2
