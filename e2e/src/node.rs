@@ -20,7 +20,7 @@ const FILES: &str = "
     find run var/lib -maxdepth 1";
 
 /// containerd's pid, and when the kernel started it.
-const CONTAINERD: &str = "cut -d ' ' -f 1,22 /proc/$(pidof -s containerd)/stat";
+const CONTAINERD: &str = "pid=$(pidof containerd) && cut -d ' ' -f 1,22 /proc/$pid/stat";
 
 /// One look is one pod: a restart of containerd may take older ones with it.
 const POD: &str = r#"
