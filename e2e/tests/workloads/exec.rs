@@ -131,7 +131,10 @@ async fn a_wasm_program_is_executed_in_a_terminal() -> Result<()> {
         workload::ready(namespace, "waiting").await?;
         let exec = ["exec", "--stdin", "--tty", "waiting", "--container", "guest", "--"];
         let is_terminal = [&exec[..], &["/probe02.wasm", "isatty"]].concat();
-        let seen = in_terminal(namespace, &is_terminal).output().await?;
+        let mut person = in_terminal(namespace, &is_terminal).spawn()?;
+        // Somebody sits there until the end.
+        let _types = person.stdin.take();
+        let seen = person.wait_with_output().await?;
         assert_eq!(String::from_utf8_lossy(&seen.stdout).trim(), "true true true");
 
         // What is typed is shown by the terminal and then read by the program; ^D is the end of what it reads.
@@ -169,7 +172,9 @@ async fn a_native_shell_beside_a_guest_has_a_terminal_of_its_person_s_size() -> 
             "-c",
             script,
         ];
-        let status = in_terminal(namespace, &exec).status().await?;
+        let mut person = in_terminal(namespace, &exec).spawn()?;
+        let _types = person.stdin.take();
+        let status = person.wait().await?;
         assert_eq!(status.code(), Some(3), "the shell never saw 30 rows and 100 columns");
         Ok(())
     })
