@@ -3,6 +3,7 @@
 use anyhow::{Context, Result};
 use k8s_openapi::api::autoscaling::v2::{HorizontalPodAutoscaler, HorizontalPodAutoscalerStatus};
 use kubewasi_e2e::namespace::Namespace;
+use kubewasi_e2e::node::Node;
 use kubewasi_e2e::{metrics, wait, workload};
 
 /// One guest that takes all the cpu time that it may, and one that holds 64 MiB.
@@ -10,8 +11,9 @@ const MEASURED: &str = r#"
 apiVersion: v1
 kind: Pod
 metadata:
-  name: measured
+  name: $NAME
 spec:
+  nodeName: $NODE
   runtimeClassName: wasi
   terminationGracePeriodSeconds: 1
   volumes:
@@ -99,10 +101,18 @@ spec:
 #[tokio::test]
 async fn kubectl_top_shows_what_guests_use_and_an_autoscaler_adds_pods_under_load() -> Result<()> {
     Namespace::with("autoscaling", async |namespace| {
-        namespace.create_from(MEASURED).await?;
+        let mut measured = Vec::new();
+        for node in Node::all(namespace).await? {
+            let name = format!("on-{}", node.name);
+            let pod = MEASURED.replace("$NAME", &name).replace("$NODE", &node.name);
+            namespace.create_from(&pod).await?;
+            measured.push(name);
+        }
         namespace.create_from(WEB).await?;
         metrics::with(&namespace.cluster, async || {
-            top(namespace).await?;
+            for pod in &measured {
+                top(namespace, pod).await?;
+            }
             grows_under_load(namespace).await
         })
         .await
@@ -111,14 +121,14 @@ async fn kubectl_top_shows_what_guests_use_and_an_autoscaler_adds_pods_under_loa
 }
 
 /// Each container's cpu time and memory, in millicores and MiB, as a person sees them.
-async fn top(namespace: &Namespace) -> Result<()> {
+async fn top(namespace: &Namespace, pod: &str) -> Result<()> {
     wait::until(
         "the pod to be measured",
         async || metrics::of_pods(&namespace.cluster, &namespace.name).await,
-        |pods| pods.iter().any(|pod| pod["metadata"]["name"] == "measured"),
+        |pods| pods.iter().any(|measured| measured["metadata"]["name"] == pod),
     )
     .await?;
-    let top = ["top", "pod", "measured", "--containers", "--no-headers"];
+    let top = ["top", "pod", pod, "--containers", "--no-headers"];
     let table = namespace.kubectl(&top).await?;
     let (cpu, _) = used(&table, "busy")?;
     // The kubelet's samples and the kernel's periods do not fall together.
@@ -128,7 +138,7 @@ async fn top(namespace: &Namespace) -> Result<()> {
     Ok(())
 }
 
-/// Millicores and MiB of a container's line: `measured   busy   100m   3Mi`.
+/// Millicores and MiB of a container's line: `on-worker   busy   100m   3Mi`.
 fn used(table: &str, container: &str) -> Result<(u32, u32)> {
     let mut lines = table.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
     let line = lines.find(|words| words.get(1) == Some(&container));
