@@ -16,7 +16,7 @@ NODE := containerd runc buildah jq
 TEST := busybox-static docker-registry iproute2 openssl skopeo shellcheck
 LANGUAGES := clang g++ libc++-dev-wasm32 libc++abi-14-dev-wasm32 libclang-rt-14-dev-wasm32 lld python3-venv wabt wasi-libc
 CRI := containernetworking-plugins iptables libseccomp-dev pkg-config
-KIND := $(CRI) busybox-static debootstrap docker.io jq
+KIND := $(CRI) busybox-static debootstrap docker.io docker-registry jq skopeo
 VM := binutils debootstrap e2fsprogs qemu-system-x86
 
 help: ## Say what the targets do

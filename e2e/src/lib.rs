@@ -4,8 +4,11 @@
 //! is called where its output or its own work is what is tested; all else goes through the API.
 
 pub mod cluster;
+pub mod forward;
+pub mod metrics;
 pub mod namespace;
 pub mod node;
+pub mod registry;
 pub mod release;
 pub mod runtime;
 pub mod wait;

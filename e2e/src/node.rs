@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::{Context, Result};
-use k8s_openapi::api::core::v1::Node as Object;
+use k8s_openapi::api::core::v1::{Node as Object, Pod};
 use kube::ResourceExt;
 use kube::api::{Api, ListParams};
 
@@ -21,6 +21,22 @@ const FILES: &str = "
 
 /// containerd's pid, and when the kernel started it.
 const CONTAINERD: &str = "pid=$(pidof containerd) && cut -d ' ' -f 1,22 /proc/$pid/stat";
+
+/// The cpu controller's settings of a container's cgroup, in the words of cgroup v1 or v2: shares or weight, and how much
+/// time of which. The folder is named by the container's id, with a driver's prefix and suffix.
+const CPU_SETTINGS: &str = "
+    for folder in $(find /host/sys/fs/cgroup -type d -name '*$CONTAINER*'); do
+        cd $folder
+        for file in cpu.shares cpu.cfs_quota_us cpu.cfs_period_us cpu.weight cpu.max; do
+            [ ! -e $file ] || echo $file $(cat $file)
+        done
+    done";
+
+/// How often that cgroup had used up its time.
+const THROTTLED: &str = "
+    for folder in $(find /host/sys/fs/cgroup -type d -name '*$CONTAINER*'); do
+        [ ! -e $folder/cpu.stat ] || sed -n 's/^nr_throttled //p' $folder/cpu.stat
+    done";
 
 /// One look is one pod: a restart of containerd may take older ones with it.
 const POD: &str = r#"
@@ -60,6 +76,27 @@ impl Node<'_> {
             namespace,
         });
         Ok(named.collect())
+    }
+
+    /// The node that a pod is on.
+    pub fn of<'a>(namespace: &'a Namespace, pod: &Pod) -> Result<Node<'a>> {
+        let name = pod.spec.as_ref().and_then(|spec| spec.node_name.clone());
+        let name = name.with_context(|| format!("pod {} is on no node", pod.name_any()))?;
+        Ok(Node { name, namespace })
+    }
+
+    /// How the cpu time of a container is limited and weighted, a line a setting; it is named by containerd's id.
+    pub async fn cpu_settings(&self, container: &str) -> Result<BTreeSet<String>> {
+        let settings = self.look(&CPU_SETTINGS.replace("$CONTAINER", container)).await?;
+        Ok(settings.lines().map(str::to_owned).collect())
+    }
+
+    /// How often a container had to wait because it had used up its cpu time.
+    pub async fn throttled(&self, container: &str) -> Result<u64> {
+        let times = self.look(&THROTTLED.replace("$CONTAINER", container)).await?;
+        let times = times.lines().next();
+        let times = times.with_context(|| format!("container {container} has no cgroup on {}", self.name))?;
+        Ok(times.parse()?)
     }
 
     /// A line for everything that an installer may touch.

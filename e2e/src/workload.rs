@@ -91,7 +91,7 @@ fn phase_of(pod: &Pod) -> &str {
 
 /// How a container ended, now or before it was started again.
 fn terminated(pod: &Pod, container: &str) -> Option<ContainerStateTerminated> {
-    let status = containers(pod).find(|status| status.name == container)?;
+    let status = status(pod, container)?;
     let mut states = [&status.state, &status.last_state].into_iter().flatten();
     states.find_map(|state| state.terminated.clone())
 }
@@ -99,32 +99,29 @@ fn terminated(pod: &Pod, container: &str) -> Option<ContainerStateTerminated> {
 /// Whether a container runs, or ran.
 fn has_started(pod: &Pod, container: &str) -> bool {
     let running = |status: &ContainerStatus| status.state.as_ref().is_some_and(|state| state.running.is_some());
-    let status = containers(pod).find(|status| status.name == container);
-    status.is_some_and(running) || terminated(pod, container).is_some()
+    status(pod, container).is_some_and(running) || terminated(pod, container).is_some()
 }
 
 /// How often a container was started again.
 pub fn restarts(pod: &Pod, container: &str) -> i32 {
-    let status = containers(pod).find(|status| status.name == container);
-    status.map(|status| status.restart_count).unwrap_or_default()
+    status(pod, container)
+        .map(|status| status.restart_count)
+        .unwrap_or_default()
 }
 
 /// Why a container does not run yet, in the kubelet's word.
 pub fn waiting(pod: &Pod, container: &str) -> Option<String> {
-    let status = containers(pod).find(|status| status.name == container)?;
-    status.state.as_ref()?.waiting.as_ref()?.reason.clone()
+    status(pod, container)?.state.as_ref()?.waiting.as_ref()?.reason.clone()
 }
 
-fn containers(pod: &Pod) -> impl Iterator<Item = &ContainerStatus> {
-    let status = pod.status.iter();
-    status.flat_map(|status| {
-        [
-            &status.init_container_statuses,
-            &status.container_statuses,
-            &status.ephemeral_container_statuses,
-        ]
-        .into_iter()
-        .flatten()
-        .flatten()
-    })
+/// What the kubelet says of one of the pod's containers, init containers and ephemeral ones too.
+pub fn status<'a>(pod: &'a Pod, container: &str) -> Option<&'a ContainerStatus> {
+    let status = pod.status.as_ref()?;
+    let all = [
+        &status.init_container_statuses,
+        &status.container_statuses,
+        &status.ephemeral_container_statuses,
+    ];
+    let mut all = all.into_iter().flatten().flatten();
+    all.find(|status| status.name == container)
 }

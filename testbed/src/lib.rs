@@ -1,7 +1,8 @@
-//! What node tests and measurements share: a containerd of their own, and a look at the machine before and after.
+//! What tests and measurements share: a containerd of their own, images, and a look at the machine before and after.
 
 pub mod daemon;
 pub mod hostile;
+pub mod image;
 pub mod machine;
 pub mod script;
 pub mod version;

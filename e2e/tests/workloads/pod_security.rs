@@ -4,7 +4,7 @@ use anyhow::{Context, Result};
 use kubewasi_e2e::namespace::Namespace;
 use kubewasi_e2e::workload;
 
-const RESTRICTED: &[(&str, &str)] = &[("pod-security.kubernetes.io/enforce", "restricted")];
+pub const RESTRICTED: &[(&str, &str)] = &[("pod-security.kubernetes.io/enforce", "restricted")];
 
 /// `user` is a line of the container's security context.
 fn pod(name: &str, image: &str, user: &str) -> String {

@@ -197,7 +197,7 @@ impl Node {
     #[track_caller]
     pub fn import_into(&self, image: &Image, namespace: &str) -> Finished {
         let archive = self.folder.join("import.tar");
-        image.write(&archive);
+        image.write(&archive).unwrap();
         // Unpacked by `ctr run`, for the platform that it is told.
         let mut args = vec![
             "--namespace",

@@ -57,7 +57,7 @@ impl Registry {
     #[track_caller]
     fn push(&self, node: &Node, image: &Image, name: &str) -> String {
         let layout = node.folder.join(format!("layout-{name}"));
-        image.write_folder(&layout);
+        image.write_folder(&layout).unwrap();
         let pulled = format!("127.0.0.1:{}/{name}:latest", self.port);
         run(Command::new("skopeo")
             .args(["copy", "--all", "--dest-tls-verify=false"])

@@ -62,11 +62,12 @@ macro_rules! on_newest_containerd {
     };
 }
 
+use kubewasi_testbed::image as image_builder;
+
 mod command;
 mod container;
 mod containerd;
 mod guests;
-mod image_builder;
 mod nameserver;
 mod network;
 mod pod;

@@ -1,6 +1,9 @@
-//! Builds OCI images in every form that carries wasm (docs/images.md), as archives that `ctr image import` reads.
+//! Builds OCI images in every form that carries wasm (docs/images.md), as archives that `ctr image import` reads and as
+//! folders that skopeo pushes.
 
 use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io;
 use std::path::Path;
 
 use serde_json::{Value, json};
@@ -10,6 +13,10 @@ pub const TAR: &str = "application/vnd.oci.image.layer.v1.tar";
 pub const WASM: &str = "application/wasm";
 pub const IMAGE_CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 pub const WASM_CONFIG: &str = "application/vnd.wasm.config.v0+json";
+const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+
+/// Why a tar that is made in memory does not fail.
+const IN_MEMORY: &str = "memory takes what is written";
 
 /// What an image is made of.
 #[derive(Clone, Debug)]
@@ -82,7 +89,7 @@ impl Image {
 
     /// Debian's static busybox with the applets that tests name.
     pub fn busybox() -> Image {
-        let program = std::fs::read("/bin/busybox").unwrap();
+        let program = fs::read("/bin/busybox").expect("busybox-static is installed");
         let image = Image::with_files("busybox", &[("/bin/busybox", &program)]).entrypoint(&["/bin/sh"]);
         let applets = [
             "cat", "grep", "id", "kill", "ls", "mkdir", "nc", "ps", "sh", "sleep", "stty", "tail", "tty",
@@ -124,8 +131,8 @@ impl Image {
         header.set_mode(0o777);
         archive
             .append_link(&mut header, name.trim_start_matches('/'), target)
-            .unwrap();
-        let layer = archive.into_inner().unwrap();
+            .expect(IN_MEMORY);
+        let layer = archive.into_inner().expect(IN_MEMORY);
         self.layer(TAR, None, &layer)
     }
 
@@ -148,25 +155,45 @@ impl Image {
     }
 
     /// Writes an OCI layout archive.
-    pub fn write(&self, path: &Path) {
-        let mut archive = tar::Builder::new(std::fs::File::create(path).unwrap());
+    pub fn write(&self, path: &Path) -> io::Result<()> {
+        let mut archive = tar::Builder::new(File::create(path)?);
         for (name, bytes) in self.layout() {
-            append(&mut archive, &name, &bytes, 0o644);
+            append(&mut archive, &name, &bytes, 0o644)?;
         }
-        archive.into_inner().unwrap().sync_all().unwrap();
+        archive.into_inner()?.sync_all()
     }
 
     /// Writes an OCI layout folder, which skopeo reads.
-    pub fn write_folder(&self, folder: &Path) {
+    pub fn write_folder(&self, folder: &Path) -> io::Result<()> {
+        fs::create_dir_all(folder.join("blobs/sha256"))?;
         for (name, bytes) in self.layout() {
-            let path = folder.join(name);
-            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-            std::fs::write(path, bytes).unwrap();
+            fs::write(folder.join(name), bytes)?;
         }
+        Ok(())
+    }
+
+    /// The digest of the manifest: what a registry knows the image by, whatever its tags are.
+    pub fn digest(&self) -> String {
+        let (_, manifest) = self.blobs();
+        manifest["digest"].as_str().unwrap_or_default().to_owned()
     }
 
     /// The files of the layout: blobs, index and version.
     fn layout(&self) -> BTreeMap<String, Vec<u8>> {
+        let (mut files, mut manifest) = self.blobs();
+        manifest["platform"] = json!({"os": self.os, "architecture": self.architecture});
+        // containerd takes the image's name from its own annotation, skopeo the tag from the standard one.
+        manifest["annotations"] =
+            json!({"io.containerd.image.name": self.name, "org.opencontainers.image.ref.name": "latest"});
+        let index = json!({"schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json",
+                           "manifests": [manifest]});
+        files.insert("index.json".into(), index.to_string().into_bytes());
+        files.insert("oci-layout".into(), br#"{"imageLayoutVersion":"1.0.0"}"#.to_vec());
+        files
+    }
+
+    /// The files of the blobs, and the manifest's descriptor.
+    fn blobs(&self) -> (BTreeMap<String, Vec<u8>>, Value) {
         let mut files = BTreeMap::new();
         let mut blob = |media_type: &str, bytes: &[u8]| {
             let digest = hex_digest(bytes);
@@ -198,24 +225,12 @@ impl Image {
                 }},
             }),
         };
-        let config = blob(self.config_type, &serde_json::to_vec(&config).unwrap());
+        let config = blob(self.config_type, config.to_string().as_bytes());
         let manifest = json!({
-            "schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json",
-            "config": config, "layers": layers,
+            "schemaVersion": 2, "mediaType": MANIFEST, "config": config, "layers": layers,
         });
-        let mut manifest = blob(
-            "application/vnd.oci.image.manifest.v1+json",
-            &serde_json::to_vec(&manifest).unwrap(),
-        );
-        manifest["platform"] = json!({"os": self.os, "architecture": self.architecture});
-        // containerd takes the image's name from its own annotation, skopeo the tag from the standard one.
-        manifest["annotations"] =
-            json!({"io.containerd.image.name": self.name, "org.opencontainers.image.ref.name": "latest"});
-        let index = json!({"schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json",
-                           "manifests": [manifest]});
-        files.insert("index.json".into(), serde_json::to_vec(&index).unwrap());
-        files.insert("oci-layout".into(), br#"{"imageLayoutVersion":"1.0.0"}"#.to_vec());
-        files
+        let manifest = blob(MANIFEST, manifest.to_string().as_bytes());
+        (files, manifest)
     }
 }
 
@@ -227,14 +242,14 @@ pub fn hex_digest(bytes: &[u8]) -> String {
 fn tar_layer(files: &[(&str, &[u8])]) -> Vec<u8> {
     let mut archive = tar::Builder::new(Vec::new());
     for (name, bytes) in files {
-        append(&mut archive, name.trim_start_matches('/'), bytes, 0o755);
+        append(&mut archive, name.trim_start_matches('/'), bytes, 0o755).expect(IN_MEMORY);
     }
-    archive.into_inner().unwrap()
+    archive.into_inner().expect(IN_MEMORY)
 }
 
-fn append(archive: &mut tar::Builder<impl std::io::Write>, name: &str, bytes: &[u8], mode: u32) {
+fn append(archive: &mut tar::Builder<impl io::Write>, name: &str, bytes: &[u8], mode: u32) -> io::Result<()> {
     let mut header = tar::Header::new_gnu();
     header.set_size(bytes.len() as u64);
     header.set_mode(mode);
-    archive.append_data(&mut header, name, bytes).unwrap();
+    archive.append_data(&mut header, name, bytes)
 }

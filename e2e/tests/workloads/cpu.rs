@@ -1,0 +1,60 @@
+//! Requests and limits of cpu time hold a guest as they hold any container.
+
+use anyhow::{Context, Result};
+use k8s_openapi::api::core::v1::Pod;
+use kubewasi_e2e::namespace::Namespace;
+use kubewasi_e2e::node::Node;
+use kubewasi_e2e::{wait, workload};
+
+/// Two containers that take all the cpu time they get.
+const BUSY: &str = r#"
+apiVersion: v1
+kind: Pod
+metadata:
+  name: busy
+spec:
+  runtimeClassName: wasi
+  terminationGracePeriodSeconds: 0
+  containers:
+    - name: guest
+      image: $IMAGES/probe:e2e
+      imagePullPolicy: IfNotPresent
+      args: [spin]
+      resources: {requests: {cpu: 50m}, limits: {cpu: 200m}}
+    - name: native
+      image: $IMAGES/busybox:e2e
+      imagePullPolicy: IfNotPresent
+      command: [sh, -c, "while :; do :; done"]
+      resources: {requests: {cpu: 50m}, limits: {cpu: 200m}}
+"#;
+
+#[tokio::test]
+async fn a_guest_that_spins_is_held_to_its_limit_as_a_native_container_is() -> Result<()> {
+    Namespace::with("cpu", async |namespace| {
+        namespace.create_from(BUSY).await?;
+        let pod = workload::ready(namespace, "busy").await?;
+        let node = Node::of(namespace, &pod)?;
+        let [guest, native] = [id(&pod, "guest")?, id(&pod, "native")?];
+        let settings = node.cpu_settings(guest).await?;
+        assert!(
+            settings.iter().any(|setting| setting.contains("20000")),
+            "200 of 1000 millicores are 20000 of 100000 µs: {settings:?}"
+        );
+        assert_eq!(settings, node.cpu_settings(native).await?);
+        wait::until(
+            "the guest to be throttled",
+            async || node.throttled(guest).await,
+            |times| *times > 0,
+        )
+        .await?;
+        Ok(())
+    })
+    .await
+}
+
+/// The id by which containerd, and so the name of its cgroup, knows a container: without `containerd://`.
+fn id<'a>(pod: &'a Pod, container: &str) -> Result<&'a str> {
+    let id = workload::status(pod, container).and_then(|status| status.container_id.as_deref());
+    let id = id.and_then(|id| id.split_once("://"));
+    Ok(id.with_context(|| format!("container {container} has no id"))?.1)
+}
