@@ -188,17 +188,26 @@ impl Host {
 }
 
 /// The files that a root file imports, as containerd does: each pattern's matches in order.
+///
+/// # Errors
+///
+/// A refusal when that cannot be told, or when containerd would not start again with it.
 fn imported(root: &Path, file: &Root) -> Result<Vec<(PathBuf, String)>, HostError> {
     let mut found = Vec::new();
     for import in &file.imports {
-        let pattern = file.path.parent().unwrap_or(Path::new("/")).join(import);
-        let (Some(folder), Some(name)) = (pattern.parent(), pattern.file_name().and_then(|name| name.to_str())) else {
+        let refuse = |why| HostError::from(Refusal::import(&file.path, import, why));
+        let path = file.path.parent().unwrap_or(Path::new("/")).join(import);
+        // Only a star makes a pattern of it.
+        if !import.contains('*') {
+            if !below(root, &path).exists() {
+                return Err(refuse("which is not there: containerd would not start again"));
+            }
+            found.push(path);
             continue;
-        };
-        let Some((before, after)) = name.split_once('*') else {
-            found.push(pattern);
-            continue;
-        };
+        }
+        let glob = glob(&path);
+        let (folder, before, after) =
+            glob.ok_or_else(|| refuse("which is not read here: have one * in the file's name and no other pattern"))?;
         let entries = match fs::read_dir(below(root, folder)) {
             // A glob that matches nothing imports nothing.
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
@@ -218,6 +227,15 @@ fn imported(root: &Path, file: &Root) -> Result<Vec<(PathBuf, String)>, HostErro
         .into_iter()
         .map(|path| read(&below(root, &path)).map(|text| (path, text)))
         .collect()
+}
+
+/// The folder of a pattern, and what is before and after the one star in the file's name.
+fn glob(pattern: &Path) -> Option<(&Path, &str, &str)> {
+    let special = ['*', '?', '[', '\\'];
+    let (folder, name) = (pattern.parent()?, pattern.file_name()?.to_str()?);
+    let (before, after) = name.split_once('*')?;
+    let is_plain = |text: &str| !text.contains(special);
+    (is_plain(folder.to_str()?) && is_plain(before) && is_plain(after)).then_some((folder, before, after))
 }
 
 /// `--config` or `-c` of a command line, else the default.
@@ -330,12 +348,26 @@ mod tests {
             names,
             ["/etc/containerd/conf.d/a.toml", "/etc/containerd/conf.d/b.toml"].map(PathBuf::from)
         );
-        let missing = Root::parse(
-            Path::new("/etc/containerd/config.toml"),
-            "version = 2\nimports = ['x.toml']",
-        )
-        .unwrap();
-        assert!(imported(folder.path(), &missing).is_err());
+    }
+
+    #[test]
+    fn imports_that_are_missing_or_cannot_be_told_are_refused_by_name() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::create_dir_all(folder.path().join("etc/containerd/conf.d")).unwrap();
+        for (import, said) in [
+            ("x.toml", "imports \"x.toml\", which is not there"),
+            ("*/x.toml", "imports \"*/x.toml\", which is not read here"),
+            ("conf.d/*-*.toml", "which is not read here"),
+            ("conf.d/[ab]*.toml", "which is not read here"),
+        ] {
+            let text = format!("version = 2\nimports = ['{import}']");
+            let file = Root::parse(Path::new("/etc/containerd/config.toml"), &text).unwrap();
+            let Err(HostError::Refused(refusal)) = imported(folder.path(), &file) else {
+                panic!("{import} is not refused");
+            };
+            assert_eq!(refusal.reason, "ConfigImports");
+            assert!(refusal.message.contains(said), "{}", refusal.message);
+        }
     }
 
     #[test]

@@ -59,6 +59,10 @@ impl Refusal {
         )
     }
 
+    pub fn import(root: &Path, import: &str, why: &str) -> Refusal {
+        Refusal::new("ConfigImports", format!("{} imports {import:?}, {why}", root.display()))
+    }
+
     pub fn kill_mode(unit: &str, kill_mode: &str) -> Refusal {
         Refusal::new(
             "RestartEndsPods",
