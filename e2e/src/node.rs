@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::{Context, Result};
-use k8s_openapi::api::core::v1::{Node as Object, Pod};
+use k8s_openapi::api::core::v1::Node as Object;
 use kube::ResourceExt;
 use kube::api::{Api, ListParams};
 
@@ -76,13 +76,6 @@ impl Node<'_> {
             namespace,
         });
         Ok(named.collect())
-    }
-
-    /// The node that a pod is on.
-    pub fn of<'a>(namespace: &'a Namespace, pod: &Pod) -> Result<Node<'a>> {
-        let name = pod.spec.as_ref().and_then(|spec| spec.node_name.clone());
-        let name = name.with_context(|| format!("pod {} is on no node", pod.name_any()))?;
-        Ok(Node { name, namespace })
     }
 
     /// How the cpu time of a container is limited and weighted, a line a setting; it is named by containerd's id.
