@@ -123,3 +123,12 @@ pub fn difference(before: &BTreeSet<String>, after: &BTreeSet<String>) -> Vec<St
     let new = after.difference(before).map(|line| format!("+{line}"));
     gone.chain(new).collect()
 }
+
+/// How many microseconds of each period settings of [`Node::cpu_settings`] allow.
+pub fn quota(settings: &BTreeSet<String>) -> Option<&str> {
+    settings.iter().find_map(|setting| match setting.split_once(' ')? {
+        ("cpu.cfs_quota_us", quota) => Some(quota),
+        ("cpu.max", quota_and_period) => quota_and_period.split(' ').next(),
+        _ => None,
+    })
+}

@@ -125,3 +125,10 @@ pub fn status<'a>(pod: &'a Pod, container: &str) -> Option<&'a ContainerStatus> 
     let mut all = all.into_iter().flatten().flatten();
     all.find(|status| status.name == container)
 }
+
+/// The id by which containerd, and so the name of its cgroup, knows a container: without `containerd://`.
+pub fn container_id<'a>(pod: &'a Pod, container: &str) -> Result<&'a str> {
+    let id = status(pod, container).and_then(|status| status.container_id.as_deref());
+    let id = id.and_then(|id| id.split_once("://"));
+    Ok(id.with_context(|| format!("container {container} has no id"))?.1)
+}

@@ -1,9 +1,8 @@
 //! Requests and limits of cpu time hold a guest as they hold any container.
 
-use anyhow::{Context, Result};
-use k8s_openapi::api::core::v1::Pod;
+use anyhow::Result;
 use kubewasi_e2e::namespace::Namespace;
-use kubewasi_e2e::node::Node;
+use kubewasi_e2e::node::{self, Node};
 use kubewasi_e2e::{wait, workload};
 
 /// Two containers that take all the cpu time they get.
@@ -38,12 +37,13 @@ async fn a_guest_that_spins_is_held_to_its_limit_as_a_native_container_is() -> R
             let manifest = BUSY.replace("$NAME", &name).replace("$NODE", &node.name);
             namespace.create_from(&manifest).await?;
             let pod = workload::ready(namespace, &name).await?;
-            let [guest, native] = [id(&pod, "guest")?, id(&pod, "native")?];
+            let [guest, native] = [
+                workload::container_id(&pod, "guest")?,
+                workload::container_id(&pod, "native")?,
+            ];
             let settings = node.cpu_settings(guest).await?;
-            assert!(
-                settings.iter().any(|setting| setting.contains("20000")),
-                "200 of 1000 millicores are 20000 of 100000 µs: {settings:?}"
-            );
+            // 200 of 1000 millicores are 20000 of 100000 µs.
+            assert_eq!(node::quota(&settings), Some("20000"), "{settings:?}");
             assert_eq!(settings, node.cpu_settings(native).await?);
             wait::until(
                 "the guest to be throttled",
@@ -55,11 +55,4 @@ async fn a_guest_that_spins_is_held_to_its_limit_as_a_native_container_is() -> R
         Ok(())
     })
     .await
-}
-
-/// The id by which containerd, and so the name of its cgroup, knows a container: without `containerd://`.
-fn id<'a>(pod: &'a Pod, container: &str) -> Result<&'a str> {
-    let id = workload::status(pod, container).and_then(|status| status.container_id.as_deref());
-    let id = id.and_then(|id| id.split_once("://"));
-    Ok(id.with_context(|| format!("container {container} has no id"))?.1)
 }

@@ -1,8 +1,9 @@
 //! A running guest gets other limits, without a restart.
 
 use anyhow::Result;
-use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
+use k8s_openapi::api::core::v1::Pod;
 use kubewasi_e2e::namespace::Namespace;
+use kubewasi_e2e::node::{self, Node};
 use kubewasi_e2e::workload;
 
 #[tokio::test]
@@ -38,11 +39,60 @@ spec:
         let patch = r#"{"spec":{"containers":[{"name":"guest","resources":{"requests":{"memory":"256Mi"},"limits":{"memory":"256Mi"}}}]}}"#;
         namespace.kubectl(&["patch", "pod", "growing", "--subresource", "resize", "--patch", patch]).await?;
         let pod = workload::pod_where(namespace, "growing", "a limit of 256Mi", |pod| {
-            guest(pod).is_some_and(|status| limit(status).as_deref() == Some("256Mi"))
+            limit(pod, "memory").as_deref() == Some("256Mi")
         })
         .await?;
         assert_eq!(workload::restarts(&pod, "guest"), 0);
         assert_eq!(held(namespace, 200).await?, 200);
+        Ok(())
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_guest_gets_more_cpu_time_in_place() -> Result<()> {
+    Namespace::with("resize-cpu", async |namespace| {
+        for node in Node::all(namespace).await? {
+            let name = format!("on-{}", node.name);
+            let manifest = format!(
+                r#"
+apiVersion: v1
+kind: Pod
+metadata:
+  name: {name}
+spec:
+  nodeName: {}
+  runtimeClassName: wasi
+  terminationGracePeriodSeconds: 1
+  containers:
+    - name: guest
+      image: $IMAGES/probe:e2e
+      imagePullPolicy: IfNotPresent
+      args: [idle]
+      resources:
+        requests: {{cpu: 50m}}
+        limits: {{cpu: 100m}}
+"#,
+                node.name
+            );
+            namespace.create_from(&manifest).await?;
+            let pod = workload::ready(namespace, &name).await?;
+            let guest = workload::container_id(&pod, "guest")?;
+            let settings = node.cpu_settings(guest).await?;
+            assert_eq!(node::quota(&settings), Some("10000"), "{settings:?}");
+
+            let patch = r#"{"spec":{"containers":[{"name":"guest","resources":{"limits":{"cpu":"300m"}}}]}}"#;
+            namespace
+                .kubectl(&["patch", "pod", &name, "--subresource", "resize", "--patch", patch])
+                .await?;
+            let resized = workload::pod_where(namespace, &name, "a limit of 300m", |pod| {
+                limit(pod, "cpu").as_deref() == Some("300m")
+            })
+            .await?;
+            assert_eq!(workload::restarts(&resized, "guest"), 0);
+            let settings = node.cpu_settings(guest).await?;
+            assert_eq!(node::quota(&settings), Some("30000"), "{settings:?}");
+        }
         Ok(())
     })
     .await
@@ -60,12 +110,8 @@ async fn held(namespace: &Namespace, wanted: u32) -> Result<u32> {
     Ok(held.trim().parse()?)
 }
 
-fn guest(pod: &Pod) -> Option<&ContainerStatus> {
-    pod.status.as_ref()?.container_statuses.as_ref()?.first()
-}
-
-/// The limit of memory that the container runs with now.
-fn limit(status: &ContainerStatus) -> Option<String> {
-    let limits = status.resources.as_ref()?.limits.as_ref()?;
-    Some(limits.get("memory")?.0.clone())
+/// The limit that the guest runs with now.
+fn limit(pod: &Pod, resource: &str) -> Option<String> {
+    let limits = workload::status(pod, "guest")?.resources.as_ref()?.limits.as_ref()?;
+    Some(limits.get(resource)?.0.clone())
 }
