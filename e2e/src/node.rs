@@ -1,10 +1,10 @@
-//! A node's files and processes, looked at from a pod that sees them.
+//! A node's files and processes, looked at from a pod that sees them, and changed from one that enters its host.
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use anyhow::{Context, Result};
-use k8s_openapi::api::core::v1::Node as Object;
+use anyhow::{Context, Result, ensure};
+use k8s_openapi::api::core::v1::{Node as Object, Pod};
 use kube::ResourceExt;
 use kube::api::{Api, ListParams};
 
@@ -38,6 +38,15 @@ const THROTTLED: &str = "
         [ ! -e $folder/cpu.stat ] || sed -n 's/^nr_throttled //p' $folder/cpu.stat
     done";
 
+/// What a node is called that runs the control plane, in a label.
+const CONTROL_PLANE: &str = "node-role.kubernetes.io/control-plane";
+
+/// Enters the host's namespaces and has its shell run a script.
+const ENTER: [&str; 9] = ["nsenter", "-t", "1", "-m", "-u", "-i", "-n", "-p", "--"];
+
+/// Where the host's programs are.
+const PATH: &str = "export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
 /// One look is one pod: a restart of containerd may take older ones with it.
 const POD: &str = r#"
 apiVersion: v1
@@ -55,7 +64,7 @@ spec:
     - name: look
       image: $IMAGES/busybox:e2e
       imagePullPolicy: IfNotPresent
-      command: [sh, -c, $SCRIPT]
+      command: $COMMAND
       securityContext: {privileged: true}
       volumeMounts: [{name: host, mountPath: /host, readOnly: true}]
 "#;
@@ -63,6 +72,8 @@ spec:
 /// A node.
 pub struct Node<'a> {
     pub name: String,
+    /// Whether the control plane runs on it.
+    pub is_control_plane: bool,
     namespace: &'a Namespace,
 }
 
@@ -73,6 +84,7 @@ impl Node<'_> {
         let nodes = api.list(&ListParams::default()).await?.items.into_iter();
         let named = nodes.map(|node| Node {
             name: node.name_any(),
+            is_control_plane: node.labels().contains_key(CONTROL_PLANE),
             namespace,
         });
         Ok(named.collect())
@@ -92,6 +104,13 @@ impl Node<'_> {
         Ok(times.parse()?)
     }
 
+    /// The node that a rollout comes to first: the workers in the order of their names, then the control plane's.
+    pub async fn first(namespace: &Namespace) -> Result<Node<'_>> {
+        let mut nodes = Node::all(namespace).await?;
+        nodes.sort_by_key(|node| (node.is_control_plane, node.name.clone()));
+        nodes.into_iter().next().context("the cluster has no node")
+    }
+
     /// A line for everything that an installer may touch.
     pub async fn files(&self) -> Result<BTreeSet<String>> {
         Ok(self.look(FILES).await?.lines().map(str::to_owned).collect())
@@ -102,19 +121,81 @@ impl Node<'_> {
         self.look(CONTAINERD).await
     }
 
-    /// What a script writes on the node.
+    /// What a script writes that sees the node's processes, and its files in /host.
     async fn look(&self, script: &str) -> Result<String> {
+        self.output(&["sh", "-c", script]).await
+    }
+
+    /// Runs a script as root of the host, whose own programs it finds, and returns what it writes.
+    pub async fn run(&self, script: &str) -> Result<String> {
+        let script = format!("set -eu; {PATH}; {script}");
+        self.output(&[&ENTER[..], &["sh", "-c", &script]].concat()).await
+    }
+
+    /// Starts a script as root of the host in a unit of its own, which needs neither containerd nor the API server.
+    pub async fn start(&self, unit: &str, script: &str) -> Result<()> {
+        let pod = self.launch(unit, script).await?;
+        // A script that restarts containerd at once may cost the pod its exit code; `ended` sees whether it was started.
+        self.wait_for(&pod).await.map(drop)
+    }
+
+    /// As [`Node::start`], for a script after which nothing can be asked: it may not have started yet. Returns the name of the
+    /// pod that starts it.
+    pub async fn launch(&self, unit: &str, script: &str) -> Result<String> {
+        let script = format!("{PATH}; {script}").replace('\'', r"'\''");
+        let output = format!("--property=StandardOutput=file:{}", log(unit));
+        let script = format!("{PATH}; systemd-run --quiet --collect --unit={unit} {output} bash -c '{script}'");
+        self.pod(&[&ENTER[..], &["sh", "-c", &script]].concat()).await
+    }
+
+    /// What a script that was started has written, once it has ended.
+    pub async fn ended(&self, unit: &str) -> Result<String> {
+        let log = log(unit);
+        self.run(&format!(
+            "while systemctl --quiet is-active {unit}; do sleep 0.2; done; cat {log}; rm {log}"
+        ))
+        .await
+    }
+
+    /// What a command writes in a pod on the node, when it has succeeded.
+    async fn output(&self, command: &[&str]) -> Result<String> {
+        let name = self.pod(command).await?;
+        let pod = self.wait_for(&name).await?;
+        let written = workload::logs(self.namespace, &name, "look").await?;
+        let phase = pod.status.and_then(|status| status.phase).unwrap_or_default();
+        ensure!(
+            phase == "Succeeded",
+            "looking at node {}: {phase}: {written}",
+            self.name
+        );
+        Ok(written)
+    }
+
+    /// Makes a pod on the node that runs a command, and returns its name.
+    async fn pod(&self, command: &[&str]) -> Result<String> {
         static LOOKS: AtomicU32 = AtomicU32::new(0);
         let pod = format!("look-{}", LOOKS.fetch_add(1, Ordering::Relaxed));
         let manifest = POD
             .replace("$POD", &pod)
             .replace("$NODE", &self.name)
-            .replace("$SCRIPT", &serde_json::to_string(script)?);
+            .replace("$COMMAND", &serde_json::to_string(command)?);
         self.namespace.create_from(&manifest).await?;
-        let ended = workload::phase(self.namespace, &pod, "Succeeded").await;
-        ended.with_context(|| format!("looking at node {}", self.name))?;
-        workload::logs(self.namespace, &pod, "look").await
+        Ok(pod)
     }
+
+    async fn wait_for(&self, pod: &str) -> Result<Pod> {
+        workload::pod_where(self.namespace, pod, "its end", |pod| {
+            let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
+            matches!(phase, Some("Succeeded" | "Failed"))
+        })
+        .await
+        .with_context(|| format!("looking at node {}", self.name))
+    }
+}
+
+/// Where a unit's script writes.
+fn log(unit: &str) -> String {
+    format!("/run/{unit}.log")
 }
 
 /// The lines that only one of two listings has, as diff(1) marks them; nothing when they are alike.

@@ -24,10 +24,16 @@ const LIMIT: Duration = Duration::from_secs(240);
 
 /// Installs the release, or upgrades the one that is there; `spec` is laid over the WasmRuntime's of e2e/values.yaml.
 pub async fn apply(cluster: &Cluster, spec: Value) -> Result<()> {
+    apply_replicas(cluster, 1, spec).await
+}
+
+/// As [`apply`], with so many controllers.
+pub async fn apply_replicas(cluster: &Cluster, replicas: usize, spec: Value) -> Result<()> {
     let chart = concat!(env!("CARGO_MANIFEST_DIR"), "/../charts/kubewasi");
     let values = concat!(env!("CARGO_MANIFEST_DIR"), "/values.yaml");
     let over = json!({
         "image": {"registry": images()},
+        "controller": {"replicas": replicas},
         "test": {"image": format!("{}/probe:e2e", images())},
         "runtime": {"spec": spec},
     });
@@ -42,6 +48,14 @@ pub async fn apply(cluster: &Cluster, spec: Value) -> Result<()> {
     ];
     arguments.extend(["--values", values, "--values", "-", "--wait", "--timeout", &timeout]);
     helm(cluster, &arguments, &over.to_string()).await?;
+    Ok(())
+}
+
+/// Lays `spec` over what the WasmRuntime has, as who edits it does: helm's next upgrade will not like that.
+pub async fn edit(cluster: &Cluster, spec: Value) -> Result<()> {
+    let patch = json!({"spec": spec}).to_string();
+    let arguments = ["patch", "wasmruntime", RUNTIME, "--type=merge", "--patch", &patch];
+    cluster.output_of_kubectl(&arguments).await?;
     Ok(())
 }
 

@@ -16,6 +16,16 @@ const INTERVAL: Duration = Duration::from_millis(200);
 /// `wanted` and what was last seen.
 pub async fn until<T: Debug>(
     wanted: &str,
+    look: impl AsyncFnMut() -> Result<T>,
+    enough: impl Fn(&T) -> bool,
+) -> Result<T> {
+    until_within(PATIENCE, wanted, look, enough).await
+}
+
+/// As [`until`], for what takes longer by its nature.
+pub async fn until_within<T: Debug>(
+    patience: Duration,
+    wanted: &str,
     mut look: impl AsyncFnMut() -> Result<T>,
     enough: impl Fn(&T) -> bool,
 ) -> Result<T> {
@@ -25,8 +35,8 @@ pub async fn until<T: Debug>(
         if enough(&seen) {
             return Ok(seen);
         }
-        if start.elapsed() > PATIENCE {
-            bail!("waited {} s for {wanted}; last seen: {seen:#?}", PATIENCE.as_secs());
+        if start.elapsed() > patience {
+            bail!("waited {} s for {wanted}; last seen: {seen:#?}", patience.as_secs());
         }
         sleep(INTERVAL).await;
     }

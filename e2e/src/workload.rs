@@ -102,6 +102,12 @@ fn has_started(pod: &Pod, container: &str) -> bool {
     status(pod, container).is_some_and(running) || terminated(pod, container).is_some()
 }
 
+/// A pod's uid and its containers' ids: others after any restart.
+pub fn identity(pod: &Pod) -> Vec<String> {
+    let ids = containers(pod).filter_map(|status| status.container_id.clone());
+    pod.metadata.uid.clone().into_iter().chain(ids).collect()
+}
+
 /// How often a container was started again.
 pub fn restarts(pod: &Pod, container: &str) -> i32 {
     status(pod, container)

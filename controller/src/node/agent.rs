@@ -77,6 +77,8 @@ pub struct Agent {
     disproof: Option<Disproof>,
     /// When the module is to run next.
     prove_at: Instant,
+    /// The plan that failed, where that could not be written down: on a full disk.
+    unwritten: Option<Journal>,
 }
 
 impl Agent {
@@ -90,6 +92,7 @@ impl Agent {
             proof: None,
             disproof: None,
             prove_at: Instant::now(),
+            unwritten: None,
         }
     }
 
@@ -169,7 +172,13 @@ impl Agent {
             .permit
             .as_ref()
             .filter(|permit| permit.plan == planned.plan.hash);
-        let failed: Option<Journal> = journal::read(&self.layout.journal())?;
+        let failed = match self.unwritten.take() {
+            Some(failed) => {
+                self.record(failed.clone());
+                Some(failed)
+            }
+            None => journal::read(&self.layout.journal())?,
+        };
         let is_spent = |attempt: &str| failed.as_ref().is_some_and(|failed| failed.permit.attempt == attempt);
         if let Some(permit) =
             permit.filter(|permit| !waits_for_image && !planned.is_done() && !is_spent(&permit.attempt))
@@ -180,8 +189,11 @@ impl Agent {
                 previous_shim: shim::current(&self.layout),
                 failed: None,
             };
-            durable::make_folder(&self.layout.folder())?;
-            journal::write(&self.layout.journal(), &journal)?;
+            if let Err(error) = self.begin(&journal) {
+                let first = journal.planned.plan.steps.first().copied();
+                self.fail(journal, first.unwrap_or(Step::Prove), error.to_string(), true);
+                return Ok(Duration::ZERO);
+            }
             return self.work(node, status, containerd, journal).await;
         }
         // Another wish has not failed yet.
@@ -218,7 +230,8 @@ impl Agent {
         let Some(journal): Option<Journal> = journal::read(&self.layout.journal())? else {
             return Ok(None);
         };
-        if journal.failed.is_some() {
+        let has_failed = self.unwritten.iter().any(|failed| failed.permit == journal.permit);
+        if journal.failed.is_some() || has_failed {
             return Ok(None);
         }
         // What the helper has begun it ends, whatever is wished meanwhile.
@@ -229,13 +242,39 @@ impl Agent {
         Ok(None)
     }
 
+    /// Writes down that a plan is begun.
+    fn begin(&mut self, journal: &Journal) -> Result<(), journal::RecordError> {
+        self.unwritten = None;
+        durable::make_folder(&self.layout.folder())?;
+        journal::write(&self.layout.journal(), journal)
+    }
+
+    /// Writes down that a plan failed, and remembers it where that cannot be: the agent that comes next tries once more.
+    fn fail(&mut self, mut journal: Journal, step: Step, message: String, rolled_back: bool) {
+        journal.failed = Some(Failed {
+            step,
+            message,
+            rolled_back,
+            at: now().0.to_string(),
+        });
+        self.record(journal);
+    }
+
+    fn record(&mut self, failed: Journal) {
+        let written = journal::write(&self.layout.journal(), &failed);
+        self.unwritten = written.err().map(|error| {
+            tracing::warn!(%error, "the failure could not be written down");
+            failed
+        });
+    }
+
     /// Carries a plan out, from its beginning: a step that is done does nothing.
     async fn work(
         &mut self,
         node: &WasmNode,
         mut status: WasmNodeStatus,
         containerd: Containerd,
-        mut journal: Journal,
+        journal: Journal,
     ) -> Result<Duration, AgentError> {
         let work = Work {
             host: &self.host,
@@ -258,13 +297,7 @@ impl Agent {
                 return Ok(SOON);
             }
             tracing::error!(?step, %error, "the plan failed");
-            journal.failed = Some(Failed {
-                step,
-                message: error.to_string(),
-                rolled_back: error.rolled_back(),
-                at: now().0.to_string(),
-            });
-            journal::write(&self.layout.journal(), &journal)?;
+            self.fail(journal, step, error.to_string(), error.rolled_back(step));
             return Ok(Duration::ZERO);
         }
         durable::remove(&self.layout.journal())?;

@@ -16,6 +16,14 @@ pub struct WriteError {
 }
 
 impl WriteError {
+    /// Whether there was no room.
+    pub fn is_full(&self) -> bool {
+        matches!(
+            self.cause.kind(),
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+        )
+    }
+
     /// Makes one of an operating system's error, for `map_err`.
     pub fn of(act: &'static str, path: &Path) -> impl FnOnce(io::Error) -> WriteError {
         let path = path.to_owned();
@@ -25,8 +33,8 @@ impl WriteError {
 
 fn mend(cause: &io::Error) -> &'static str {
     match cause.kind() {
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => "; make room there, nothing was changed",
-        io::ErrorKind::ReadOnlyFilesystem => "; mount it read-write, nothing was changed",
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => "; make room there",
+        io::ErrorKind::ReadOnlyFilesystem => "; mount it read-write",
         _ => "",
     }
 }
@@ -40,6 +48,24 @@ pub fn write(path: &Path, bytes: &[u8], mode: u32) -> Result<(), WriteError> {
         let _ = fs::remove_file(&beside);
     }
     written
+}
+
+/// As [`write`], unless that is what is there: a step that is done needs no room.
+pub fn ensure(path: &Path, bytes: &[u8], mode: u32) -> Result<(), WriteError> {
+    let is_there = fs::read(path).is_ok_and(|found| found == bytes)
+        && fs::metadata(path).is_ok_and(|found| found.permissions().mode() & 0o7777 == mode);
+    if is_there { Ok(()) } else { write(path, bytes, mode) }
+}
+
+/// Puts `bytes` into a file that is there, where no room is left for another one beside it: neither wholly there nor not
+/// at all is worse than what it had, so this is for what is worse already.
+pub fn overwrite(path: &Path, bytes: &[u8]) -> Result<(), WriteError> {
+    let write = || {
+        let mut file = File::options().write(true).truncate(true).open(path)?;
+        file.write_all(bytes)?;
+        file.sync_all()
+    };
+    write().map_err(WriteError::of("overwrite", path))
 }
 
 /// Writes a file that nobody looks at yet, and syncs it.

@@ -11,6 +11,9 @@ use crate::api::wasm_node::{WasmNode, WasmNodeStatus};
 
 use super::proof::now;
 
+/// How long a report may take: the work on the host does not wait for an API server that takes connections and no more.
+const PATIENCE: Duration = Duration::from_secs(10);
+
 /// The owner of the status's fields.
 const MANAGER: &str = "kubewasi-node";
 
@@ -50,12 +53,13 @@ impl Reporter {
         });
         let api: Api<WasmNode> = Api::all(self.client.clone());
         let parameters = PatchParams::apply(MANAGER).force();
-        match api
-            .patch_status(&node.name_any(), &parameters, &Patch::Apply(&patch))
-            .await
-        {
-            Ok(_) => self.last = Some(status),
-            Err(error) => tracing::warn!(%error, "the report did not reach the API server"),
+        let name = node.name_any();
+        let patch = Patch::Apply(&patch);
+        let answer = tokio::time::timeout(PATIENCE, api.patch_status(&name, &parameters, &patch)).await;
+        match answer {
+            Ok(Ok(_)) => self.last = Some(status),
+            Ok(Err(error)) => tracing::warn!(%error, "the report did not reach the API server"),
+            Err(error) => tracing::warn!(%error, "the API server does not answer"),
         }
     }
 }

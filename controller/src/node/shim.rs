@@ -156,6 +156,9 @@ pub fn current(layout: &Layout) -> Option<String> {
 
 /// Has the stable path lead to the version with `digest`, which is complete.
 pub fn switch(layout: &Layout, digest: &str) -> Result<(), ShimError> {
+    if current(layout).as_deref() == Some(digest) {
+        return Ok(());
+    }
     let target = Path::new("versions").join(digest).join(SHIM);
     Ok(durable::link(&target, &layout.stable())?)
 }

@@ -48,7 +48,7 @@ pub enum SmokeError {
 /// Writes the module's root filesystem.
 pub fn install(layout: &Layout) -> Result<(), WriteError> {
     durable::make_folder(&layout.smoke())?;
-    durable::write(&layout.smoke().join(NAME), MODULE, 0o755)
+    durable::ensure(&layout.smoke().join(NAME), MODULE, 0o755)
 }
 
 /// Runs the module by `handler`, as the running CRI plugin (`health`) has it, on the containerd at `socket`.

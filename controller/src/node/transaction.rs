@@ -221,7 +221,11 @@ fn roll_back(order: &Order) -> Result<(), TransactionError> {
     let Some(edit) = &order.edit else { return Ok(()) };
     match read(&edit.file)? {
         now if now == edit.old => Ok(()),
-        now if now == edit.new => Ok(put(&edit.file, edit.old.as_deref())?),
+        now if now == edit.new => match (put(&edit.file, edit.old.as_deref()), &edit.old) {
+            // The file is one that broke containerd, and longer than the old one.
+            (Err(error), Some(old)) if error.is_full() => Ok(durable::overwrite(&edit.file, old.as_bytes())?),
+            (put, _) => Ok(put?),
+        },
         _ => Err(TransactionError::Foreign {
             path: edit.file.clone(),
         }),

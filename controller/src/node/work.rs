@@ -27,6 +27,8 @@ const AGAIN: Duration = Duration::from_secs(5);
 const LOOK: Duration = Duration::from_millis(500);
 /// How long a helper may be away before it is started again: systemd does that by itself, after a second.
 const AWAY: Duration = Duration::from_secs(10);
+/// How often a helper is started that ends before it has written down that it began; systemd tries each five times.
+const STARTS: u32 = 2;
 
 /// Why a step failed.
 #[derive(Debug, thiserror::Error)]
@@ -49,6 +51,8 @@ pub enum StepError {
     RolledBack { reason: String },
     #[error("{reason}; the old configuration is back, but {unhealthy}")]
     Unhealthy { reason: String, unhealthy: String },
+    #[error("the helper ends before it begins, see `journalctl -u {0}`; nothing was changed")]
+    NoHelper(String),
     #[error("the handler has {0} sandboxes: its pods have to end first")]
     InUse(u32),
     #[error("containerd has to be restarted, which spec.containerdRestart leaves to somebody else")]
@@ -58,15 +62,30 @@ pub enum StepError {
 }
 
 impl StepError {
-    /// Whether the host is again as it was before the step.
-    pub fn rolled_back(&self) -> bool {
-        matches!(self, StepError::RolledBack { .. } | StepError::Refused(_))
+    /// Whether the host is again as it was before `step`, which failed with this.
+    pub fn rolled_back(&self, step: Step) -> bool {
+        match self {
+            StepError::RolledBack { .. } | StepError::Refused(_) | StepError::NoHelper(_) => true,
+            // A file is wholly written or not at all, and what was there stays until then.
+            StepError::Shim(_) | StepError::Write(_) => {
+                matches!(step, Step::StageShim | Step::WriteOptions | Step::SwitchShim)
+            }
+            _ => false,
+        }
     }
 
     /// Whether the step is only to be tried again later: it waits for somebody.
     pub fn waits(&self) -> bool {
         matches!(self, StepError::InUse(_) | StepError::AwaitsRestart | StepError::Locked)
     }
+}
+
+/// Where the helper is.
+enum Helper {
+    Works,
+    Started,
+    /// systemd may be about to start it again.
+    Away,
 }
 
 /// What is at hand while a plan is carried out.
@@ -90,7 +109,7 @@ impl Work<'_> {
             }
             Step::WriteOptions => {
                 let _lock = self.lock()?;
-                durable::write(&layout.options(&planned.shim), planned.options.as_bytes(), 0o644)?;
+                durable::ensure(&layout.options(&planned.shim), planned.options.as_bytes(), 0o644)?;
             }
             Step::SwitchShim => {
                 let _lock = self.lock()?;
@@ -135,10 +154,8 @@ impl Work<'_> {
                 .map_err(|error| StepError::Refused(error.to_string()))?;
         }
         if !is_ordered {
-            durable::remove(&layout.progress())?;
-            let helper = std::fs::read("/proc/self/exe").map_err(WriteError::of("read", "/proc/self/exe".as_ref()))?;
-            durable::write(&layout.helper(), &helper, 0o755)?;
-            journal::write(&layout.order(), &self.order(journal, restart))?;
+            self.give(&self.order(journal, restart))
+                .map_err(|error| StepError::Refused(error.to_string()))?;
         }
         let verdict = self.helped().await?;
         // The order is done with, whatever came of it.
@@ -155,6 +172,15 @@ impl Work<'_> {
             } => Err(StepError::Unhealthy { reason, unhealthy }),
             _ => Ok(()),
         }
+    }
+
+    /// Puts the helper and its order where they are to work; the order comes last.
+    fn give(&self, order: &Order) -> Result<(), RecordError> {
+        let layout = self.layout;
+        durable::remove(&layout.progress())?;
+        let helper = std::fs::read("/proc/self/exe").map_err(WriteError::of("read", "/proc/self/exe".as_ref()))?;
+        durable::write(&layout.helper(), &helper, 0o755)?;
+        journal::write(&layout.order(), order)
     }
 
     /// Whether the configuration is the planned one already, and containerd runs with it: an agent before was killed when
@@ -193,17 +219,25 @@ impl Work<'_> {
     /// Starts the helper unless it runs, and waits until it is done, however often containerd or systemd restart.
     async fn helped(&self) -> Result<Progress, StepError> {
         let layout = self.layout;
-        let (mut away, mut began) = (AWAY, layout.progress().exists());
+        let (mut away, mut seen, mut starts) = (AWAY, false, 0);
         loop {
-            let progress: Progress = journal::read(&layout.progress())?.unwrap_or_default();
-            if progress.is_final() {
+            let recorded: Option<Progress> = journal::read(&layout.progress())?;
+            let has_begun = recorded.is_some();
+            if let Some(progress) = recorded.filter(Progress::is_final) {
                 return Ok(progress);
             }
-            match self.assist(away >= AWAY).await {
-                Ok(true) => (away, began) = (Duration::ZERO, true),
-                Ok(false) => away += LOOK,
+            let may_start = away >= AWAY;
+            // What has begun is ended, however often somebody has to start it.
+            if may_start && !has_begun && starts >= STARTS {
+                durable::remove(&layout.order())?;
+                return Err(StepError::NoHelper(layout.unit()));
+            }
+            match self.assist(may_start).await {
+                Ok(Helper::Away) => away += LOOK,
+                Ok(Helper::Works) => (away, seen) = (Duration::ZERO, true),
+                Ok(Helper::Started) => (away, seen, starts) = (Duration::ZERO, true, starts + 1),
                 // Nobody has begun anything, so nobody has to.
-                Err(error) if !began => {
+                Err(error) if !has_begun && !seen => {
                     durable::remove(&layout.order())?;
                     return Err(error.into());
                 }
@@ -214,21 +248,22 @@ impl Work<'_> {
         }
     }
 
-    /// Whether the helper runs; when it does not and `start` is set, it is started.
-    async fn assist(&self, start: bool) -> Result<bool, SystemdError> {
+    /// Looks for the helper, and starts it when it is away and `may_start` is set.
+    async fn assist(&self, may_start: bool) -> Result<Helper, SystemdError> {
         let layout = self.layout;
         let systemd = Systemd::connect(&self.host.root).await?;
         if systemd.is_active(&layout.unit()).await? {
-            return Ok(true);
+            return Ok(Helper::Works);
         }
-        if start {
-            let argv = [layout.helper(), "transact".into(), layout.folder()].map(|word| word.display().to_string());
-            let faults = std::env::var(fault::VARIABLE).map(|point| format!("{}={point}", fault::VARIABLE));
-            let environment: Vec<String> = faults.into_iter().collect();
-            let description = format!("kubewasi: containerd's configuration for {}", layout.runtime());
-            systemd.run(&layout.unit(), &description, &argv, &environment).await?;
+        if !may_start {
+            return Ok(Helper::Away);
         }
-        Ok(start)
+        let argv = [layout.helper(), "transact".into(), layout.folder()].map(|word| word.display().to_string());
+        let faults = std::env::var(fault::VARIABLE).map(|point| format!("{}={point}", fault::VARIABLE));
+        let environment: Vec<String> = faults.into_iter().collect();
+        let description = format!("kubewasi: containerd's configuration for {}", layout.runtime());
+        systemd.run(&layout.unit(), &description, &argv, &environment).await?;
+        Ok(Helper::Started)
     }
 
     /// Runs the module. A shim that fails gives way to the one before it, since pods would fail as well.

@@ -7,13 +7,12 @@ use std::time::Duration;
 
 use clap::Args;
 use kube::Client;
-use kube_lease_manager::LeaseManagerError;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Notify;
 use tokio::time::sleep;
 
 use super::definitions::{self, DefinitionError};
-use super::lead::Place;
+use super::lead::{LeadError, Place};
 use super::reconcile;
 use super::serve::{Health, serve};
 use super::settings::Settings;
@@ -43,7 +42,7 @@ pub enum RunError {
     #[error(transparent)]
     Definitions(#[from] DefinitionError),
     #[error("the lease: {0}")]
-    Lease(#[from] LeaseManagerError),
+    Lease(#[from] LeadError),
     #[error("{address}: {source}")]
     Serve {
         address: SocketAddr,

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use futures_util::{Stream, StreamExt, TryStreamExt};
 use jiff::Timestamp;
@@ -11,6 +12,7 @@ use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::api::node::v1::RuntimeClass;
 use kube::runtime::reflector::store::WriterDropped;
 use kube::runtime::reflector::{self, ObjectRef, Store};
+use kube::runtime::utils::Backoff;
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
@@ -100,15 +102,37 @@ where
             object.managed_fields_mut().clear();
             prune(object);
         })
-        .default_backoff()
+        .backoff(Patience::default())
         .reflect(writer)
         .touched_objects()
         .inspect_err(move |error| {
             since.restart();
             tracing::warn!(%error, kind = %K::kind(&()), "a watch broke and is begun again");
         })
+        // It has waited for itself: whoever heard of the error would have every other watch wait as well.
+        .filter(|change| std::future::ready(change.is_ok()))
         .boxed();
     (store, changes)
+}
+
+/// How long a watch that broke waits before it is begun again: a second, and twice as long each time, up to eight.
+#[derive(Default)]
+struct Patience(u32);
+
+impl Iterator for Patience {
+    type Item = Duration;
+
+    fn next(&mut self) -> Option<Duration> {
+        let wait = Duration::from_secs(1 << self.0);
+        self.0 = (self.0 + 1).min(3);
+        Some(wait)
+    }
+}
+
+impl Backoff for Patience {
+    fn reset(&mut self) {
+        self.0 = 0;
+    }
 }
 
 /// Half of a node in memory is its images, which nobody here asks for.

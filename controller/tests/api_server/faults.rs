@@ -1,5 +1,6 @@
 //! Controllers that die, and two that lead at once.
 
+use k8s_openapi::api::coordination::v1::Lease;
 use kube::Api;
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams};
 use kubewasi_controller::api::{WasmNode, WasmRuntime};
@@ -82,6 +83,35 @@ async fn a_second_controller_takes_over_when_the_first_ends() {
     wait_for("the second leads", async || leads(&second).await).await;
     make_runtime(client, json!({})).await;
     wait_for("all nodes ready", async || ready_nodes(client).await == NODES).await;
+}
+
+#[tokio::test]
+async fn a_lease_that_somebody_deletes_is_made_again_and_another_can_follow() {
+    let control_plane = ControlPlane::start().await;
+    let client = &control_plane.client;
+    make_nodes(client, &NODES).await;
+    let mut first = Controller::start(&control_plane, "first").await;
+    wait_for("the first leads", async || leads(&first).await).await;
+    let second = Controller::start(&control_plane, "second").await;
+    wait_for("the second is ready", async || {
+        second.get("/readyz").await.as_deref() == Some("ok\n")
+    })
+    .await;
+    let leases: Api<Lease> = Api::namespaced(client.clone(), "kubewasi");
+    leases
+        .delete("kubewasi-controller", &DeleteParams::default())
+        .await
+        .unwrap();
+    wait_for("a lease that somebody holds", async || {
+        let lease = leases.get_opt("kubewasi-controller").await.unwrap();
+        lease
+            .and_then(|lease| lease.spec)
+            .is_some_and(|spec| spec.holder_identity.is_some())
+    })
+    .await;
+    // The first has no claim to the new one: it ends, and its pod would begin anew.
+    wait_for("the first ends", async || first.ended().is_some()).await;
+    wait_for("the second leads", async || leads(&second).await).await;
 }
 
 #[tokio::test]

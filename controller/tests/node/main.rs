@@ -10,6 +10,7 @@
 )]
 
 mod containerd;
+mod full_disk;
 mod install;
 mod proof;
 mod restart;

@@ -5,7 +5,7 @@ use kubewasi_e2e::namespace::Namespace;
 use kubewasi_e2e::{release, runtime, wait};
 use serde_json::json;
 
-use crate::start_idle;
+use crate::idle::start_idle;
 
 #[tokio::test]
 async fn a_runtime_class_that_was_deleted_comes_back() -> Result<()> {

@@ -7,7 +7,7 @@ use kubewasi_e2e::node::Node;
 use kubewasi_e2e::{release, runtime, workload};
 use serde_json::{Value, json};
 
-use crate::start_idle;
+use crate::idle::start_idle;
 
 #[tokio::test]
 async fn options_change_without_a_restart() -> Result<()> {
@@ -44,6 +44,27 @@ async fn another_shim_takes_over_new_pods_and_leaves_the_running_ones() -> Resul
     .await
 }
 
+#[tokio::test]
+async fn another_overhead_and_other_tolerations_reach_the_class_and_no_pod_of_before() -> Result<()> {
+    Namespace::with("spec", async |namespace| {
+        let toleration = json!({"key": "e2e", "operator": "Exists"});
+        let spec = json!({"overhead": {"memory": "3Mi"}, "podTolerations": [toleration]});
+        change(namespace, spec).await?;
+        let class = runtime::get(&namespace.cluster, "runtimeclass", release::RUNTIME).await?;
+        ensure!(class["overhead"]["podFixed"] == json!({"memory": "3Mi"}), "{class:#}");
+        ensure!(class["scheduling"]["tolerations"] == json!([toleration]), "{class:#}");
+        let memory = async |pod: &str| {
+            let pod = namespace.api::<Pod>().get(pod).await?;
+            let overhead = pod.spec.and_then(|spec| spec.overhead).unwrap_or_default();
+            anyhow::Ok(overhead.get("memory").map(|memory| memory.0.clone()))
+        };
+        assert_eq!(memory("before").await?.as_deref(), Some("2Mi"));
+        assert_eq!(memory("after").await?.as_deref(), Some("3Mi"));
+        Ok(())
+    })
+    .await
+}
+
 /// Changes the runtime's spec, and looks whether a pod of before is left alone and one of after runs.
 async fn change(namespace: &Namespace, spec: Value) -> Result<()> {
     let cluster = &namespace.cluster;
@@ -54,7 +75,7 @@ async fn change(namespace: &Namespace, spec: Value) -> Result<()> {
         containerds.push(node.containerd().await?);
     }
     start_idle(namespace, "before", release::RUNTIME).await?;
-    let before = identity(&workload::ready(namespace, "before").await?);
+    let before = workload::identity(&workload::ready(namespace, "before").await?);
 
     release::ready(cluster, spec).await?;
     start_idle(namespace, "after", release::RUNTIME).await?;
@@ -65,19 +86,9 @@ async fn change(namespace: &Namespace, spec: Value) -> Result<()> {
             node.name
         );
     }
-    let after = identity(&workload::ready(namespace, "before").await?);
+    let after = workload::identity(&workload::ready(namespace, "before").await?);
     ensure!(before == after, "the pod was restarted: {before:?}, {after:?}");
     Ok(())
-}
-
-/// A pod's uid and its containers' ids: others after any restart.
-fn identity(pod: &Pod) -> Vec<String> {
-    let statuses = pod
-        .status
-        .iter()
-        .flat_map(|status| status.container_statuses.iter().flatten());
-    let ids = statuses.filter_map(|status| status.container_id.clone());
-    pod.metadata.uid.clone().into_iter().chain(ids).collect()
 }
 
 /// The shims that the nodes proved.

@@ -7,7 +7,7 @@ use kubewasi_e2e::namespace::Namespace;
 use kubewasi_e2e::{release, runtime, wait, workload};
 use serde_json::json;
 
-use crate::start_idle;
+use crate::idle::start_idle;
 
 /// The steps of an installation, as a plan has them.
 const STEPS: [&str; 6] = [

@@ -1,24 +1,12 @@
 //! Two WasmRuntimes on the same nodes, each with a handler of its own.
 
 use anyhow::Result;
-use kubewasi_e2e::namespace::{Namespace, images};
-use kubewasi_e2e::{release, runtime, wait, workload};
+use kubewasi_e2e::namespace::Namespace;
+use kubewasi_e2e::runtime::{self, SECOND};
+use kubewasi_e2e::{release, workload};
 use serde_json::json;
 
-use crate::start_idle;
-
-const SECOND: &str = r#"
-apiVersion: kubewasi.dev/v1alpha1
-kind: WasmRuntime
-metadata:
-  name: second
-spec:
-  handler: wasi-second
-  runtimeClasses: [second]
-  tolerations: [{operator: Exists}]
-  shim:
-    image: $IMAGES/shim-next:e2e
-"#;
+use crate::idle::start_idle;
 
 #[tokio::test]
 async fn a_second_runtime_comes_and_goes_beside_the_first() -> Result<()> {
@@ -26,24 +14,12 @@ async fn a_second_runtime_comes_and_goes_beside_the_first() -> Result<()> {
         let cluster = &namespace.cluster;
         release::ready(cluster, json!({})).await?;
         start_idle(namespace, "of-first", release::RUNTIME).await?;
-        let files = SECOND.replace("$IMAGES", &images());
-        cluster
-            .kubectl_with_input(&["apply", "--filename", "-"], &files)
-            .await?;
-        runtime::settled(cluster, "second").await?;
-        start_idle(namespace, "of-second", "second").await?;
+        runtime::apply_second(cluster, json!({})).await?;
+        runtime::settled(cluster, SECOND).await?;
+        start_idle(namespace, "of-second", SECOND).await?;
 
         namespace.kubectl(&["delete", "pod", "of-second"]).await?;
-        cluster
-            .output_of_kubectl(&["delete", "wasmruntime", "second", "--wait=false"])
-            .await?;
-        let left = ["get", "wasmruntime", "second", "--ignore-not-found", "--output", "name"];
-        wait::until(
-            "the second runtime to be gone",
-            async || cluster.output_of_kubectl(&left).await,
-            String::is_empty,
-        )
-        .await?;
+        runtime::delete(cluster, SECOND).await?;
 
         let first = workload::ready(namespace, "of-first").await?;
         assert_eq!(

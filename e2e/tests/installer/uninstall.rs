@@ -10,7 +10,7 @@ use kubewasi_e2e::wait::until;
 use kubewasi_e2e::{release, runtime, workload};
 use serde_json::json;
 
-use crate::start_idle;
+use crate::idle::start_idle;
 
 #[tokio::test]
 async fn an_installation_runs_wasm_pods_and_its_removal_leaves_the_crds_alone() -> Result<()> {
@@ -127,9 +127,12 @@ async fn objects(namespace: &Namespace) -> Result<Vec<String>> {
         "jsonpath={.items[*].metadata.name}",
     ];
     let listed = namespace.cluster.output_of_kubectl(&arguments).await?;
+    let nodes = Node::all(namespace).await?;
+    // A node may be called after us, and what is of the node is called after it.
+    let is_nodes = |name: &str| nodes.iter().any(|node| name.contains(&node.name));
     let mut ours: Vec<String> = listed
         .split_whitespace()
-        .filter(|name| name.contains("kubewasi") && !name.contains("kubewasi-e2e"))
+        .filter(|name| name.contains("kubewasi") && !is_nodes(name))
         .map(str::to_owned)
         .collect();
     ours.sort_unstable();
