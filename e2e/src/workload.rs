@@ -104,7 +104,7 @@ fn has_started(pod: &Pod, container: &str) -> bool {
 
 /// A pod's uid and its containers' ids: others after any restart.
 pub fn identity(pod: &Pod) -> Vec<String> {
-    let ids = containers(pod).filter_map(|status| status.container_id.clone());
+    let ids = statuses(pod).filter_map(|status| status.container_id.clone());
     pod.metadata.uid.clone().into_iter().chain(ids).collect()
 }
 
@@ -122,14 +122,20 @@ pub fn waiting(pod: &Pod, container: &str) -> Option<String> {
 
 /// What the kubelet says of one of the pod's containers, init containers and ephemeral ones too.
 pub fn status<'a>(pod: &'a Pod, container: &str) -> Option<&'a ContainerStatus> {
-    let status = pod.status.as_ref()?;
-    let all = [
-        &status.init_container_statuses,
-        &status.container_statuses,
-        &status.ephemeral_container_statuses,
-    ];
-    let mut all = all.into_iter().flatten().flatten();
-    all.find(|status| status.name == container)
+    statuses(pod).find(|status| status.name == container)
+}
+
+/// What it says of all of them.
+fn statuses(pod: &Pod) -> impl Iterator<Item = &ContainerStatus> {
+    let status = pod.status.iter();
+    status.flat_map(|status| {
+        let kinds = [
+            &status.init_container_statuses,
+            &status.container_statuses,
+            &status.ephemeral_container_statuses,
+        ];
+        kinds.into_iter().flatten().flatten()
+    })
 }
 
 /// The id by which containerd, and so the name of its cgroup, knows a container: without `containerd://`.
