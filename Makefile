@@ -68,7 +68,7 @@ e2e-full: override E2E += --include-ignored
 e2e-full: e2e ## As e2e, with faults, density and scale
 
 bench: rust ## Containers and languages beside runc, services beside wasmtime serve; writes bench/*.md and docs/languages.md
-	@hack/packages $(BUILD) $(NODE) $(LANGUAGES)
+	@hack/packages $(BUILD) $(NODE) $(LANGUAGES) linux-perf
 	@hack/bench
 	@hack/bench-http
 	@hack/bench-languages

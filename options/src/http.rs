@@ -25,6 +25,8 @@ pub struct Http {
     pub max_body_size: u64,
     /// How long it may answer what was begun when it is told to end.
     pub drain_timeout: Duration,
+    /// Its threads look for the next request before they sleep, where each has a cpu.
+    pub busy_poll: bool,
     /// Each request is a line on its stdout.
     pub access_log: bool,
 }

@@ -387,6 +387,14 @@ pub const TABLE: &[Entry] = &[
         set: |options, value| set_seconds(&mut options.guest.http.drain_timeout, value),
     },
     Entry {
+        key: "busy_poll",
+        kind: Kind::Switch,
+        default: "true",
+        place: Place::Pod,
+        doc: "Where a service's cpu limit is none or of whole cpus, its threads look for the next request for up to 50 us before they sleep, while requests come as soon as that.",
+        set: |options, value| set_switch(&mut options.guest.http.busy_poll, value),
+    },
+    Entry {
         key: "access_log",
         kind: Kind::Switch,
         default: "false",

@@ -5,6 +5,7 @@ mod cost;
 mod load;
 mod native;
 mod pod;
+mod profile;
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -20,6 +21,7 @@ use tokio::net::TcpStream;
 use crate::cost::Cost;
 use crate::load::load;
 use crate::pod::Node;
+use crate::profile::{Part, Recording};
 
 const USAGE: &str = "usage: kubewasi-bench-http SOCKET FOLDER LAYER OPTIONS [ONLY] | kubewasi-bench-http native\n\
     SOCKET is containerd's, FOLDER takes snapshots, LAYER holds service02.wasm, service03.wasm, wasmtime and this program,\n\
@@ -34,6 +36,9 @@ const CONNECTIONS: [usize; 2] = [32, 1];
 
 /// How long each load lasts.
 const TIME: Duration = Duration::from_secs(5);
+
+/// How long a service is sampled under load.
+const PROFILED: Duration = Duration::from_secs(4);
 
 /// As many requests an instance answers where it is reused.
 const REUSED: &str = "1000000";
@@ -71,6 +76,7 @@ async fn main() -> Result<()> {
             if !only.is_empty() {
                 return Ok(());
             }
+            profile(&node).await?;
             instantiate(&node).await?;
             misbehave(&node).await
         }
@@ -97,10 +103,7 @@ async fn compare(node: &Node, only: &str) -> Result<()> {
     native("native hyper", "hyper", &["/kubewasi-bench-http", "native"]).await?;
     for file in SERVICES {
         let service = file.trim_end_matches(".wasm");
-        for (mode, instance, count) in [
-            ("fresh", "per-request".to_owned(), "1"),
-            ("reuse", format!("reuse({REUSED})"), REUSED),
-        ] {
+        for (mode, instance, count) in modes() {
             let name = format!("kubewasi, {file}, {mode}");
             if name.contains(only) {
                 let pod = node
@@ -117,6 +120,14 @@ async fn compare(node: &Node, only: &str) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// How instances are used: the mode's name, the annotation for it, and how often each is.
+fn modes() -> [(&'static str, String, &'static str); 2] {
+    [
+        ("fresh", "per-request".to_owned(), "1"),
+        ("reuse", format!("reuse({REUSED})"), REUSED),
+    ]
 }
 
 /// Loads the server `pid` when it listens, and prints a row for each load.
@@ -150,6 +161,43 @@ async fn listens(name: &str) -> Result<()> {
             bail!("{name} does not listen on {ADDRESS}");
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    Ok(())
+}
+
+/// Where each service's time goes under the larger load.
+async fn profile(node: &Node) -> Result<()> {
+    let connections = CONNECTIONS[0];
+    println!(
+        "\n## Where the time goes\n\nMicroseconds of the processor for each request at {connections} connections, by \
+         `perf record -e cpu-clock` in a run of its own. A sample counts where its innermost function belongs; in the \
+         kernel, for the call that it is in.\n"
+    );
+    let (mut names, mut columns) = (Vec::new(), Vec::new());
+    for file in SERVICES {
+        let service = file.trim_end_matches(".wasm");
+        for (mode, instance, _) in modes() {
+            let id = format!("{service}-{mode}-profile");
+            let pod = node.start(&id, file, &[("instance", &instance)]).await?;
+            listens(file).await?;
+            let samples = node.folder.join(&id);
+            let recording = Recording(&samples);
+            let before = Cost::of(pod.pid)?;
+            let (seen, taken) = tokio::join!(load(ADDRESS, connections, PROFILED), recording.take(pod.pid, PROFILED));
+            taken?;
+            let cost = Cost::of(pod.pid)?.of_each(&before, seen?.answered);
+            pod.end().await?;
+            names.push(format!("{service}, {mode}"));
+            columns.push((cost.user + cost.system, recording.shares()?));
+        }
+    }
+    println!("| | {} |\n|---|{}", names.join(" | "), "---:|".repeat(names.len()));
+    for part in Part::ALL {
+        let cells = columns.iter().map(|(cost, shares)| {
+            let share = shares.get(&part).copied().unwrap_or_default();
+            format!("{:.2}", cost * share * 1e6)
+        });
+        println!("| {} | {} |", part.name(), cells.collect::<Vec<_>>().join(" | "));
     }
     Ok(())
 }

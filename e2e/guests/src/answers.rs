@@ -16,6 +16,8 @@ pub enum Answer {
     Overrun,
     /// A body and the trailer `x-checksum: 42`.
     Trailers,
+    /// A part of a body, and then a trap.
+    Torn,
     /// Nothing, ever.
     Never,
 }
@@ -32,7 +34,9 @@ pub fn answer(path: &str) -> Answer {
         "/drip" => Answer::Drip,
         "/overrun" => Answer::Overrun,
         "/trailers" => Answer::Trailers,
+        "/torn" => Answer::Torn,
         "/never" => Answer::Never,
+        "/deep" => Answer::Text(deep(40_000).to_string()),
         "/count" => Answer::Text(requests.to_string()),
         "/env" => Answer::Text(
             std::env::vars()
@@ -50,5 +54,14 @@ pub fn answer(path: &str) -> Answer {
             }
         }
         _ => Answer::Text("hello\n".to_owned()),
+    }
+}
+
+/// Calls itself so many times, which takes more stack than guests have by default.
+fn deep(times: u32) -> u32 {
+    match times {
+        0 => 0,
+        // Not what a compiler makes a loop of.
+        _ => std::hint::black_box(deep as fn(u32) -> u32)(times - 1) + 1,
     }
 }

@@ -83,6 +83,12 @@ impl wasip2::exports::http::incoming_handler::Guest for Service {
                 trailers.append("x-checksum", b"42").expect("a trailer");
                 send(out, b"with trailers", Some(trailers));
             }
+            Answer::Torn => {
+                let body = begin(out, None);
+                let stream = body.write().expect("a stream");
+                stream.blocking_write_and_flush(b"torn").expect("written");
+                panic!("told to trap");
+            }
             Answer::Never => wait(3_600_000),
         }
     }

@@ -63,6 +63,15 @@ impl wasip3::exports::http::handler::Guest for Service {
                 trailers.append("x-checksum", b"42").expect("a trailer");
                 send(b"with trailers".to_vec(), Fields::new(), Some(trailers))
             }
+            Answer::Torn => {
+                let (mut writer, reader) = wit_stream::new();
+                let (_trailers, trailers_reader) = wit_future::new(|| Ok(None));
+                wit_bindgen::spawn_local(async move {
+                    let _ = writer.write_all(b"torn".to_vec()).await;
+                    panic!("told to trap");
+                });
+                Response::new(Fields::new(), Some(reader), trailers_reader).0
+            }
             Answer::Never => {
                 wait(3_600_000).await;
                 send(Vec::new(), Fields::new(), None)

@@ -63,6 +63,11 @@ impl Budget {
         }))
     }
 
+    /// Whether stores may be kept for later: those that are used now take no more than half of what there may be.
+    pub fn is_ample(&self) -> bool {
+        self.0.linear.load(Ordering::Relaxed) <= self.0.cap / 2
+    }
+
     /// The limits of one more store; what it has is given back when they are dropped.
     pub fn limits(&self) -> Limits {
         Limits {

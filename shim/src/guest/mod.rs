@@ -91,12 +91,25 @@ pub fn load(
         }
         (Loaded::Component(component), None) => Program::Command02(p2::link(warm, &component, export)?),
     };
-    let runtime = Builder::new_current_thread().enable_all().build()?;
+    let runtime = event_loop()?;
     Ok(Ready {
         runtime,
         program,
         budget,
     })
+}
+
+/// So many tasks an event loop runs before it looks for events, if it always has some: those of the requests that came at
+/// once, so that none of their answers is written in parts.
+const TURN: u32 = 256;
+
+/// The event loop of one thread.
+fn event_loop() -> std::io::Result<Runtime> {
+    Builder::new_current_thread()
+        .enable_all()
+        .event_interval(TURN)
+        .on_thread_park(http::busy_poll::before_sleep)
+        .build()
 }
 
 /// Runs a program to its end.

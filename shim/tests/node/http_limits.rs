@@ -2,9 +2,10 @@
 
 use std::io::Write;
 use std::net::TcpListener;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
-use crate::command::eventually;
+use crate::command::{eventually, run};
 use crate::guests::{Service, wat};
 use crate::image_builder::Image;
 use crate::service::{Served, image};
@@ -31,6 +32,38 @@ on_newest_containerd! {
             let log = served.log();
             assert_eq!(log.lines().filter(|other| other.contains("wasm trap")).count(), 1, "{line}\n{log}");
             assert_eq!(served.get("/").status, 200, "{service:?}");
+            assert_eq!(served.end(), 0);
+        }
+    }
+
+    fn what_came_before_a_trap_reaches_the_client_and_is_no_whole_answer(node) {
+        for service in Service::ALL {
+            for version in ["--http1.1", "--http2-prior-knowledge"] {
+                let served = Served::start(node, service, &[]);
+                let pid = served.pid.to_string();
+                let curl = ["-t", &pid, "-n", "curl", "--silent", version, "http://127.0.0.1:8080/torn"];
+                let said = run(Command::new("nsenter").args(curl));
+                assert_eq!(said.stdout, "torn", "{service:?} {version}: {said}");
+                assert_ne!(said.code, Some(0), "{service:?} {version}: {said}");
+                served.log_line(&["wasm trap", "unreachable"]);
+                assert_eq!(served.get("/").status, 200, "{service:?}");
+                assert_eq!(served.end(), 0);
+            }
+        }
+    }
+
+    fn a_stack_is_as_deep_as_the_pod_says_for_each_request(node) {
+        for service in Service::ALL {
+            let served = Served::start(node, service, &[]);
+            assert_eq!(served.get("/deep").status, 500, "{service:?}");
+            served.log_line(&["call stack exhausted"]);
+            assert_eq!(served.get("/").status, 200, "{service:?}");
+            assert_eq!(served.end(), 0);
+            let served = Served::start(node, service, &["stack-size=8Mi"]);
+            for _ in 0..3 {
+                let reply = served.get("/deep");
+                assert!(reply.status == 200 && reply.body.contains("40000"), "{service:?}: {reply:?}");
+            }
             assert_eq!(served.end(), 0);
         }
     }

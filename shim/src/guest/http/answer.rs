@@ -16,7 +16,8 @@ use super::access_log::Record;
 use super::admission::Admission;
 use super::figures::Figures;
 use super::instances::Instances;
-use super::{body, client};
+use super::sent::Sent;
+use super::{body, busy_poll, client};
 use crate::guest::trap;
 
 /// What answers the requests of one thread.
@@ -38,8 +39,9 @@ pub struct Limits {
 }
 
 impl Answers {
-    /// Answers `request`, whatever becomes of it.
-    pub async fn answer(&self, peer: SocketAddr, request: Request<Incoming>) -> Response<WasiBody> {
+    /// Answers `request`, whatever becomes of it, on the connection of `sent`.
+    pub async fn answer(&self, peer: SocketAddr, sent: Arc<Sent>, request: Request<Incoming>) -> Response<WasiBody> {
+        busy_poll::asked();
         let mut counted = self.figures.request();
         let mut record = self.limits.access_log.then(|| Record::new(peer, &request));
         let answered = match self.refusal(&request) {
@@ -52,7 +54,7 @@ impl Answers {
                 if let Some(record) = &mut record {
                     record.answered(response.status());
                 }
-                response.map(|body| body::answer(body, presence, counted, record, self.limits.timeout))
+                response.map(|body| body::answer(body, sent, presence, counted, record, self.limits.timeout))
             }
             Err(status) => {
                 counted.answered(status);

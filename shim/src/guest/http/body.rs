@@ -1,6 +1,7 @@
 //! The body of an answer, as the connection reads it.
 
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -12,10 +13,16 @@ use wasmtime_wasi_http::{Error, WasiBody};
 use super::access_log::Record;
 use super::client::Presence;
 use super::figures::Request;
+use super::sent::Sent;
 
-/// A body that knows when it is served, and does not wait for its guest for ever.
+/// A body that knows when it is served, does not wait for its guest for ever, and breaks off behind what it has said.
 struct Answer {
     body: WasiBody,
+    sent: Arc<Sent>,
+    /// The last piece that it handed out.
+    piece: u64,
+    /// Why it breaks off.
+    broken: Option<Error>,
     /// `None` once all of it was read.
     presence: Option<Presence>,
     record: Option<Record>,
@@ -26,9 +33,10 @@ struct Answer {
     waiting: Option<Pin<Box<Sleep>>>,
 }
 
-/// Hands `body` out for who is `present`.
+/// Hands `body` out, on the connection of `sent`, for who is `present`.
 pub fn answer(
     body: WasiBody,
+    sent: Arc<Sent>,
     presence: Presence,
     counted: Request,
     record: Option<Record>,
@@ -36,6 +44,10 @@ pub fn answer(
 ) -> WasiBody {
     let mut answer = Answer {
         body,
+        // The head is one.
+        piece: sent.hand_out(),
+        sent,
+        broken: None,
         presence: Some(presence),
         record,
         _counted: counted,
@@ -61,6 +73,9 @@ impl Answer {
             self.waiting = None;
             return Poll::Ready(frame);
         }
+        if self.presence.as_ref().is_some_and(|presence| presence.poll_failed(cx)) {
+            return Poll::Ready(Some(Err(Error::HttpResponseIncomplete)));
+        }
         let patience = self.patience;
         let waiting = self.waiting.get_or_insert_with(|| Box::pin(sleep(patience)));
         ready!(waiting.as_mut().poll(cx));
@@ -73,22 +88,27 @@ impl Body for Answer {
     type Error = Error;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
-        let frame = ready!(self.poll_guest(cx));
-        match &frame {
-            Some(Ok(frame)) => {
-                if let (Some(record), Some(data)) = (&mut self.record, frame.data_ref()) {
-                    record.sent(data.len());
+        if self.broken.is_none() {
+            match ready!(self.poll_guest(cx)) {
+                Some(Ok(frame)) => {
+                    if let (Some(record), Some(data)) = (&mut self.record, frame.data_ref()) {
+                        record.sent(data.len());
+                    }
+                    self.piece = self.sent.hand_out();
+                    self.look();
+                    return Poll::Ready(Some(Ok(frame)));
                 }
-                self.look();
-            }
-            Some(Err(_)) => {}
-            None => {
-                if let Some(presence) = self.presence.take() {
-                    presence.served();
+                Some(Err(error)) => self.broken = Some(error),
+                None => {
+                    if let Some(presence) = self.presence.take() {
+                        presence.served();
+                    }
+                    return Poll::Ready(None);
                 }
             }
         }
-        Poll::Ready(frame)
+        ready!(self.sent.poll_written(cx, self.piece));
+        Poll::Ready(self.broken.take().map(Err))
     }
 
     fn is_end_stream(&self) -> bool {

@@ -1,8 +1,10 @@
-//! Whether anybody still waits for the answer to a request: what the connection knows and the instance must learn.
+//! Whether anybody still waits for the answer to a request, and whether there is still an instance that makes it: what the
+//! connection and the instance must learn of each other.
 
+use std::any::Any;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU8, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
@@ -15,11 +17,19 @@ use super::admission::Permit;
 const WAITS: u8 = 0;
 const SERVED: u8 = 1;
 const LEFT: u8 = 2;
+const FAILED: u8 = 3;
+
+/// What is left of an instance that has failed. While it is there, whatever the guest has handed out can be read, and what
+/// it has not ended does not end.
+pub type Remains = Arc<dyn Any + Send + Sync>;
 
 /// Who asked, as its instance sees it.
 pub struct Client {
     state: AtomicU8,
-    instance: AtomicWaker,
+    /// Its instance's, once it has one.
+    count: OnceLock<Arc<Count>>,
+    answer: AtomicWaker,
+    remains: Mutex<Option<Remains>>,
 }
 
 /// The connection's end: whoever drops it before it is [`Presence::served`] has left.
@@ -32,7 +42,9 @@ pub struct Presence {
 pub fn arrives(permit: Permit) -> (Arc<Client>, Presence) {
     let client = Arc::new(Client {
         state: AtomicU8::new(WAITS),
-        instance: AtomicWaker::new(),
+        count: OnceLock::new(),
+        answer: AtomicWaker::new(),
+        remains: Mutex::default(),
     });
     let presence = Presence {
         client: client.clone(),
@@ -44,53 +56,118 @@ pub fn arrives(permit: Permit) -> (Arc<Client>, Presence) {
 impl Presence {
     /// It has got the whole answer.
     pub fn served(self) {
-        self.client.state.store(SERVED, Ordering::Release);
+        self.client.ends(SERVED);
+    }
+
+    /// Whether its instance has failed; else `cx` is woken when it does.
+    pub fn poll_failed(&self, cx: &Context<'_>) -> bool {
+        self.client.answer.register(cx.waker());
+        self.client.state.load(Ordering::Acquire) == FAILED
     }
 }
 
 impl Drop for Presence {
     fn drop(&mut self) {
-        let _ = self
-            .client
+        self.client.ends(LEFT);
+        *self.client.remains() = None;
+    }
+}
+
+impl Client {
+    /// It waits no more, for this reason, if it did until now.
+    fn ends(&self, reason: u8) {
+        let changed = self
             .state
-            .compare_exchange(WAITS, LEFT, Ordering::AcqRel, Ordering::Acquire);
-        self.client.instance.wake();
+            .compare_exchange(WAITS, reason, Ordering::AcqRel, Ordering::Acquire);
+        if changed.is_ok()
+            && let Some(count) = self.count.get()
+        {
+            count.ended(reason);
+        }
+    }
+
+    fn waits(&self) -> bool {
+        self.state.load(Ordering::Acquire) == WAITS
+    }
+
+    fn remains(&self) -> MutexGuard<'_, Option<Remains>> {
+        self.remains.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// How many clients an instance has. They come and go on its own thread.
+#[derive(Default)]
+struct Count {
+    waiting: AtomicUsize,
+    left: AtomicUsize,
+    instance: AtomicWaker,
+}
+
+impl Count {
+    fn ended(&self, reason: u8) {
+        if reason == LEFT {
+            self.left.fetch_add(1, Ordering::AcqRel);
+        }
+        self.waiting.fetch_sub(1, Ordering::AcqRel);
+        // One that has served everybody is not woken for that.
+        if self.is_abandoned() {
+            self.instance.wake();
+        }
+    }
+
+    fn any_left(&self) -> bool {
+        self.left.load(Ordering::Acquire) > 0
+    }
+
+    fn is_abandoned(&self) -> bool {
+        self.any_left() && self.waiting.load(Ordering::Acquire) == 0
     }
 }
 
 /// The clients of one instance.
 #[derive(Default)]
-pub struct Clients(Mutex<Vec<Arc<Client>>>);
+pub struct Clients {
+    all: Mutex<Vec<Arc<Client>>>,
+    count: Arc<Count>,
+}
 
 impl Clients {
     /// Another one.
     pub fn add(&self, client: Arc<Client>) {
-        let mut clients = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        clients.retain(|client| client.state.load(Ordering::Acquire) != SERVED);
-        clients.push(client);
+        self.count.waiting.fetch_add(1, Ordering::AcqRel);
+        let _ = client.count.set(self.count.clone());
+        if !client.waits() {
+            self.count.ended(client.state.load(Ordering::Acquire));
+            return;
+        }
+        let mut all = self.all();
+        all.retain(|client| client.waits());
+        all.push(client);
+    }
+
+    /// Their instance has failed: who waits for the rest of an answer gets what there is in its remains.
+    pub fn fail(&self, remains: &Remains) {
+        for client in self.all().iter().filter(|client| client.waits()) {
+            *client.remains() = Some(remains.clone());
+            client.ends(FAILED);
+            client.answer.wake();
+        }
     }
 
     /// Whether one has left before it was served. Nothing can be taken back from an instance, so what was begun for that
     /// one may still run.
     pub fn any_left(&self) -> bool {
-        let clients = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        clients
-            .iter()
-            .any(|client| client.state.load(Ordering::Acquire) == LEFT)
+        self.count.any_left()
     }
 
-    /// Whether nobody waits any more, but one had left; else `cx` is woken when one leaves.
+    /// Whether nobody waits any more, but one had left; else `cx` is woken when that is so.
     fn poll_abandoned(&self, cx: &Context<'_>) -> bool {
-        let clients = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut left = false;
-        for client in clients.iter() {
-            client.instance.register(cx.waker());
-            match client.state.load(Ordering::Acquire) {
-                WAITS => return false,
-                state => left |= state == LEFT,
-            }
-        }
-        left
+        self.count.instance.register(cx.waker());
+        self.count.is_abandoned()
+    }
+
+    fn all(&self) -> MutexGuard<'_, Vec<Arc<Client>>> {
+        self.all.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -141,5 +218,66 @@ impl WorkerExpiration for Expiration {
             }
             self.timer.as_mut().reset(deadline.into());
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::guest::http::admission::Admission;
+    use futures_util::FutureExt as _;
+    use std::task::Waker;
+
+    fn arrived() -> (Arc<Client>, Presence) {
+        let permit = Admission::new(1, 0).enter().now_or_never().unwrap().unwrap();
+        arrives(permit)
+    }
+
+    fn is_abandoned(clients: &Clients) -> bool {
+        clients.poll_abandoned(&Context::from_waker(Waker::noop()))
+    }
+
+    #[test]
+    fn an_instance_is_abandoned_when_one_has_left_and_nobody_waits() {
+        let clients = Clients::default();
+        let [(first, left), (second, served)] = [arrived(), arrived()];
+        clients.add(first);
+        clients.add(second);
+        assert!(!clients.any_left() && !is_abandoned(&clients));
+        drop(left);
+        assert!(clients.any_left() && !is_abandoned(&clients), "the second waits");
+        served.served();
+        assert!(is_abandoned(&clients));
+    }
+
+    #[test]
+    fn an_instance_that_has_served_everybody_is_not_abandoned_and_who_left_before_it_came_is_known() {
+        let clients = Clients::default();
+        let (client, presence) = arrived();
+        clients.add(client);
+        presence.served();
+        assert!(!is_abandoned(&clients));
+        let (client, presence) = arrived();
+        drop(presence);
+        clients.add(client);
+        assert!(is_abandoned(&clients));
+    }
+
+    #[test]
+    fn remains_are_kept_for_who_waits_until_the_last_has_gone() {
+        let clients = Clients::default();
+        let [(first, served), (second, waits), (third, other)] = [arrived(), arrived(), arrived()];
+        for client in [first, second, third] {
+            clients.add(client);
+        }
+        served.served();
+        let remains: Remains = Arc::new(());
+        clients.fail(&remains);
+        assert_eq!(Arc::strong_count(&remains), 3);
+        let cx = Context::from_waker(Waker::noop());
+        assert!(waits.poll_failed(&cx));
+        drop(other);
+        waits.served();
+        assert_eq!(Arc::strong_count(&remains), 1);
     }
 }

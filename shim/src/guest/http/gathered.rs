@@ -1,21 +1,20 @@
 //! A connection that gathers what is to be written: head, body and end of a short answer leave in one packet.
 //!
 //! A guest produces those one after the other, each time the connection has taken the last. hyper writes whenever the
-//! guest has nothing more at the moment; that moment is given a few turns of the thread's event loop, in which the guest
-//! goes on. So a short answer takes one system call, and its client is woken once.
+//! guest has nothing more at the moment; such a write waits until nothing else is ready to run on its thread, when the
+//! guest has gone as far as it gets by itself. So a short answer takes one system call, and its client is woken once.
 
 use std::io::{IoSlice, Result};
-use std::pin::Pin;
-use std::task::{Context, Poll, ready};
-use std::time::{Duration, Instant};
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll, Wake, Waker, ready};
 
+use futures_util::task::AtomicWaker;
 use hyper::rt::{Read, ReadBufCursor, Write};
+use tokio::task::yield_now;
 
-/// So many turns a write waits: a guest of 0.3 takes one for its body and one for the end of that.
-const TURNS: u32 = 5;
-
-/// The longest that a write waits: turns are long where other guests spin.
-const PATIENCE: Duration = Duration::from_micros(200);
+use super::sent::Sent;
 
 /// So much is worth a write of its own.
 const LARGE: usize = 4 << 10;
@@ -23,38 +22,66 @@ const LARGE: usize = 4 << 10;
 /// The end of a body in chunks (RFC 9112, 7.1): there is nothing to wait for behind it.
 const END: &[u8] = b"0\r\n\r\n";
 
-/// A stream whose writes wait for a few turns.
+/// A stream whose writes wait for their turn.
 pub struct Gathered<T> {
     stream: T,
-    /// The turns that a write has waited already; what came meanwhile is with it.
-    waited: u32,
-    /// Since when it waits.
-    since: Option<Instant>,
+    turn: Arc<Turn>,
+    /// A write waits, or has waited: what came meanwhile is with it.
+    waits: bool,
+    sent: Arc<Sent>,
 }
 
 impl<T> Gathered<T> {
-    pub fn new(stream: T) -> Gathered<T> {
+    /// Writes to `stream`, and says in `sent` when all is written.
+    pub fn new(stream: T, sent: Arc<Sent>) -> Gathered<T> {
         Gathered {
             stream,
-            waited: 0,
-            since: None,
+            turn: Arc::default(),
+            waits: false,
+            sent,
         }
+    }
+}
+
+/// The turn of a thread's event loop: it is over when everything that was ready to run has run.
+#[derive(Default)]
+struct Turn {
+    over: AtomicBool,
+    connection: AtomicWaker,
+}
+
+impl Turn {
+    /// From now on it is waited for.
+    fn begin(self: &Arc<Turn>) {
+        self.over.store(false, Ordering::Relaxed);
+        let waker = Waker::from(self.clone());
+        // tokio wakes who yields when it has nothing else to run, or has run many others, and has looked for events.
+        let _ = pin!(yield_now()).poll(&mut Context::from_waker(&waker));
+    }
+}
+
+impl Wake for Turn {
+    fn wake(self: Arc<Self>) {
+        self.over.store(true, Ordering::Relaxed);
+        self.connection.wake();
     }
 }
 
 impl<T: Write + Unpin> Gathered<T> {
     /// Waits for its turn with so many bytes, which end in `last`.
     fn poll_turn(&mut self, cx: &Context<'_>, length: usize, last: &[u8]) -> Poll<()> {
-        if self.waited == TURNS || length >= LARGE || last.ends_with(END) {
+        if length >= LARGE || last.ends_with(END) || self.sent.is_awaited() {
             return Poll::Ready(());
         }
-        if self.since.get_or_insert_with(Instant::now).elapsed() > PATIENCE {
-            return Poll::Ready(());
+        self.turn.connection.register(cx.waker());
+        if !self.waits {
+            self.waits = true;
+            self.turn.begin();
         }
-        self.waited += 1;
-        // Behind everything that is ready to run by now.
-        cx.waker().wake_by_ref();
-        Poll::Pending
+        match self.turn.over.load(Ordering::Relaxed) {
+            true => Poll::Ready(()),
+            false => Poll::Pending,
+        }
     }
 
     fn poll_once(
@@ -67,12 +94,11 @@ impl<T: Write + Unpin> Gathered<T> {
         ready!(self.poll_turn(cx, length, last));
         let written = ready!(write(Pin::new(&mut self.stream), cx))?;
         // What a client has no room for yet has waited already.
-        self.waited = if written < length { TURNS } else { 0 };
-        self.since = None;
+        self.waits = written < length;
+        self.turn.over.store(true, Ordering::Relaxed);
         Poll::Ready(Ok(written))
     }
 }
-
 impl<T: Write + Unpin> Write for Gathered<T> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<Result<usize>> {
         self.poll_once(cx, bytes.len(), bytes, |stream, cx| stream.poll_write(cx, bytes))
@@ -90,7 +116,10 @@ impl<T: Write + Unpin> Write for Gathered<T> {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
+        ready!(Pin::new(&mut self.stream).poll_flush(cx))?;
+        // hyper flushes once it has nothing left to write.
+        self.sent.all_written();
+        Poll::Ready(Ok(()))
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<()>> {
@@ -109,14 +138,14 @@ mod tests {
     use super::*;
     use std::future::poll_fn;
 
-    /// What is written, a line for each write.
-    #[derive(Default)]
-    struct Written(Vec<Vec<u8>>);
+    /// What is written, a line for each write, of so many bytes at most.
+    struct Written(Vec<Vec<u8>>, usize);
 
     impl Write for Written {
         fn poll_write(mut self: Pin<&mut Self>, _: &mut Context<'_>, bytes: &[u8]) -> Poll<Result<usize>> {
-            self.0.push(bytes.to_vec());
-            Poll::Ready(Ok(bytes.len()))
+            let taken = bytes.len().min(self.1);
+            self.0.push(bytes[..taken].to_vec());
+            Poll::Ready(Ok(taken))
         }
 
         fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Result<()>> {
@@ -128,46 +157,85 @@ mod tests {
         }
     }
 
-    /// Writes `pieces`, of which each turn brings one; how often it was polled.
+    fn gathered() -> Gathered<Written> {
+        Gathered::new(Written(Vec::new(), usize::MAX), Arc::default())
+    }
+
+    /// Writes `pieces`, of which each poll brings one more and is followed by the next at once; how often it was polled.
     async fn write(stream: &mut Gathered<Written>, pieces: &[&[u8]]) -> usize {
         let mut polled = 0;
         let written = poll_fn(|cx| {
             polled += 1;
+            if polled < pieces.len() {
+                cx.waker().wake_by_ref();
+            }
             let pending = pieces[..polled.min(pieces.len())].concat();
             Pin::new(&mut *stream).poll_write(cx, &pending)
         });
-        assert_eq!(written.await.unwrap(), pieces.concat().len());
+        written.await.unwrap();
         polled
     }
 
     #[tokio::test]
-    async fn each_write_waits_for_some_turns_and_takes_what_came_meanwhile() {
-        let mut stream = Gathered::new(Written::default());
-        for head in [&b"head"[..], b"next"] {
-            assert_eq!(write(&mut stream, &[head, b" and", b" body"]).await, TURNS as usize + 1);
-        }
-        assert_eq!(stream.stream.0, [b"head and body".to_vec(), b"next and body".to_vec()]);
+    async fn each_write_takes_what_comes_until_nothing_is_ready_to_run() {
+        // As a task: what a runtime is blocked on counts as ready to run, but is no turn of its loop.
+        let written = tokio::spawn(async {
+            let mut stream = gathered();
+            let pieces: &[&[u8]] = &[b"head", b" and", b" a", b" long", b" body", b" of", b" pieces"];
+            for _ in 0..2 {
+                // Once more when the turn is over.
+                assert_eq!(write(&mut stream, pieces).await, pieces.len() + 1);
+            }
+            stream.stream.0 == [pieces.concat(), pieces.concat()]
+        });
+        assert!(written.await.unwrap());
     }
 
     #[tokio::test]
-    async fn what_is_large_waits_for_nothing_and_what_waited_long_no_longer() {
-        let mut stream = Gathered::new(Written::default());
-        assert_eq!(write(&mut stream, &[&[7; LARGE]]).await, 1);
-        let mut polled = 0;
-        let written = poll_fn(|cx| {
-            polled += 1;
-            if polled == 2 {
-                std::thread::sleep(PATIENCE * 2);
+    async fn others_that_are_always_ready_to_run_hold_no_write_up_for_ever() {
+        let spinning = tokio::spawn(async {
+            loop {
+                poll_fn(|cx| {
+                    cx.waker().wake_by_ref();
+                    Poll::<()>::Pending
+                })
+                .await;
             }
-            Pin::new(&mut stream).poll_write(cx, b"head")
         });
-        assert_eq!((written.await.unwrap(), polled), (4, 2));
+        let mut stream = gathered();
+        assert_eq!(write(&mut stream, &[b"head"]).await, 2);
+        spinning.abort();
+    }
+
+    #[tokio::test]
+    async fn what_is_large_waits_for_nothing_and_its_rest_neither() {
+        let mut stream = gathered();
+        stream.stream.1 = LARGE;
+        assert_eq!(write(&mut stream, &[&[7; LARGE + 1]]).await, 1);
+        assert_eq!(write(&mut stream, &[&[7]]).await, 1);
+        assert_eq!(write(&mut stream, &[b"head"]).await, 2);
     }
 
     #[tokio::test]
     async fn a_body_that_has_ended_waits_for_nothing() {
-        let mut stream = Gathered::new(Written::default());
+        let mut stream = gathered();
         assert_eq!(write(&mut stream, &[b"head", b"0\r\n\r\n"]).await, 2);
         assert_eq!(write(&mut stream, &[b"head and 0\r\n\r\n"]).await, 1);
+    }
+
+    #[tokio::test]
+    async fn a_body_that_broke_off_waits_for_the_write_and_the_write_for_nothing() {
+        let mut stream = gathered();
+        let sent = stream.sent.clone();
+        let piece = sent.hand_out();
+        poll_fn(|cx| {
+            assert!(sent.poll_written(cx, piece).is_pending());
+            let written = Pin::new(&mut stream).poll_write(cx, b"half an answer");
+            assert!(written.is_ready());
+            Pin::new(&mut stream).poll_flush(cx)
+        })
+        .await
+        .unwrap();
+        poll_fn(|cx| sent.poll_written(cx, piece)).await;
     }
 }

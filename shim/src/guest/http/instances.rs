@@ -2,27 +2,32 @@
 
 use std::future::pending;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::task::yield_now;
 use tokio::time::timeout;
 use wasmtime::component::GuestTaskId;
-use wasmtime::{Engine, Store, StoreContextMut};
+use wasmtime::{Engine, Store, StoreContextMut, UpdateDeadline};
 use wasmtime_wasi_http::WasiHttpView;
 use wasmtime_wasi_http::handler::{HandlerState, Instance, Proxy, ProxyPre, ShouldAccept, WorkerState};
 
 use super::answer;
-use super::client::{Client, Clients, Expiration};
+use super::client::{Client, Clients, Expiration, Remains};
 use super::figures::{Figures, Living};
 use super::instantiations::Instantiations;
 use super::policy::Reuse;
+use super::spare::Spare;
 use super::ticker::{Ticker, Ticking};
 use crate::guest::context::{Component as State, Surroundings};
 use crate::guest::limits::Budget;
 
 /// How long an instance that may answer more is kept without being asked.
-const IDLE: Duration = Duration::from_secs(10);
+pub const IDLE: Duration = Duration::from_secs(10);
+
+/// An instance that nothing was asked yet.
+pub type Made = (Store<State>, Proxy, Place);
 
 /// What makes instances, all of them or those of one thread.
 #[derive(Clone)]
@@ -33,10 +38,14 @@ pub struct Instances {
     pub budget: Budget,
     /// The places of the pool.
     pub places: Arc<Semaphore>,
+    /// As many of them are for requests alone.
+    pub concurrent: usize,
     pub ticker: Arc<Ticker>,
     pub made: Arc<Instantiations>,
     pub reuse: Reuse,
     pub figures: Figures,
+    /// One thread's own.
+    pub spare: Arc<Spare>,
     /// The longest that making one may take, and that one may go on after its answers.
     pub timeout: Duration,
 }
@@ -51,7 +60,30 @@ impl Instances {
         self.make().await.map(drop)
     }
 
-    async fn make(&self) -> wasmtime::Result<(Store<State>, Proxy, Place)> {
+    /// Those of another thread.
+    pub fn of_thread(&self) -> Instances {
+        Instances {
+            spare: Arc::default(),
+            ..self.clone()
+        }
+    }
+
+    /// Whether each instance is used once, so that the next request will need another one.
+    pub fn are_fresh(&self) -> bool {
+        self.reuse.requests == 1
+    }
+
+    /// Whether an instance that nobody has asked for yet takes nothing that others need.
+    pub fn have_room_for_spares(&self) -> bool {
+        self.places.available_permits() > self.concurrent && self.budget.is_ample()
+    }
+
+    /// Makes an instance.
+    ///
+    /// # Errors
+    ///
+    /// As [`Instances::try_one`].
+    pub async fn make(&self) -> wasmtime::Result<Made> {
         let mut place = Place {
             _place: self.places.clone().acquire_owned().await?,
             _ticking: self.ticker.tick(),
@@ -62,7 +94,8 @@ impl Instances {
         let mut store = Store::new(&self.engine, state);
         store.limiter(|state| &mut state.limits);
         store.set_epoch_deadline(1);
-        store.epoch_deadline_async_yield_and_update(1);
+        // To everybody, the event loop included.
+        store.epoch_deadline_callback(|_| Ok(UpdateDeadline::YieldCustom(1, Box::pin(yield_now()))));
         let made = timeout(self.timeout, self.component.instantiate_async(&mut store)).await;
         let proxy = made.map_err(|_| {
             wasmtime::format_err!(
@@ -78,7 +111,7 @@ impl Instances {
 }
 
 /// A place in the pool, and the epoch that ticks for who has it.
-struct Place {
+pub struct Place {
     _place: OwnedSemaphorePermit,
     _ticking: Ticking,
     /// Once there is an instance.
@@ -91,7 +124,17 @@ impl HandlerState for Instances {
     type WorkerState = Running;
 
     async fn instantiate(&self) -> wasmtime::Result<Instance<State, Expiration, Running>> {
-        let (store, proxy, place) = self.make().await?;
+        let ahead = match self.are_fresh() {
+            true => self.spare.take(),
+            false => None,
+        };
+        let (store, proxy, place) = match ahead {
+            Some((mut store, proxy, place)) => {
+                store.set_epoch_deadline(1);
+                (store, proxy, place)
+            }
+            None => self.make().await?,
+        };
         let clients = Arc::new(Clients::default());
         Ok(Instance {
             store,
@@ -101,7 +144,10 @@ impl HandlerState for Instances {
             state: Running {
                 clients,
                 reuse: self.reuse,
-                _place: place,
+                spare: self.spare.clone(),
+                // Together with what else is kept of it.
+                leaves: self.are_fresh() && self.budget.is_ample(),
+                place: Mutex::new(Some(place)),
             },
         })
     }
@@ -111,7 +157,10 @@ impl HandlerState for Instances {
 pub struct Running {
     clients: Arc<Clients>,
     reuse: Reuse,
-    _place: Place,
+    spare: Arc<Spare>,
+    /// It is dropped when there is time for that.
+    leaves: bool,
+    place: Mutex<Option<Place>>,
 }
 
 impl WorkerState for Running {
@@ -140,12 +189,19 @@ impl WorkerState for Running {
     }
 
     fn drop(&self, store: Store<State>, result: Result<(), wasmtime::Error>) {
-        drop(store);
+        let place = self.place.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let Err(error) = result else {
+            match place {
+                Some(place) if self.leaves => self.spare.leave(store, place),
+                _ => drop((store, place)),
+            }
+            return;
+        };
         // When a client has left, its instance was ended for that.
-        if let Err(error) = result
-            && !self.clients.any_left()
-        {
+        if !self.clients.any_left() {
             answer::tell("an instance ended", &error);
         }
+        let remains: Remains = Arc::new(Mutex::new((store, place)));
+        self.clients.fail(&remains);
     }
 }

@@ -16,6 +16,8 @@ use tokio::sync::mpsc::UnboundedReceiver;
 
 use super::answer::Answers;
 use super::gathered::Gathered;
+use super::sent::Sent;
+use super::{busy_poll, spare};
 use crate::sys::allocator;
 
 /// How long a client may take to send the head of a request, or keep a connection without one.
@@ -37,23 +39,33 @@ pub struct Lane {
     pub open: Arc<AtomicUsize>,
     /// The most bytes of a request's head.
     pub head: usize,
+    /// Whether its thread looks for requests before it sleeps.
+    pub polls: bool,
 }
 
 impl Lane {
     /// Serves what is dealt until nobody deals any more, then lets each connection end its request.
     pub async fn serve(self, mut dealt: UnboundedReceiver<Dealt>) {
         allocator::keep_freed_blocks();
+        if self.polls {
+            busy_poll::allow();
+        }
+        let instances = self.answers.handler.state();
+        if instances.are_fresh() {
+            tokio::spawn(spare::keep(instances.clone()));
+        }
         let http: &'static Builder<TokioExecutor> = Box::leak(Box::new(self.http()));
         let connections = GracefulShutdown::new();
         while let Some((stream, peer)) = dealt.recv().await {
             let open = Open(self.open.clone());
             let Ok(stream) = prepared(stream) else { continue };
-            let answers = self.answers.clone();
+            let (answers, sent) = (self.answers.clone(), Arc::<Sent>::default());
+            let stream = Gathered::new(TokioIo::new(stream), sent.clone());
             let service = service_fn(move |request| {
-                let answers = answers.clone();
-                async move { Ok::<_, Infallible>(answers.answer(peer, request).await) }
+                let (answers, sent) = (answers.clone(), sent.clone());
+                async move { Ok::<_, Infallible>(answers.answer(peer, sent, request).await) }
             });
-            let connection = connections.watch(http.serve_connection(Gathered::new(TokioIo::new(stream)), service));
+            let connection = connections.watch(http.serve_connection(stream, service));
             tokio::spawn(async move {
                 // A client that breaks the protocol or goes away ends its own connection.
                 let _ = connection.await;

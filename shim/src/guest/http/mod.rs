@@ -4,6 +4,7 @@
 //! listener ── threads: deal connections ──> lane, one a thread: hyper ── answer: admission, limits, deadline
 //!                                             └── instances: wasmtime's ProxyHandler, stores from the pool
 //! client: whether anybody waits for an answer        ticker: the epoch, so that a guest that spins is interrupted
+//! gathered, sent: what a connection writes           spare, busy_poll: what a thread does before it sleeps
 //! ```
 //!
 //! A connection stays on the thread it was dealt to, and so does every request on it and the instance that answers: no
@@ -28,6 +29,7 @@ mod access_log;
 mod admission;
 mod answer;
 mod body;
+pub mod busy_poll;
 mod client;
 pub mod exposition;
 pub mod figures;
@@ -37,6 +39,8 @@ mod instantiations;
 mod lane;
 mod listener;
 mod policy;
+mod sent;
+mod spare;
 mod threads;
 mod ticker;
 

@@ -47,6 +47,12 @@ pub fn threads(limit: Option<u64>, parallelism: io::Result<NonZero<usize>>) -> u
     limit.clamp(1, most)
 }
 
+/// Whether each thread has a cpu that nobody takes away for what it uses: a limit of less, or of a part more, is a quota
+/// that looking for requests would use up.
+pub fn has_whole_cpus(limit: Option<u64>) -> bool {
+    limit.is_none_or(|limit| limit > 0 && limit.is_multiple_of(1000))
+}
+
 /// So many instances a service of `world` may have; `None` when it is no service. Twice what may be asked at the same
 /// time: an instance ends after its answer does, and one that is kept on a thread is none for the others.
 pub fn instances(world: World, options: &Http) -> Option<u32> {
@@ -82,6 +88,12 @@ mod tests {
         assert_eq!(threads(Some(64_000), 8), 8);
         assert_eq!(threads(None, 8), 8);
         assert_eq!(super::threads(None, Err(io::ErrorKind::Unsupported.into())), 1);
+    }
+
+    #[test]
+    fn a_limit_of_whole_cpus_or_none_leaves_time_to_look_for_requests() {
+        assert!([None, Some(1000), Some(4000)].into_iter().all(has_whole_cpus));
+        assert!(![Some(20), Some(100), Some(1500)].into_iter().any(has_whole_cpus));
     }
 
     #[test]

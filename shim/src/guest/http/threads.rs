@@ -8,7 +8,6 @@ use std::thread;
 use std::time::Duration;
 
 use futures_util::FutureExt as _;
-use tokio::runtime::Builder;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::time::{sleep, timeout};
@@ -23,7 +22,7 @@ use super::ticker::Ticker;
 use super::{Service, Settings, access_log, exposition, listener, policy};
 use crate::guest::context::{Surroundings, Thread};
 use crate::guest::limits::Budget;
-use crate::guest::trap;
+use crate::guest::{event_loop, trap};
 use crate::sys::signals;
 
 /// Until the next try when the process or the system has no fd for a connection.
@@ -53,6 +52,7 @@ pub async fn serve(service: Service, settings: &Settings<'_>, budget: Budget) ->
         options,
         threads,
     } = service;
+    let polls = options.busy_poll && policy::has_whole_cpus(settings.cpus);
     let mut ended = signals::hand_over_termination(|| signal(SignalKind::terminate()))?;
     let made = Arc::new(Instantiations::new());
     let instances = Instances {
@@ -63,11 +63,13 @@ pub async fn serve(service: Service, settings: &Settings<'_>, budget: Budget) ->
             policy::instances(world, &options).unwrap_or_default() as usize
         )),
         ticker: Arc::new(Ticker::start(engine.clone())?),
+        concurrent: usize::try_from(options.max_concurrent_requests).unwrap_or(usize::MAX),
         made: made.clone(),
         engine,
         reuse: policy::reuse(options.requests_per_instance, world),
         timeout: options.request_timeout,
         figures,
+        spare: Arc::default(),
     };
     instances.try_one().await?;
     let size = |bytes| usize::try_from(bytes).unwrap_or(usize::MAX);
@@ -87,13 +89,14 @@ pub async fn serve(service: Service, settings: &Settings<'_>, budget: Budget) ->
         let open = Arc::new(AtomicUsize::new(0));
         let lane = Lane {
             answers: Arc::new(Answers {
-                handler: ProxyHandler::new(instances.clone()),
+                handler: ProxyHandler::new(instances.of_thread()),
                 admission: admission.clone(),
                 limits,
                 figures,
             }),
             open: open.clone(),
             head: size(options.max_header_size),
+            polls,
         };
         let (deal, dealt) = mpsc::unbounded_channel();
         let running = running.clone();
@@ -133,7 +136,7 @@ pub async fn serve(service: Service, settings: &Settings<'_>, budget: Budget) ->
 
 /// A thread with an event loop of its own, which ends with `serving`.
 fn start(number: usize, serving: impl Future<Output = ()> + Send + 'static) -> io::Result<()> {
-    let runtime = Builder::new_current_thread().enable_all().build()?;
+    let runtime = event_loop()?;
     let name = format!("http-{number}");
     thread::Builder::new()
         .name(name)
