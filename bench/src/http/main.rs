@@ -21,7 +21,7 @@ use tokio::net::TcpStream;
 use crate::cost::Cost;
 use crate::load::load;
 use crate::pod::Node;
-use crate::profile::{Part, Recording};
+use crate::profile::{Part, Recording, Symbols};
 
 const USAGE: &str = "usage: kubewasi-bench-http SOCKET FOLDER LAYER OPTIONS [ONLY] | kubewasi-bench-http native\n\
     SOCKET is containerd's, FOLDER takes snapshots, LAYER holds service02.wasm, service03.wasm, wasmtime and this program,\n\
@@ -171,8 +171,10 @@ async fn profile(node: &Node) -> Result<()> {
     println!(
         "\n## Where the time goes\n\nMicroseconds of the processor for each request at {connections} connections, by \
          `perf record -e cpu-clock` in a run of its own. A sample counts where its innermost function belongs; in the \
-         kernel, for the call that it is in.\n"
+         kernel, for what it is called for.\n"
     );
+    let shim = std::env::current_exe()?.with_file_name("containerd-shim-wasi-v1");
+    let symbols = Symbols::of(&shim)?;
     let (mut names, mut columns) = (Vec::new(), Vec::new());
     for file in SERVICES {
         let service = file.trim_end_matches(".wasm");
@@ -188,7 +190,7 @@ async fn profile(node: &Node) -> Result<()> {
             let cost = Cost::of(pod.pid)?.of_each(&before, seen?.answered);
             pod.end().await?;
             names.push(format!("{service}, {mode}"));
-            columns.push((cost.user + cost.system, recording.shares()?));
+            columns.push((cost.user + cost.system, recording.shares(&symbols)?));
         }
     }
     println!("| | {} |\n|---|{}", names.join(" | "), "---:|".repeat(names.len()));

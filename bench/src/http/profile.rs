@@ -120,22 +120,32 @@ const OWN: [(Part, &[&str]); 7] = [
     (Part::EventLoop, &["tokio", "mio::", "futures", "epoll"]),
 ];
 
-/// Which part a call of the kernel's is.
-const CALLS: [(Part, &[&str]); 4] = [
+/// Which part a sample in the kernel is, by a function that it is in; the first that fits.
+const KERNEL: [(Part, &[&str]); 5] = [
+    (Part::PageFaults, &["exc_page_fault"]),
+    (
+        Part::Memory,
+        &["pagemap", "madvise", "mprotect", "munmap", "mmap_region", "mremap"],
+    ),
+    (Part::HandOvers, &["futex", "sched_yield"]),
+    (Part::Waits, &["epoll"]),
     (
         Part::Sockets,
         &[
-            "sendto", "sendmsg", "write", "writev", "recvfrom", "recvmsg", "read", "readv", "accept4", "shutdown",
-            "close",
+            "sock_",
+            "tcp_",
+            "recvfrom",
+            "sendto",
+            "readv",
+            "writev",
+            "vfs_read",
+            "vfs_write",
         ],
     ),
-    (Part::Waits, &["epoll_wait", "epoll_pwait", "epoll_ctl", "poll"]),
-    (Part::HandOvers, &["futex", "sched_yield"]),
-    (
-        Part::Memory,
-        &["ioctl", "madvise", "mmap", "munmap", "mprotect", "mremap"],
-    ),
 ];
+
+/// The end of an artifact's name.
+const ARTIFACT: &str = ".cwasm";
 
 /// A recording of a process, in a file.
 pub struct Recording<'a>(pub &'a Path);
@@ -169,24 +179,18 @@ impl Recording<'_> {
         Ok(())
     }
 
-    /// The share of each part in the samples. To be called when the process has ended: while it lives, perf looks for
-    /// its binary in its root.
+    /// The share of each part in the samples of a process that runs the shim, whose names are `symbols`.
     ///
     /// # Errors
     ///
     /// When perf(1) cannot read it, or there is none in it.
-    pub fn shares(&self) -> Result<BTreeMap<Part, f64>> {
-        let output = Command::new("perf")
-            .args(["script", "--fields", "ip,sym,dso", "--input"])
-            .arg(self.0)
-            .output()
-            .context("cannot run perf")?;
-        ensure!(
-            output.status.success(),
-            "perf script: {}",
-            String::from_utf8_lossy(&output.stderr)
-        );
-        let samples = parts_of(&String::from_utf8_lossy(&output.stdout));
+    pub fn shares(&self, symbols: &Symbols) -> Result<BTreeMap<Part, f64>> {
+        let script = output(
+            Command::new("perf")
+                .args(["script", "--fields", "ip,sym,dso", "--input"])
+                .arg(self.0),
+        )?;
+        let samples = parts_of(&script, symbols);
         ensure!(!samples.is_empty(), "perf found nothing in {}", self.0.display());
         let mut shares = BTreeMap::new();
         for part in &samples {
@@ -196,50 +200,93 @@ impl Recording<'_> {
     }
 }
 
-/// The part of each sample in what `perf script` prints: a line for each frame, `address name (file)`, the innermost
-/// first, and an empty line behind each sample.
-fn parts_of(script: &str) -> Vec<Part> {
+fn output(command: &mut Command) -> Result<String> {
+    let output = command.output().with_context(|| format!("cannot run {command:?}"))?;
+    ensure!(
+        output.status.success(),
+        "{command:?}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// The names of a binary's functions by where they begin in its file. A guest's process has no path to its binary, so
+/// perf says places alone.
+pub struct Symbols(BTreeMap<u64, String>);
+
+impl Symbols {
+    /// Of the binary at `path`, by nm(1) and readelf(1).
+    ///
+    /// # Errors
+    ///
+    /// When one of them cannot read it, or its names were stripped.
+    pub fn of(path: &Path) -> Result<Symbols> {
+        let names = output(Command::new("nm").args(["--defined-only", "--demangle"]).arg(path))?;
+        let segments = output(Command::new("readelf").args(["--segments", "--wide"]).arg(path))?;
+        let symbols = Symbols::parse(&names, &segments);
+        symbols.with_context(|| format!("{} has no names: build it with BUILD_SYMBOLS=1", path.display()))
+    }
+
+    fn parse(names: &str, segments: &str) -> Option<Symbols> {
+        let number = |text: &str| u64::from_str_radix(text.trim_start_matches("0x"), 16).ok();
+        let code = segments
+            .lines()
+            .find(|line| line.contains("LOAD") && line.contains(" E "))?;
+        let mut fields = code.split_whitespace().skip(1);
+        let (offset, address) = (number(fields.next()?)?, number(fields.next()?)?);
+        let symbols: BTreeMap<u64, String> = names
+            .lines()
+            .filter_map(|line| {
+                let (begins, named) = line.split_once(' ')?;
+                let name = named.strip_prefix(['t', 'T', 'w', 'W'])?;
+                Some((number(begins)?.checked_sub(address)? + offset, name.trim().to_owned()))
+            })
+            .collect();
+        (!symbols.is_empty()).then_some(Symbols(symbols))
+    }
+
+    fn at(&self, place: u64) -> Option<&str> {
+        self.0.range(..=place).next_back().map(|(_, name)| name.as_str())
+    }
+}
+
+/// The part of each sample in what `perf script` prints: a line for each frame, `place name (file)`, the innermost first,
+/// and an empty line behind each sample.
+fn parts_of(script: &str, symbols: &Symbols) -> Vec<Part> {
     let samples = script.split("\n\n").map(|sample| sample.trim_matches('\n'));
     let samples = samples.filter(|sample| !sample.is_empty());
     samples
-        .filter_map(|sample| part_of(&sample.lines().filter_map(frame).collect::<Vec<_>>()))
+        .filter_map(|sample| part_of(&sample.lines().filter_map(frame).collect::<Vec<_>>(), symbols))
         .collect()
 }
 
-/// The name and the file of a frame.
-fn frame(line: &str) -> Option<(&str, &str)> {
-    let (_, named) = line.trim().split_once(' ')?;
+/// The place, the name and the file of a frame.
+fn frame(line: &str) -> Option<(u64, &str, &str)> {
+    let (place, named) = line.trim().split_once(' ')?;
     let (name, file) = named.rsplit_once(" (")?;
-    Some((name, file.strip_suffix(')')?))
+    Some((u64::from_str_radix(place, 16).ok()?, name, file.strip_suffix(')')?))
 }
 
-fn part_of(frames: &[(&str, &str)]) -> Option<Part> {
-    let (name, file) = frames.first()?;
-    let fits = |rules: &[(Part, &[&str])], fits: &dyn Fn(&str) -> bool| {
-        let rule = rules.iter().find(|(_, names)| names.iter().any(|name| fits(name)));
+fn part_of(frames: &[(u64, &str, &str)], symbols: &Symbols) -> Option<Part> {
+    let (place, name, file) = frames.first()?;
+    let find = |rules: &[(Part, &[&str])], names: &[&str]| {
+        let fits = |wanted: &&str| names.iter().any(|name| name.contains(wanted));
+        let rule = rules.iter().find(|(_, wanted)| wanted.iter().any(fits));
         rule.map(|(part, _)| *part)
     };
-    if !file.starts_with("[kernel") {
-        // An artifact has no names.
-        let own = if *name == "[unknown]" {
-            Some(Part::Guest)
+    Some(if file.starts_with("[kernel") {
+        let kernel = frames.iter().take_while(|(_, _, file)| file.starts_with("[kernel"));
+        find(&KERNEL, &kernel.map(|(_, name, _)| *name).collect::<Vec<_>>()).unwrap_or(Part::OtherKernel)
+    } else if file.ends_with(ARTIFACT) {
+        Part::Guest
+    } else {
+        let name = if *name == "[unknown]" {
+            symbols.at(*place)?
         } else {
-            fits(&OWN, &|part| name.contains(part))
+            *name
         };
-        return Some(own.unwrap_or(Part::Other));
-    }
-    for (name, _) in frames {
-        if name.contains("exc_page_fault") {
-            return Some(Part::PageFaults);
-        }
-        if let Some(call) = name
-            .strip_prefix("__x64_sys_")
-            .or_else(|| name.strip_prefix("__arm64_sys_"))
-        {
-            return Some(fits(&CALLS, &|part| call == part).unwrap_or(Part::OtherKernel));
-        }
-    }
-    Some(Part::OtherKernel)
+        find(&OWN, &[name]).unwrap_or(Part::Other)
+    })
 }
 
 #[cfg(test)]
@@ -247,21 +294,26 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_sample_is_told_by_its_call_in_the_kernel_and_by_its_own_name_elsewhere() {
+    fn a_sample_is_told_by_the_function_of_the_binary_or_by_what_the_kernel_is_in() {
+        let names = "0000000000002100 t <hyper::proto::h1::conn::Conn<I,B,T>>::poll\n\
+            0000000000002200 T _start\n0000000000000010 r no_function\n";
+        let segments = "  LOAD 0x000000 0x0000 0x0000 0x000bc0 0x000bc0 R   0x1000\n  \
+            LOAD 0x001000 0x2000 0x2000 0x009600 0x009600 R E 0x1000\n";
+        let symbols = Symbols::parse(names, segments).unwrap();
         let script = "\n\
             \tffffffff813a4413 finish_task_switch.isra.0 ([kernel.kallsyms])\n\
             \tffffffff81733cca __x64_sys_epoll_wait ([kernel.kallsyms])\n\
-            \t           96f17 mio::poll::Poll::poll (/bin/shim)\n\n\
+            \t           1110 [unknown] (/)\n\n\n\
             \tffffffff813a4413 clear_page ([kernel.kallsyms])\n\
-            \tffffffff81733cca asm_exc_page_fault ([kernel.kallsyms])\n\
-            \t           96f17 __x64_sys_read (/bin/shim)\n\n\
-            \t1de26b3 <hyper::proto::h1::conn::Conn<I,B,T>>::poll (/bin/shim)\n\
-            \t1df312f [unknown] (/bin/shim)\n\n\
-            \t1de26b3 [unknown] (/cache/a.cwasm)\n\n\
-            \t1de26b3 _start (/bin/shim)\n\n\
-            \tffffffff813a4413 sysvec_apic_timer_interrupt ([kernel.kallsyms])\n\n";
+            \tffffffff81733cca asm_exc_page_fault ([kernel.kallsyms])\n\n\n\
+            \t           1110 [unknown] (/)\n\
+            \t        1df312f [unknown] (/)\n\n\n\
+            \t        1de26b3 [unknown] (/c258.cwasm)\n\n\n\
+            \t           1210 [unknown] (/)\n\n\n\
+            \tffffffff813a4413 sysvec_apic_timer_interrupt ([kernel.kallsyms])\n\
+            \t           1110 tcp_ack (/)\n\n";
         assert_eq!(
-            parts_of(script),
+            parts_of(script, &symbols),
             [
                 Part::Waits,
                 Part::PageFaults,
