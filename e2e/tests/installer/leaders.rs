@@ -20,7 +20,7 @@ const UNIT: &str = "kubewasi-e2e-kill";
 const KILL: &str = r#"
 for _ in $(seq 10); do
     sleep $((RANDOM % 4)).$((RANDOM % 10))
-    pkill -KILL -x kubewasi-contro && echo killed
+    pkill -KILL -x 'kubewasi-cont.*' && echo killed
 done"#;
 
 /// The pods of the controllers.
