@@ -391,7 +391,7 @@ pub const TABLE: &[Entry] = &[
         kind: Kind::Switch,
         default: "true",
         place: Place::Pod,
-        doc: "Where a service's cpu limit is none or of whole cpus, its threads look for the next request for up to 50 us before they sleep, while requests come as soon as that.",
+        doc: "Where a service's cpu limit is none or of whole cpus, its threads look for the next request for up to 100 us before they sleep, while requests come as soon as that.",
         set: |options, value| set_switch(&mut options.guest.http.busy_poll, value),
     },
     Entry {

@@ -99,9 +99,9 @@ pub fn load(
     })
 }
 
-/// So many tasks an event loop runs before it looks for events, if it always has some: those of the requests that came at
-/// once, so that none of their answers is written in parts.
-const TURN: u32 = 256;
+/// So many tasks an event loop runs before it looks for events, if it always has some: those of an instance's concurrent
+/// requests, or their answers would be written in parts.
+const TURN: u32 = 128;
 
 /// The event loop of one thread.
 fn event_loop() -> std::io::Result<Runtime> {

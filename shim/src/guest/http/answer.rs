@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
@@ -26,6 +27,8 @@ pub struct Answers {
     pub admission: Arc<Admission>,
     pub limits: Limits,
     pub figures: Figures,
+    /// So many connections its thread has.
+    pub open: Arc<AtomicUsize>,
 }
 
 /// What one request may take.
@@ -41,7 +44,7 @@ pub struct Limits {
 impl Answers {
     /// Answers `request`, whatever becomes of it, on the connection of `sent`.
     pub async fn answer(&self, peer: SocketAddr, sent: Arc<Sent>, request: Request<Incoming>) -> Response<WasiBody> {
-        busy_poll::asked();
+        busy_poll::asked(self.open.load(Ordering::Relaxed));
         let mut counted = self.figures.request();
         let mut record = self.limits.access_log.then(|| Record::new(peer, &request));
         let answered = match self.refusal(&request) {

@@ -2,9 +2,9 @@
 //!
 //! A cpu that has gone to sleep takes longer to wake than most answers take to make. How long a thread looks follows how
 //! long it had to wait for the last requests, as KVM polls for a vcpu that halts: a request that came soon makes it look
-//! longer for the next one, a request that came late makes it sleep at once. So a service that is asked less often than
-//! each tenth of a millisecond never looks. While it looks it gives way; where that shows that others want the cpu, it
-//! sleeps: who sleeps is woken sooner than who gives way.
+//! longer for the next one, a request that came late, or one that came only when it had looked as long as it may, makes it
+//! sleep at once. So a service that is asked less often than each tenth of a millisecond never looks. While it looks it gives
+//! way; where that shows that others want the cpu, it sleeps: who sleeps is woken sooner than who gives way.
 
 use std::cell::Cell;
 use std::pin::pin;
@@ -14,18 +14,21 @@ use std::time::{Duration, Instant};
 use tokio::task::yield_now;
 
 /// The longest that a thread looks.
-const LONGEST: Duration = Duration::from_micros(50);
+const LONGEST: Duration = Duration::from_micros(100);
 
 /// How long it looks first.
-const FIRST: Duration = Duration::from_micros(10);
+const FIRST: Duration = Duration::from_micros(25);
 
-/// A request that came so soon would have been found; what waking took is in it.
-const SOON: Duration = Duration::from_micros(100);
+/// A request that came so soon may have been found; what waking took is in it.
+const SOON: Duration = Duration::from_micros(150);
+
+/// With more connections than these a thread is seldom idle, and then by turns with its clients.
+const FEW: usize = 4;
 
 /// Giving way takes longer only where others want the cpu.
 const UNDISTURBED: Duration = Duration::from_micros(20);
 
-/// A thread whose cpu others want does not look for so long.
+/// A thread whose cpu others want, or that has looked in vain as long as it may, does not look for so long.
 const REST: Duration = Duration::from_millis(100);
 
 thread_local! {
@@ -44,11 +47,15 @@ struct Polling {
 }
 
 impl Polling {
-    /// A request has come.
-    fn asked(self, now: Instant) -> Polling {
+    /// A request has come, by one of so many connections.
+    fn asked(self, connections: usize, now: Instant) -> Polling {
         let Some(idle) = self.idle else { return self };
-        let rests = self.rests.filter(|until| now < *until);
-        let window = match now - idle < SOON && rests.is_none() {
+        let in_vain = self.window == LONGEST && now - idle >= LONGEST;
+        let rests = match in_vain {
+            true => Some(now + REST),
+            false => self.rests.filter(|until| now < *until),
+        };
+        let window = match now - idle < SOON && rests.is_none() && connections <= FEW {
             true => (self.window * 2).clamp(FIRST, LONGEST),
             false => Duration::ZERO,
         };
@@ -90,12 +97,12 @@ pub fn allow() {
     POLLING.set(Some(Polling::default()));
 }
 
-/// A request has come to this thread.
-pub fn asked() {
+/// A request has come to this thread, which has so many connections.
+pub fn asked(connections: usize) {
     if let Some(polling) = POLLING.get()
         && polling.idle.is_some()
     {
-        POLLING.set(Some(polling.asked(Instant::now())));
+        POLLING.set(Some(polling.asked(connections, Instant::now())));
     }
 }
 
@@ -126,7 +133,7 @@ mod tests {
     /// After a request that came so long after the one before.
     fn asked_after(polling: Polling, gap: Duration) -> Polling {
         let now = Instant::now();
-        polling.idle(now).asked(now + gap)
+        polling.idle(now).asked(1, now + gap)
     }
 
     #[test]
@@ -134,11 +141,30 @@ mod tests {
         let mut polling = Polling::default();
         let mut windows = Vec::new();
         for _ in 0..4 {
-            polling = asked_after(polling, SOON / 2);
+            polling = asked_after(polling, LONGEST / 2);
             windows.push(polling.window);
         }
-        assert_eq!(windows, [FIRST, FIRST * 2, FIRST * 4, LONGEST]);
+        assert_eq!(windows, [FIRST, FIRST * 2, LONGEST, LONGEST]);
         assert_eq!(asked_after(polling, SOON).window, Duration::ZERO);
+    }
+
+    #[test]
+    fn who_has_looked_in_vain_as_long_as_it_may_rests() {
+        let looking = Polling {
+            window: LONGEST,
+            ..Polling::default()
+        };
+        assert_eq!(asked_after(looking, LONGEST * 9 / 10).window, LONGEST);
+        let resting = asked_after(looking, LONGEST);
+        assert!(resting.rests.is_some());
+        assert_eq!(asked_after(resting, Duration::ZERO).window, Duration::ZERO);
+    }
+
+    #[test]
+    fn a_thread_of_many_connections_sleeps() {
+        let now = Instant::now();
+        let window = |connections| Polling::default().idle(now).asked(connections, now).window;
+        assert_eq!([window(FEW), window(FEW + 1)], [FIRST, Duration::ZERO]);
     }
 
     #[test]
@@ -163,10 +189,10 @@ mod tests {
         assert_eq!(looking.gave_way(now, now + UNDISTURBED / 2), looking);
         let resting = looking.gave_way(now, now + UNDISTURBED);
         assert!(!resting.looks(now));
-        let asked = resting.asked(now + UNDISTURBED);
+        let asked = resting.asked(1, now + UNDISTURBED);
         assert_eq!(asked.window, Duration::ZERO);
         let over = now + UNDISTURBED + REST;
-        assert_eq!(asked.idle(over).asked(over).window, FIRST);
+        assert_eq!(asked.idle(over).asked(1, over).window, FIRST);
     }
 
     #[test]

@@ -35,8 +35,6 @@ pub type Dealt = (std::net::TcpStream, SocketAddr);
 /// What serves the connections of one thread.
 pub struct Lane {
     pub answers: Arc<Answers>,
-    /// So many connections are open.
-    pub open: Arc<AtomicUsize>,
     /// The most bytes of a request's head.
     pub head: usize,
     /// Whether its thread looks for requests before it sleeps.
@@ -57,7 +55,7 @@ impl Lane {
         let http: &'static Builder<TokioExecutor> = Box::leak(Box::new(self.http()));
         let connections = GracefulShutdown::new();
         while let Some((stream, peer)) = dealt.recv().await {
-            let open = Open(self.open.clone());
+            let open = Open(self.answers.open.clone());
             let Ok(stream) = prepared(stream) else { continue };
             let (answers, sent) = (self.answers.clone(), Arc::<Sent>::default());
             let stream = Gathered::new(TokioIo::new(stream), sent.clone());

@@ -93,8 +93,8 @@ pub async fn serve(service: Service, settings: &Settings<'_>, budget: Budget) ->
                 admission: admission.clone(),
                 limits,
                 figures,
+                open: open.clone(),
             }),
-            open: open.clone(),
             head: size(options.max_header_size),
             polls,
         };
