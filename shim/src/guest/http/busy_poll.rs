@@ -126,7 +126,8 @@ pub fn before_sleep() {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::Arc;
+    use std::io::Write;
+    use std::os::unix::net::UnixStream;
     use std::sync::atomic::{AtomicUsize, Ordering};
     use tokio::runtime::Builder;
 
@@ -197,28 +198,31 @@ mod tests {
 
     #[test]
     fn an_event_loop_goes_around_while_it_looks_and_hears_of_events() {
-        let calls = || {
-            let calls = Arc::new(AtomicUsize::new(0));
-            let counted = calls.clone();
-            let event_loop = Builder::new_current_thread()
-                .enable_all()
-                .on_thread_park(move || {
-                    counted.fetch_add(1, Ordering::Relaxed);
-                    // Whoever else runs here does not make it rest.
-                    POLLING.set(POLLING.get().map(|polling| Polling {
-                        window: Duration::from_secs(3600),
-                        ..polling
-                    }));
-                    before_sleep();
-                })
-                .build()
-                .unwrap();
-            event_loop.block_on(async { tokio::time::sleep(Duration::from_millis(20)).await });
-            calls.load(Ordering::Relaxed)
-        };
-        let asleep = calls();
+        // Asleep, it would go around once and wait for ever.
+        const TURNS: usize = 20;
+        let (sender, receiver) = UnixStream::pair().unwrap();
+        receiver.set_nonblocking(true).unwrap();
+        let turns = AtomicUsize::new(0);
+        let event_loop = Builder::new_current_thread()
+            .enable_all()
+            .on_thread_park(move || {
+                if turns.fetch_add(1, Ordering::Relaxed) == TURNS {
+                    (&sender).write_all(b"event").unwrap();
+                }
+                // Whoever else runs here does not make it rest.
+                POLLING.set(POLLING.get().map(|polling| Polling {
+                    window: Duration::from_secs(3600),
+                    ..polling
+                }));
+                before_sleep();
+            })
+            .build()
+            .unwrap();
         allow();
-        let looking = calls();
-        assert!(looking > asleep + 10, "{looking}, and {asleep} when it sleeps");
+        event_loop.block_on(async {
+            let receiver = tokio::net::UnixStream::from_std(receiver).unwrap();
+            let heard = tokio::time::timeout(Duration::from_secs(60), receiver.readable());
+            heard.await.unwrap().unwrap();
+        });
     }
 }
