@@ -43,7 +43,10 @@ on_newest_containerd! {
                 let pid = served.pid.to_string();
                 let curl = ["-t", &pid, "-n", "curl", "--silent", version, "http://127.0.0.1:8080/torn"];
                 let said = run(Command::new("nsenter").args(curl));
-                assert_eq!(said.stdout, "torn", "{service:?} {version}: {said}");
+                // HTTP/2 drops what is queued of a stream that is reset.
+                let may_be_empty = version != "--http1.1";
+                let is_what_came = said.stdout == "torn" || (may_be_empty && said.stdout.is_empty());
+                assert!(is_what_came, "{service:?} {version}: {said}");
                 assert_ne!(said.code, Some(0), "{service:?} {version}: {said}");
                 served.log_line(&["wasm trap", "unreachable"]);
                 assert_eq!(served.get("/").status, 200, "{service:?}");

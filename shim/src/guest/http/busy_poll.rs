@@ -209,12 +209,17 @@ mod tests {
                 if turns.fetch_add(1, Ordering::Relaxed) == TURNS {
                     (&sender).write_all(b"event").unwrap();
                 }
-                // Whoever else runs here does not make it rest.
-                POLLING.set(POLLING.get().map(|polling| Polling {
+                // Again where whoever else runs here made it rest.
+                let looking = Polling {
                     window: Duration::from_secs(3600),
-                    ..polling
-                }));
-                before_sleep();
+                    ..Polling::default()
+                };
+                let mut rests = POLLING.get().is_some();
+                while rests {
+                    POLLING.set(Some(looking));
+                    before_sleep();
+                    rests = POLLING.get().is_some_and(|polling| polling.window.is_zero());
+                }
             })
             .build()
             .unwrap();
