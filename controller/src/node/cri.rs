@@ -110,7 +110,8 @@ impl Cri {
     }
 }
 
-fn timed<T>(message: T) -> Request<T> {
+/// A request that may take as long as a call may.
+pub(super) fn timed<T>(message: T) -> Request<T> {
     let mut request = Request::new(message);
     request.set_timeout(CALL);
     request

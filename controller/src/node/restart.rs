@@ -8,7 +8,6 @@
 use std::collections::HashMap;
 use std::fmt::{self, Display};
 use std::path::Path;
-use std::time::Duration;
 
 use containerd_client::services::v1::containers_client::ContainersClient;
 use containerd_client::services::v1::namespaces_client::NamespacesClient;
@@ -19,6 +18,7 @@ use containerd_client::tonic::{Code, Request, Status};
 use containerd_client::types::v1::Status as TaskStatus;
 
 use super::config::Release;
+use super::cri::timed;
 use super::host::{Containerd, Host, HostError};
 use super::refusal::Refusal;
 
@@ -26,8 +26,6 @@ use super::refusal::Refusal;
 const KIND: &str = "io.cri-containerd.kind";
 const POD_NAMESPACE: &str = "io.kubernetes.pod.namespace";
 const POD_NAME: &str = "io.kubernetes.pod.name";
-/// The longest that one call may take.
-const CALL: Duration = Duration::from_secs(10);
 /// So many are named; the rest is counted.
 const NAMED: usize = 5;
 
@@ -156,12 +154,6 @@ impl Namespace {
         }
         request
     }
-}
-
-fn timed<T>(message: T) -> Request<T> {
-    let mut request = Request::new(message);
-    request.set_timeout(CALL);
-    request
 }
 
 fn failed(what: &'static str) -> impl FnOnce(Status) -> LossError {
