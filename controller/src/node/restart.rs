@@ -21,6 +21,7 @@ use super::config::Release;
 use super::cri::timed;
 use super::host::{Containerd, Host, HostError};
 use super::refusal::Refusal;
+use super::smoke::in_namespace;
 
 /// CRI's labels of a container: what it is, and its pod.
 const KIND: &str = "io.cri-containerd.kind";
@@ -147,12 +148,7 @@ impl Namespace {
     }
 
     fn request<T>(&self, message: T) -> Request<T> {
-        let mut request = timed(message);
-        // containerd's own names are identifiers, which every header takes.
-        if let Ok(namespace) = self.name.parse() {
-            request.metadata_mut().insert("containerd-namespace", namespace);
-        }
-        request
+        in_namespace(timed(message), &self.name)
     }
 }
 

@@ -184,13 +184,17 @@ impl Smoke {
     }
 
     fn request<T>(&self, message: T) -> Request<T> {
-        let mut request = Request::new(message);
-        // A runtime's name is a DNS label, which every header takes.
-        if let Ok(namespace) = self.namespace.parse() {
-            request.metadata_mut().insert("containerd-namespace", namespace);
-        }
-        request
+        in_namespace(Request::new(message), &self.namespace)
     }
+}
+
+/// A request about what is in one of containerd's namespaces.
+pub(super) fn in_namespace<T>(mut request: Request<T>, namespace: &str) -> Request<T> {
+    // containerd's names are identifiers, which every header takes.
+    if let Ok(namespace) = namespace.parse() {
+        request.metadata_mut().insert("containerd-namespace", namespace);
+    }
+    request
 }
 
 fn failed(act: &'static str) -> impl FnOnce(Status) -> SmokeError {
