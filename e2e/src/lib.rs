@@ -4,6 +4,7 @@
 //! is called where its output or its own work is what is tested; all else goes through the API.
 
 pub mod cluster;
+pub mod deployment;
 pub mod forward;
 pub mod metrics;
 pub mod namespace;

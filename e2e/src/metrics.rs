@@ -9,6 +9,7 @@ use serde_json::Value;
 
 use crate::cluster::Cluster;
 use crate::namespace::images;
+use crate::wait;
 
 const SERVER: &str = include_str!("../metrics-server.yaml");
 
@@ -82,7 +83,15 @@ async fn install(cluster: &Cluster) -> Result<()> {
         "--timeout=60s",
     ];
     cluster.output_of_kubectl(&available).await?;
-    Ok(())
+    // `kubectl top` asks what there is first, and the API server's answer to that comes to know a new API later.
+    let known = ["api-resources", "--api-group=metrics.k8s.io", "--output=name"];
+    wait::until(
+        "the API server to tell of metrics",
+        async || cluster.output_of_kubectl(&known).await,
+        |resources| resources.contains("pods.metrics.k8s.io"),
+    )
+    .await
+    .map(drop)
 }
 
 async fn remove(cluster: &Cluster) -> Result<()> {

@@ -2,6 +2,7 @@
 
 use anyhow::{Context, Result};
 use k8s_openapi::api::autoscaling::v2::{HorizontalPodAutoscaler, HorizontalPodAutoscalerStatus};
+use kubewasi_e2e::deployment::{self, WEB};
 use kubewasi_e2e::namespace::Namespace;
 use kubewasi_e2e::node::Node;
 use kubewasi_e2e::{metrics, wait, workload};
@@ -37,38 +38,8 @@ spec:
       volumeMounts: [{name: work, mountPath: /work}]
 "#;
 
-/// A service of 10 millicores, of which it is to use half.
-const WEB: &str = r#"
-apiVersion: apps/v1
-kind: Deployment
-metadata:
-  name: web
-spec:
-  selector: {matchLabels: {app: web}}
-  template:
-    metadata:
-      labels: {app: web}
-    spec:
-      runtimeClassName: wasi
-      terminationGracePeriodSeconds: 5
-      containers:
-        - name: service
-          image: $IMAGES/service:e2e
-          imagePullPolicy: IfNotPresent
-          ports: [{containerPort: 8080}]
-          resources: {requests: {cpu: 10m}}
-          readinessProbe:
-            tcpSocket: {port: 8080}
-            periodSeconds: 1
----
-apiVersion: v1
-kind: Service
-metadata:
-  name: web
-spec:
-  selector: {app: web}
-  ports: [{port: 80, targetPort: 8080}]
----
+/// Of the 10 millicores that the service requests it is to use half.
+const AUTOSCALER: &str = r#"
 apiVersion: autoscaling/v2
 kind: HorizontalPodAutoscaler
 metadata:
@@ -82,22 +53,6 @@ spec:
       resource: {name: cpu, target: {type: Utilization, averageUtilization: 50}}
 "#;
 
-/// A guest that asks the service hundreds of times a second.
-const LOAD: &str = r#"
-apiVersion: v1
-kind: Pod
-metadata:
-  name: load
-spec:
-  runtimeClassName: wasi
-  terminationGracePeriodSeconds: 0
-  containers:
-    - name: client
-      image: $IMAGES/probe:e2e
-      imagePullPolicy: IfNotPresent
-      args: [ask, "http://web/", hello]
-"#;
-
 #[tokio::test]
 async fn kubectl_top_shows_what_guests_use_and_an_autoscaler_adds_pods_under_load() -> Result<()> {
     Namespace::with("autoscaling", async |namespace| {
@@ -108,7 +63,8 @@ async fn kubectl_top_shows_what_guests_use_and_an_autoscaler_adds_pods_under_loa
             namespace.create_from(&pod).await?;
             measured.push(name);
         }
-        namespace.create_from(WEB).await?;
+        deployment::start_web(namespace, 1).await?;
+        namespace.create_from(AUTOSCALER).await?;
         metrics::with(&namespace.cluster, async || {
             for pod in &measured {
                 top(namespace, pod).await?;
@@ -155,14 +111,12 @@ async fn grows_under_load(namespace: &Namespace) -> Result<()> {
     let idle = status(namespace, "a utilisation", |status| utilisation(status).is_some()).await?;
     assert_eq!(idle.desired_replicas, 1, "it grows without load: {idle:?}");
 
-    namespace.create_from(LOAD).await?;
-    workload::says(namespace, "load", "client", "hello").await?;
+    deployment::start_client(namespace, "http://web/", "hello").await?;
+    workload::says(namespace, "client", "client", "hello").await?;
     let busy = status(namespace, "more pods", |status| status.current_replicas > Some(1)).await?;
     let used = utilisation(&busy).context("the autoscaler forgot the utilisation")?;
     assert!(used > 50, "{used} % of what is requested: {busy:?}");
-    let rolled_out = ["rollout", "status", "deployment/web", "--timeout=120s"];
-    namespace.kubectl(&rolled_out).await?;
-    Ok(())
+    deployment::rolled_out(namespace, WEB).await
 }
 
 /// Waits until the autoscaler's status is as `enough` says.
@@ -174,7 +128,7 @@ async fn status(
     let autoscalers = namespace.api::<HorizontalPodAutoscaler>();
     wait::until(
         &format!("the autoscaler to report {wanted}"),
-        async || Ok(autoscalers.get("web").await?.status.unwrap_or_default()),
+        async || Ok(autoscalers.get(WEB).await?.status.unwrap_or_default()),
         enough,
     )
     .await

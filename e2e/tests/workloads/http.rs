@@ -1,77 +1,34 @@
 //! An HTTP service in wasm, behind a Service, as a Deployment.
 
 use anyhow::{Context, Result, ensure};
+use k8s_openapi::api::core::v1::Pod;
+use kube::api::ListParams;
+use kubewasi_e2e::deployment::{self, WEB};
 use kubewasi_e2e::forward::Forward;
 use kubewasi_e2e::namespace::Namespace;
 use kubewasi_e2e::{wait, workload};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-/// The preStop hook is what any server in Kubernetes needs: a Service leads to a pod for a moment after its end began.
-const WEB: &str = r#"
-apiVersion: apps/v1
-kind: Deployment
-metadata:
-  name: web
-spec:
-  replicas: 2
-  selector: {matchLabels: {app: web}}
-  strategy:
-    rollingUpdate: {maxUnavailable: 0}
-  template:
-    metadata:
-      labels: {app: web}
-    spec:
-      runtimeClassName: wasi
-      terminationGracePeriodSeconds: 15
-      containers:
-        - name: service
-          image: $IMAGES/service:e2e
-          imagePullPolicy: IfNotPresent
-          env: [{name: VERSION, value: one}]
-          ports: [{containerPort: 8080}]
-          readinessProbe:
-            httpGet: {path: /, port: 8080}
-            periodSeconds: 1
-          lifecycle:
-            preStop: {sleep: {seconds: 3}}
----
-apiVersion: v1
-kind: Service
-metadata:
-  name: web
-spec:
-  selector: {app: web}
-  ports: [{port: 80, targetPort: 8080}]
-"#;
-
-/// A guest that asks by the Service's name, and writes which version answered, or why none did.
-const CLIENT: &str = r#"
-apiVersion: v1
-kind: Pod
-metadata:
-  name: client
-spec:
-  runtimeClassName: wasi
-  terminationGracePeriodSeconds: 0
-  containers:
-    - name: client
-      image: $IMAGES/probe:e2e
-      imagePullPolicy: IfNotPresent
-      args: [ask, "http://web/env", "VERSION="]
-"#;
-
 #[tokio::test]
 async fn a_rolling_update_of_a_service_fails_no_request() -> Result<()> {
     Namespace::with("web", async |namespace| {
-        roll_out(namespace).await?;
-        namespace.create_from(CLIENT).await?;
-        workload::says(namespace, "client", "client", "VERSION=one").await?;
+        deployment::start_web(namespace, 2).await?;
+        deployment::start_client(namespace, "http://web/env", "VERSION=").await?;
+        // Before that the Service may not lead anywhere yet: a node's proxy is told of its pods a second or two late.
+        let said = workload::says(namespace, "client", "client", "VERSION=one").await?;
+        let early = said.lines().take_while(|line| *line != "VERSION=one").count();
         namespace
             .kubectl(&["set", "env", "deployment/web", "VERSION=two"])
             .await?;
-        namespace
-            .kubectl(&["rollout", "status", "deployment/web", "--timeout=120s"])
-            .await?;
+        deployment::rolled_out(namespace, WEB).await?;
+        // A rollout is complete before the last old pod has ended, which is when requests would fail.
+        let selected = ListParams::default().labels(&format!("app={WEB}"));
+        wait::until(
+            "the old pods to be gone",
+            async || Ok(namespace.api::<Pod>().list(&selected).await?.items.len()),
+            |pods| *pods == 2,
+        )
+        .await?;
         let said = wait::until(
             "the new version to answer alone",
             async || workload::logs(namespace, "client", "client").await,
@@ -85,8 +42,9 @@ async fn a_rolling_update_of_a_service_fails_no_request() -> Result<()> {
             },
         )
         .await?;
-        let failed: Vec<_> = said.lines().filter(|line| line.starts_with("failed")).collect();
-        assert!(failed.is_empty(), "of {} requests: {failed:?}", said.lines().count());
+        let answers: Vec<_> = said.lines().skip(early).collect();
+        let failed: Vec<_> = answers.iter().filter(|line| line.starts_with("failed")).collect();
+        assert!(failed.is_empty(), "of {} requests: {failed:?}", answers.len());
         Ok(())
     })
     .await
@@ -95,7 +53,7 @@ async fn a_rolling_update_of_a_service_fails_no_request() -> Result<()> {
 #[tokio::test]
 async fn a_port_is_forwarded_to_a_guest() -> Result<()> {
     Namespace::with("forward", async |namespace| {
-        roll_out(namespace).await?;
+        deployment::start_web(namespace, 1).await?;
         let web = Forward::to(namespace, "deployment/web", 8080).await?;
         let mut stream = web.connect().await?;
         stream
@@ -112,7 +70,7 @@ async fn a_port_is_forwarded_to_a_guest() -> Result<()> {
     .await
 }
 
-/// A service that is told to end at once, and one that asks it by its address: no Service leads elsewhere.
+/// A service that is told to end at once.
 const ENDING: &str = r#"
 apiVersion: v1
 kind: Pod
@@ -123,21 +81,6 @@ spec:
   terminationGracePeriodSeconds: 60
   containers:
     - {name: service, image: "$IMAGES/service:e2e", imagePullPolicy: IfNotPresent}
-"#;
-
-const CALLER: &str = r#"
-apiVersion: v1
-kind: Pod
-metadata:
-  name: caller
-spec:
-  runtimeClassName: wasi
-  terminationGracePeriodSeconds: 0
-  containers:
-    - name: client
-      image: $IMAGES/probe:e2e
-      imagePullPolicy: IfNotPresent
-      args: [ask, "http://$ADDRESS:8080/", hello]
 "#;
 
 #[tokio::test]
@@ -151,8 +94,9 @@ async fn a_deleted_service_ends_what_it_began_and_takes_nothing_new() -> Result<
         } else {
             address
         };
-        namespace.create_from(&CALLER.replace("$ADDRESS", &address)).await?;
-        workload::says(namespace, "caller", "client", "hello").await?;
+        // By its address: no Service leads elsewhere.
+        deployment::start_client(namespace, &format!("http://{address}:8080/"), "hello").await?;
+        workload::says(namespace, "client", "client", "hello").await?;
 
         let service = Forward::to(namespace, "ending", 8080).await?;
         let mut begun = service.connect().await?;
@@ -166,7 +110,7 @@ async fn a_deleted_service_ends_what_it_began_and_takes_nothing_new() -> Result<
         namespace.kubectl(&["delete", "pod", "ending", "--wait=false"]).await?;
         wait::until(
             "new requests to be refused",
-            async || workload::logs(namespace, "caller", "client").await,
+            async || workload::logs(namespace, "client", "client").await,
             |said| said.lines().last().is_some_and(|line| line.starts_with("failed")),
         )
         .await?;
@@ -181,13 +125,4 @@ async fn a_deleted_service_ends_what_it_began_and_takes_nothing_new() -> Result<
         Ok(())
     })
     .await
-}
-
-/// The service, once it answers.
-async fn roll_out(namespace: &Namespace) -> Result<()> {
-    namespace.create_from(WEB).await?;
-    namespace
-        .kubectl(&["rollout", "status", "deployment/web", "--timeout=120s"])
-        .await?;
-    Ok(())
 }
