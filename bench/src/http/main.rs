@@ -92,32 +92,46 @@ async fn compare(node: &Node, only: &str) -> Result<()> {
          median, us | p99, us | PSS after, MiB | user, us | kernel, us | page faults | switches \
          |\n|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|"
     );
-    let native = async |name: &str, id: &str, args: &[&str]| {
+    let native = async |name: &str, id: &str, args: &[&str]| -> Result<Option<f64>> {
         if !name.contains(only) {
-            return Ok(());
+            return Ok(None);
         }
         let pod = node.start_native(id, args).await?;
-        measure(name, pod.pid).await?;
-        pod.kill().await
+        let rate = measure(name, pod.pid).await?;
+        pod.kill().await?;
+        Ok(Some(rate))
     };
-    native("native hyper", "hyper", &["/kubewasi-bench-http", "native"]).await?;
+    let hyper = native("native hyper", "hyper", &["/kubewasi-bench-http", "native"]).await?;
+    let mut summary = Vec::new();
     for file in SERVICES {
         let service = file.trim_end_matches(".wasm");
         for (mode, instance, count) in modes() {
             let name = format!("kubewasi, {file}, {mode}");
+            let mut ours = None;
             if name.contains(only) {
                 let pod = node
                     .start(&format!("{service}-{mode}"), file, &[("instance", &instance)])
                     .await?;
-                measure(&name, pod.pid).await?;
+                ours = Some(measure(&name, pod.pid).await?);
                 pod.end().await?;
             }
             let name = format!("wasmtime serve, {file}, {mode}");
             let (address, component) = (ADDRESS.to_string(), format!("/{file}"));
             let args = ["/wasmtime", "serve", "-Scli", "--max-instance-reuse-count", count];
             let args = [&args[..], &["--addr", &address, &component]].concat();
-            native(&name, &format!("serve-{service}-{mode}"), &args).await?;
+            let serve = native(&name, &format!("serve-{service}-{mode}"), &args).await?;
+            if let (Some(ours), Some(serve), Some(hyper)) = (ours, serve, hyper) {
+                let (beside, share) = (ours / serve, ours / hyper * 100.0);
+                summary.push(format!("{file} {mode} {beside:.1} ({share:.0} % of hyper)"));
+            }
         }
+    }
+    if !summary.is_empty() {
+        eprintln!(
+            "bench: services at {} connections, times wasmtime serve: {}",
+            CONNECTIONS[0],
+            summary.join(", ")
+        );
     }
     Ok(())
 }
@@ -130,9 +144,10 @@ fn modes() -> [(&'static str, String, &'static str); 2] {
     ]
 }
 
-/// Loads the server `pid` when it listens, and prints a row for each load.
-async fn measure(name: &str, pid: u32) -> Result<()> {
+/// Loads the server `pid` when it listens, prints a row for each load, and returns what it answers a second under the first.
+async fn measure(name: &str, pid: u32) -> Result<f64> {
     listens(name).await?;
+    let mut rates = Vec::new();
     for connections in CONNECTIONS {
         let before = Cost::of(pid)?;
         let seen = load(ADDRESS, connections, TIME)
@@ -150,8 +165,9 @@ async fn measure(name: &str, pid: u32) -> Result<()> {
             cost.faults,
             cost.switches,
         );
+        rates.push(seen.requests_per_second);
     }
-    Ok(())
+    Ok(rates[0])
 }
 
 async fn listens(name: &str) -> Result<()> {
