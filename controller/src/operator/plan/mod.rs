@@ -73,9 +73,10 @@ pub fn plan(view: &View) -> Plan {
     }
 
     let (agents, agents_generation) = agents::decide(view);
+    let nodes = nodes::decide(view);
     let decisions = Decisions {
-        nodes: nodes::decide(view),
-        rollout: rollout::decide(view),
+        rollout: rollout::decide(view, &nodes),
+        nodes,
         classes: classes::decide(view),
         agents_generation,
     };

@@ -1,6 +1,6 @@
 //! Which WasmNodes there are, what they wish for, and where agents run.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::Node;
@@ -23,6 +23,8 @@ pub struct Decision {
     pub conflicts: BTreeMap<String, Conflict>,
     /// Names of the nodes that should have the runtime.
     pub wanted: Vec<String>,
+    /// Names of those whose WasmNode is not there yet, or wishes for something else: what it reports is of the past.
+    pub outdated: BTreeSet<String>,
 }
 
 /// Decides about WasmNodes and agents.
@@ -39,7 +41,11 @@ pub fn decide(view: &View) -> Decision {
         if wanted {
             decision.wanted.push(name.clone());
         }
-        decision.writes.extend(membership(view, node, existing, wanted));
+        let membership = membership(view, node, existing, wanted);
+        if matches!(membership, Some(Write::CreateWasmNode(_) | Write::ChangeWish { .. })) {
+            decision.outdated.insert(name.clone());
+        }
+        decision.writes.extend(membership);
         decision.writes.extend(agent(view, node, existing.is_some()));
     }
     // The garbage collector does this too, some time after the node went.

@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use kube::ResourceExt;
 
+use super::nodes;
 use super::standing::{Progress, progress};
 use crate::api::wasm_node::{Permit, WishedState, digest};
 use crate::api::{WasmNode, WasmRuntime, labels};
@@ -41,17 +42,20 @@ pub fn attempt(runtime: &WasmRuntime) -> String {
     digest(&format!("{}/{retry}", runtime.metadata.generation.unwrap_or_default()))
 }
 
-/// Decides about permits.
-pub fn decide(view: &View) -> Decision {
+/// Decides about permits, once membership has decided what is wished for.
+pub fn decide(view: &View, nodes: &nodes::Decision) -> Decision {
     let attempt = attempt(&view.runtime);
-    let mut decision = Decision {
-        progress: view
-            .wasm_nodes
-            .iter()
-            .map(|(name, wasm_node)| (name.clone(), progress(wasm_node, &attempt)))
-            .collect(),
-        ..Decision::default()
-    };
+    let mut decision = Decision::default();
+    for (name, wasm_node) in &view.wasm_nodes {
+        decision.progress.insert(name.clone(), progress(wasm_node, &attempt));
+    }
+    for name in &nodes.outdated {
+        // What has begun is finished first.
+        let progress = decision.progress.entry(name.clone()).or_insert(Progress::Unseen);
+        if *progress != Progress::Working {
+            *progress = Progress::Unseen;
+        }
+    }
     decision.halted = decision.count(Progress::Failed) >= view.runtime.spec.rollout.failure_threshold as usize;
     let stopped = decision.halted || view.runtime.spec.rollout.paused;
 

@@ -54,6 +54,25 @@ fn an_upgrade_takes_no_label_away() {
 }
 
 #[test]
+fn a_changed_spec_is_not_said_to_be_on_nodes_that_have_not_heard_of_it() {
+    let mut world = World::with_workers(2);
+    world.settle();
+    upgrade(&mut world);
+    world.reconcile("wasi");
+    assert_eq!(world.condition("wasi", "Progressing").0, "RollingOut");
+    assert_eq!(world.runtimes["wasi"].status.as_ref().unwrap().nodes.updated, 0);
+}
+
+#[test]
+fn a_node_that_comes_is_waited_for_from_the_start() {
+    let mut world = World::with_workers(1);
+    world.settle();
+    world.add_node("worker-late");
+    world.reconcile("wasi");
+    assert_eq!(world.condition("wasi", "Progressing").0, "RollingOut");
+}
+
+#[test]
 fn a_permit_is_for_the_plan_that_the_agent_reported() {
     let mut world = World::with_workers(1);
     while world.permits().is_empty() {
