@@ -9,7 +9,7 @@ use kube::ResourceExt;
 use kube::api::{Api, ListParams};
 
 use crate::namespace::Namespace;
-use crate::workload;
+use crate::{wait, workload};
 
 /// What an installer may touch: configuration, programs, services, and where state and sockets are. Modes, owners and
 /// where links lead, of files the digest, and the names of what comes and goes.
@@ -114,6 +114,23 @@ impl Node<'_> {
     /// A line for everything that an installer may touch.
     pub async fn files(&self) -> Result<BTreeSet<String>> {
         Ok(self.look(FILES).await?.lines().map(str::to_owned).collect())
+    }
+
+    /// As [`Node::files`], once the shim's old versions are gone: an agent takes them away some time after an upgrade.
+    pub async fn files_at_rest(&self) -> Result<BTreeSet<String>> {
+        let folders = |files: &BTreeSet<String>, is_wanted: fn(&str) -> bool| {
+            let folders = files.iter().filter(|line| line.starts_with('d'));
+            folders.filter(|line| is_wanted(line.trim_end_matches('\''))).count()
+        };
+        wait::until(
+            &format!("old versions of the shim to be gone from {}", self.name),
+            async || self.files().await,
+            |files| {
+                let runtimes = folders(files, |path| path.ends_with("/versions"));
+                runtimes == folders(files, |path| path.rsplit('/').nth(1) == Some("versions"))
+            },
+        )
+        .await
     }
 
     /// The process that containerd is now: another one after a restart.

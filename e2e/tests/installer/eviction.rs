@@ -19,7 +19,7 @@ async fn a_runtime_that_evicts_leaves_a_node_as_the_budget_of_its_pods_allows() 
         let cluster = &namespace.cluster;
         release::ready(cluster, json!({})).await?;
         let node = Node::first(namespace).await?;
-        let files = node.files().await?;
+        let files = node.files_at_rest().await?;
         let stay = format!("{POOL}=stay");
         cluster
             .output_of_kubectl(&["label", "--overwrite", "nodes", "--all", &stay])

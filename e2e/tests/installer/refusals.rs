@@ -97,7 +97,7 @@ async fn a_host_or_image_that_is_no_good_is_told_of_and_nothing_is_touched() -> 
         release::ready(cluster, json!({})).await?;
         let node = Node::first(namespace).await?;
         let idle = Idle::everywhere(namespace, release::RUNTIME).await?;
-        let (files, containerd) = (node.files().await?, node.containerd().await?);
+        let (files, containerd) = (node.files_at_rest().await?, node.containerd().await?);
         for case in CASES {
             node.run(case.spoil).await?;
             let refused = refused(namespace, &node, case).await;
@@ -150,7 +150,7 @@ async fn a_full_disk_fails_the_plan_with_what_to_mend_and_room_lets_it_go_on() -
         let cluster = &namespace.cluster;
         release::ready(cluster, json!({})).await?;
         let node = Node::first(namespace).await?;
-        let files = node.files().await?;
+        let files = node.files_at_rest().await?;
         let here = json!({"nodeSelector": {"kubernetes.io/hostname": node.name}});
         // No room for the shim; and none for anything at all, not even for the journal.
         for (room, wanted) in [("size=1m", "containerd-shim-wasi-v1"), ("nr_inodes=1", "journal.json")] {

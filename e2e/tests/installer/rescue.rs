@@ -50,7 +50,7 @@ async fn a_containerd_that_does_not_come_back_is_rolled_back_while_the_agent_is_
         release::ready(cluster, json!({})).await?;
         let node = Node::first(namespace).await?;
         let idle = Idle::everywhere(namespace, release::RUNTIME).await?;
-        let files = node.files().await?;
+        let files = node.files_at_rest().await?;
 
         node.run(BREAK).await?;
         let rescued = rescued(namespace, &node, &idle, &files).await;
