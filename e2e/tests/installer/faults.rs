@@ -1,9 +1,10 @@
 //! Agents that die in the middle: whoever comes next goes on, and nothing is lost.
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::{Api, ListParams};
 use kubewasi_e2e::namespace::Namespace;
+use kubewasi_e2e::node::{Node, difference};
 use kubewasi_e2e::{release, runtime, wait, workload};
 use serde_json::json;
 
@@ -18,6 +19,9 @@ const STEPS: [&str; 6] = [
     "RestartContainerd",
     "Prove",
 ];
+
+/// Those of a removal.
+const REMOVAL: [&str; 3] = ["RemoveConfig", "RestartContainerd", "RemoveShim"];
 
 #[tokio::test]
 #[ignore = "minutes long: part of make e2e-full"]
@@ -41,6 +45,43 @@ async fn an_agent_that_is_killed_after_any_step_is_followed_by_one_that_goes_on(
             start_idle(namespace, &pod, release::RUNTIME).await?;
             namespace.kubectl(&["delete", "pod", &pod]).await?;
             eprintln!("killed after {step}: converged");
+        }
+        Ok(())
+    })
+    .await
+}
+
+#[tokio::test]
+#[ignore = "minutes long: part of make e2e-full"]
+async fn an_agent_that_is_killed_after_any_step_of_a_removal_leaves_a_clean_node_all_the_same() -> Result<()> {
+    Namespace::with("killed-removing", async |namespace| {
+        let cluster = &namespace.cluster;
+        let nodes = Node::all(namespace).await?;
+        release::absent(cluster).await?;
+        let mut before = Vec::new();
+        for node in &nodes {
+            before.push(node.files().await?);
+        }
+        for step in REMOVAL {
+            release::ready(cluster, json!({"rollout": {"maxUnavailable": "100%"}})).await?;
+            fault(namespace, &format!("KUBEWASI_FAULT_AFTER={step}")).await?;
+            let delete = ["delete", "wasmruntime", release::RUNTIME, "--wait=false"];
+            cluster.output_of_kubectl(&delete).await?;
+            wait::until(
+                &format!("an agent to die after {step}"),
+                async || agents(namespace).await,
+                |agents| agents.iter().any(|agent| workload::restarts(agent, "agent") > 0),
+            )
+            .await?;
+            // The next one goes on: what was done is no step of its plan.
+            runtime::delete(cluster, release::RUNTIME).await?;
+            for (node, before) in nodes.iter().zip(&before) {
+                let left = difference(before, &node.files().await?);
+                ensure!(left.is_empty(), "{}, killed after {step}: {left:#?}", node.name);
+            }
+            eprintln!("killed after {step} of the removal: clean");
+            // The next one makes its WasmRuntime anew.
+            release::absent(cluster).await?;
         }
         Ok(())
     })

@@ -118,7 +118,8 @@ async fn only_the_definitions_are_left(namespace: &Namespace) -> Result<()> {
 /// What is left in the cluster of everything that the release and its controller make, by name.
 async fn objects(namespace: &Namespace) -> Result<Vec<String>> {
     let kinds = "crd,clusterrole,clusterrolebinding,validatingadmissionpolicy,validatingadmissionpolicybinding,\
-                 runtimeclass,serviceaccount,role,rolebinding,deployment,daemonset,service,job,pod,lease,secret";
+                 runtimeclass,serviceaccount,role,rolebinding,deployment,daemonset,poddisruptionbudget,service,job,pod,lease,\
+                 secret,wasmruntimes.kubewasi.dev,wasmnodes.kubewasi.dev";
     let arguments = [
         "get",
         kinds,
@@ -130,9 +131,11 @@ async fn objects(namespace: &Namespace) -> Result<Vec<String>> {
     let nodes = Node::all(namespace).await?;
     // A node may be called after us, and what is of the node is called after it.
     let is_nodes = |name: &str| nodes.iter().any(|node| name.contains(&node.name));
+    // The runtime and its class have its name, its WasmNodes begin with that.
+    let is_ours = |name: &str| name.split('.').next() == Some(release::RUNTIME);
     let mut ours: Vec<String> = listed
         .split_whitespace()
-        .filter(|name| name.contains("kubewasi") && !is_nodes(name))
+        .filter(|name| is_ours(name) || name.contains("kubewasi") && !is_nodes(name))
         .map(str::to_owned)
         .collect();
     ours.sort_unstable();

@@ -70,6 +70,18 @@ const CASES: &[Case] = &[
         annotations: "{}",
         said: &["ErrImageNeverPull", "nothing:e2e"],
     },
+    Case {
+        name: "out-of-range",
+        container: "{command: [/probe02.wasm, idle], image: $IMAGES/probe:e2e}",
+        annotations: r#"{kubewasi.dev/http-port: "70000"}"#,
+        said: &["kubewasi.dev/http-port: 70000 is out of range, it must be 0 to 65535"],
+    },
+    Case {
+        name: "handlers-own",
+        container: "{command: [/probe02.wasm, idle], image: $IMAGES/probe:e2e}",
+        annotations: r#"{kubewasi.dev/cache-dir: /tmp}"#,
+        said: &["kubewasi.dev/cache-dir"],
+    },
 ];
 
 fn manifest(case: &Case) -> Result<String> {
