@@ -1,8 +1,9 @@
 //! Agents that die in the middle: whoever comes next goes on, and nothing is lost.
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::{Api, ListParams};
+use kubewasi_e2e::cluster::Cluster;
 use kubewasi_e2e::namespace::Namespace;
 use kubewasi_e2e::node::{Node, difference};
 use kubewasi_e2e::{release, runtime, wait, workload};
@@ -73,8 +74,10 @@ async fn an_agent_that_is_killed_after_any_step_of_a_removal_leaves_a_clean_node
                 |agents| agents.iter().any(|agent| workload::restarts(agent, "agent") > 0),
             )
             .await?;
-            // The next one goes on: what was done is no step of its plan.
-            runtime::delete(cluster, release::RUNTIME).await?;
+            // After the last step there may be none left to mend; were they not mended, the runtime would stay.
+            let mended = set(cluster, &daemon_set(), "KUBEWASI_FAULT_AFTER-").await;
+            let deleted = runtime::delete(cluster, release::RUNTIME).await;
+            deleted.with_context(|| format!("{step}; mending the agents: {mended:?}"))?;
             for (node, before) in nodes.iter().zip(&before) {
                 let left = difference(before, &node.files().await?);
                 ensure!(left.is_empty(), "{}, killed after {step}: {left:#?}", node.name);
@@ -90,12 +93,10 @@ async fn an_agent_that_is_killed_after_any_step_of_a_removal_leaves_a_clean_node
 
 /// Sets or unsets a variable of the agents, beside what the controller applies, and waits until all have it.
 async fn fault(namespace: &Namespace, variable: &str) -> Result<()> {
-    let cluster = &namespace.cluster;
-    let daemon_set = format!("daemonset/kubewasi-agent-{}", release::RUNTIME);
+    let (cluster, daemon_set) = (&namespace.cluster, daemon_set());
     let there = ["--namespace", release::NAME, "wait", "--for=create", &daemon_set];
     cluster.output_of_kubectl(&there).await?;
-    let set = ["--namespace", release::NAME, "set", "env", &daemon_set, variable];
-    cluster.output_of_kubectl(&set).await?;
+    set(cluster, &daemon_set, variable).await?;
     let rolled = [
         "--namespace",
         release::NAME,
@@ -106,6 +107,15 @@ async fn fault(namespace: &Namespace, variable: &str) -> Result<()> {
     ];
     cluster.output_of_kubectl(&rolled).await?;
     Ok(())
+}
+
+fn daemon_set() -> String {
+    format!("daemonset/kubewasi-agent-{}", release::RUNTIME)
+}
+
+async fn set(cluster: &Cluster, daemon_set: &str, variable: &str) -> Result<()> {
+    let set = ["--namespace", release::NAME, "set", "env", daemon_set, variable];
+    cluster.output_of_kubectl(&set).await.map(drop)
 }
 
 async fn agents(namespace: &Namespace) -> Result<Vec<Pod>> {

@@ -186,6 +186,24 @@ on_newest_containerd! {
         }
     }
 
+    fn requests_at_the_same_time_share_an_instance_of_a_0_3_service(node) {
+        let served = Served::start_with(node, Service::Http03, &[], &["--cpus", "1"], 8080);
+        let of = format!("container=\"{}\"", served.id);
+        let waiting = served.inside(|| {
+            let mut stream = served.connect().unwrap();
+            stream.write_all(b"GET /never HTTP/1.1\r\nHost: pod\r\n\r\n").unwrap();
+            stream
+        });
+        expect(node, "kubewasi_http_requests_in_flight", &[&of], 1.0);
+        for number in 2..=10 {
+            let reply = served.get("/count");
+            assert!(reply.body.contains(&format!("\r\n{number}")), "the instance answers its {number}th: {reply:?}");
+        }
+        expect(node, "kubewasi_http_instances", &[&of], 1.0);
+        drop(waiting);
+        assert_eq!(served.end(), 0);
+    }
+
     fn a_metrics_port_that_is_in_use_fails_the_container_with_the_annotation(node) {
         let image = service::image(node, Service::Http02);
         let other = std::net::TcpListener::bind("0.0.0.0:0").unwrap();
