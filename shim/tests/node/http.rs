@@ -105,6 +105,21 @@ on_newest_containerd! {
         }
     }
 
+    fn an_answer_may_take_longer_than_the_timeout_while_its_pieces_keep_coming(node) {
+        for service in Service::ALL {
+            let served = Served::start(node, service, &["request-timeout=2"]);
+            served.inside(|| {
+                let mut stream = served.connect().unwrap();
+                stream.write_all(b"GET /drip HTTP/1.1\r\nHost: pod\r\n\r\n").unwrap();
+                // One each 50 ms.
+                for _ in 0..80 {
+                    expect(&mut stream, "1\r\n.\r\n");
+                }
+            });
+            assert_eq!(served.end(), 0);
+        }
+    }
+
     fn trailers_follow_the_body_to_a_client_that_takes_them(node) {
         for service in Service::ALL {
             let served = Served::start(node, service, &[]);
