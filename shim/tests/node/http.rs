@@ -238,6 +238,17 @@ on_newest_containerd! {
         served.log_line(&["127.0.0.1", "\"GET /hello?x=1 HTTP/1.1\" 200 6 "]);
         served.get("/trap");
         served.log_line(&["\"GET /trap HTTP/1.1\" 500 "]);
+        served.get("/a\"b?c=d");
+        served.log_line(&["\"GET /a%22b?c=d HTTP/1.1\" 200 "]);
+        eventually("a line for a client that left", SECOND * 20, || {
+            served.inside(|| {
+                let mut stream = served.connect().unwrap();
+                stream.write_all(b"GET /never HTTP/1.1\r\nHost: pod\r\n\r\n").unwrap();
+                // On its way into the guest.
+                std::thread::sleep(SECOND / 10);
+            });
+            served.log().contains("\"GET /never HTTP/1.1\" 499 0 ").then_some(())
+        });
         assert_eq!(served.end(), 0);
     }
 
