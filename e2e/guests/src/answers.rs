@@ -2,6 +2,9 @@
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
+/// Whom [`Answer::Fetch`] asks.
+pub const OTHER: &str = "127.0.0.1:8000";
+
 /// What a request for a path gets.
 pub enum Answer {
     /// These bytes.
@@ -18,6 +21,10 @@ pub enum Answer {
     Trailers,
     /// A part of a body, and then a trap.
     Torn,
+    /// These bytes, and then it spins.
+    Linger(&'static str),
+    /// The status of what `127.0.0.1:8000` answers for this path.
+    Fetch(String),
     /// Nothing, ever.
     Never,
 }
@@ -35,7 +42,9 @@ pub fn answer(path: &str) -> Answer {
         "/overrun" => Answer::Overrun,
         "/trailers" => Answer::Trailers,
         "/torn" => Answer::Torn,
+        "/linger" => Answer::Linger("linger"),
         "/never" => Answer::Never,
+        path if path.starts_with("/fetch/") => Answer::Fetch(path["/fetch".len()..].to_owned()),
         "/deep" => Answer::Text(deep(40_000).to_string()),
         "/count" => Answer::Text(requests.to_string()),
         "/env" => Answer::Text(
@@ -44,9 +53,7 @@ pub fn answer(path: &str) -> Answer {
                 .collect(),
         ),
         "/trap" => panic!("told to trap"),
-        "/spin" => loop {
-            std::hint::spin_loop();
-        },
+        "/spin" => spin(),
         "/grow" => {
             let mut kept = Vec::new();
             loop {
@@ -54,6 +61,13 @@ pub fn answer(path: &str) -> Answer {
             }
         }
         _ => Answer::Text("hello\n".to_owned()),
+    }
+}
+
+/// Uses the processor for ever.
+pub fn spin() -> ! {
+    loop {
+        std::hint::spin_loop();
     }
 }
 

@@ -3,9 +3,12 @@
 #[path = "answers.rs"]
 mod answers;
 
-use answers::{Answer, answer};
+use answers::{Answer, OTHER, answer, spin};
 use wasip2::clocks::monotonic_clock::subscribe_duration;
-use wasip2::http::types::{Fields, IncomingRequest, OutgoingBody, OutgoingResponse, ResponseOutparam};
+use wasip2::http::outgoing_handler;
+use wasip2::http::types::{
+    ErrorCode, Fields, IncomingRequest, OutgoingBody, OutgoingRequest, OutgoingResponse, ResponseOutparam, Scheme,
+};
 use wasip2::io::streams::StreamError;
 
 struct Service;
@@ -38,6 +41,19 @@ fn send(out: ResponseOutparam, text: &[u8], trailers: Option<Fields>) {
     }
     drop(stream);
     OutgoingBody::finish(body, trailers).expect("finished");
+}
+
+/// The status of what the other one answers.
+fn fetch(path: &str) -> Result<u16, ErrorCode> {
+    let request = OutgoingRequest::new(Fields::new());
+    let set = request
+        .set_scheme(Some(&Scheme::Http))
+        .and_then(|()| request.set_authority(Some(OTHER)))
+        .and_then(|()| request.set_path_with_query(Some(path)));
+    set.expect("a request");
+    let response = outgoing_handler::handle(request, None)?;
+    response.subscribe().block();
+    Ok(response.get().expect("an answer").expect("the first look")?.status())
 }
 
 impl wasip2::exports::http::incoming_handler::Guest for Service {
@@ -89,6 +105,11 @@ impl wasip2::exports::http::incoming_handler::Guest for Service {
                 stream.blocking_write_and_flush(b"torn").expect("written");
                 panic!("told to trap");
             }
+            Answer::Linger(text) => {
+                send(out, text.as_bytes(), None);
+                spin();
+            }
+            Answer::Fetch(path) => send(out, format!("{:?}", fetch(&path)).as_bytes(), None),
             Answer::Never => wait(3_600_000),
         }
     }

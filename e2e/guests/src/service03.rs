@@ -3,9 +3,10 @@
 #[path = "answers.rs"]
 mod answers;
 
-use answers::{Answer, answer};
+use answers::{Answer, OTHER, answer, spin};
 use wasip3::clocks::monotonic_clock::wait_for;
-use wasip3::http::types::{ErrorCode, Fields, Request, Response};
+use wasip3::http::client;
+use wasip3::http::types::{ErrorCode, Fields, Request, Response, Scheme};
 use wasip3::{wit_bindgen, wit_future, wit_stream};
 
 struct Service;
@@ -27,6 +28,19 @@ fn send(text: Vec<u8>, headers: Fields, after: Option<Fields>) -> Response {
         let _ = trailers.write(Ok(after)).await;
     });
     response
+}
+
+/// The status of what the other one answers.
+async fn fetch(path: &str) -> Result<u16, ErrorCode> {
+    let (trailers, no_trailers) = wit_future::new(|| Ok(None));
+    let (request, _sent) = Request::new(Fields::new(), None, no_trailers, None);
+    drop(trailers);
+    let set = request
+        .set_scheme(Some(&Scheme::Http))
+        .and_then(|()| request.set_authority(Some(OTHER)))
+        .and_then(|()| request.set_path_with_query(Some(path)));
+    set.expect("a request");
+    Ok(client::send(request).await?.get_status_code())
 }
 
 impl wasip3::exports::http::handler::Guest for Service {
@@ -72,6 +86,18 @@ impl wasip3::exports::http::handler::Guest for Service {
                 });
                 Response::new(Fields::new(), Some(reader), trailers_reader).0
             }
+            Answer::Linger(text) => {
+                let (mut writer, reader) = wit_stream::new();
+                let (trailers, trailers_reader) = wit_future::new(|| Ok(None));
+                wit_bindgen::spawn_local(async move {
+                    let _ = writer.write_all(text.into()).await;
+                    drop(writer);
+                    let _ = trailers.write(Ok(None)).await;
+                    spin();
+                });
+                Response::new(Fields::new(), Some(reader), trailers_reader).0
+            }
+            Answer::Fetch(path) => send(format!("{:?}", fetch(&path).await).into_bytes(), Fields::new(), None),
             Answer::Never => {
                 wait(3_600_000).await;
                 send(Vec::new(), Fields::new(), None)

@@ -1,6 +1,7 @@
 //! wasi:http services in pods: who asks gets answers, over HTTP/1.1 and HTTP/2, and SIGTERM lets what was begun end.
 
 use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpListener;
 use std::process::Command;
 use std::time::Duration;
 
@@ -105,6 +106,21 @@ on_newest_containerd! {
         }
     }
 
+    fn an_answer_may_take_longer_than_the_timeout_while_its_pieces_keep_coming(node) {
+        for service in Service::ALL {
+            let served = Served::start(node, service, &["request-timeout=2"]);
+            served.inside(|| {
+                let mut stream = served.connect().unwrap();
+                stream.write_all(b"GET /drip HTTP/1.1\r\nHost: pod\r\n\r\n").unwrap();
+                // One each 50 ms.
+                for _ in 0..80 {
+                    expect(&mut stream, "1\r\n.\r\n");
+                }
+            });
+            assert_eq!(served.end(), 0);
+        }
+    }
+
     fn trailers_follow_the_body_to_a_client_that_takes_them(node) {
         for service in Service::ALL {
             let served = Served::start(node, service, &[]);
@@ -165,6 +181,42 @@ on_newest_containerd! {
         }
     }
 
+    fn sigterm_cuts_no_request_of_a_guest_to_others_though_another_thread_opened_the_connection_and_has_ended(node) {
+        let fetch = b"GET /fetch/ HTTP/1.1\r\nHost: pod\r\nConnection: close\r\n\r\n";
+        for service in Service::ALL {
+            let served = Served::start_with(node, service, &[], &["--cpus", "2"], 8080);
+            let reply = served.inside(|| {
+                let other = TcpListener::bind("127.0.0.1:8000").unwrap();
+                // The probe's connection is closed by then, and the first thread gets the next one.
+                std::thread::sleep(SECOND / 10);
+                let mut first = served.connect().unwrap();
+                first.write_all(b"GET /hello HTTP/1.1\r\nHost: pod\r\n\r\n").unwrap();
+                expect(&mut first, "0\r\n\r\n");
+                let mut second = served.connect().unwrap();
+                second.write_all(fetch).unwrap();
+                let (mut asked, _) = other.accept().unwrap();
+                asked.set_read_timeout(Some(SECOND * 20)).unwrap();
+                let mut answer = |meanwhile: &dyn Fn()| {
+                    expect(&mut asked, "\r\n\r\n");
+                    meanwhile();
+                    asked.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").unwrap();
+                };
+                answer(&|| ());
+                assert!(Reply::read(second).body.contains("Ok(200)"), "{service:?}");
+                first.write_all(fetch).unwrap();
+                answer(&|| {
+                    node.ctr(&["task", "kill", "--signal", "SIGTERM", &served.id]).ok();
+                    eventually("new connections are refused", SECOND, || served.connect().is_err().then_some(()));
+                    std::thread::sleep(SECOND / 5);
+                });
+                Reply::read(first)
+            });
+            assert!(reply.body.contains("Ok(200)"), "{service:?}: {reply:?}");
+            node.wait_until(&served.id, "STOPPED");
+            assert_eq!(node.delete(&served.id), 0);
+        }
+    }
+
     fn draining_ends_when_its_time_is_up(node) {
         for service in Service::ALL {
             let served = Served::start(node, service, &["drain-timeout=1"]);
@@ -186,6 +238,17 @@ on_newest_containerd! {
         served.log_line(&["127.0.0.1", "\"GET /hello?x=1 HTTP/1.1\" 200 6 "]);
         served.get("/trap");
         served.log_line(&["\"GET /trap HTTP/1.1\" 500 "]);
+        served.get("/a\"b?c=d");
+        served.log_line(&["\"GET /a%22b?c=d HTTP/1.1\" 200 "]);
+        eventually("a line for a client that left", SECOND * 20, || {
+            served.inside(|| {
+                let mut stream = served.connect().unwrap();
+                stream.write_all(b"GET /never HTTP/1.1\r\nHost: pod\r\n\r\n").unwrap();
+                // On its way into the guest.
+                std::thread::sleep(SECOND / 10);
+            });
+            served.log().contains("\"GET /never HTTP/1.1\" 499 0 ").then_some(())
+        });
         assert_eq!(served.end(), 0);
     }
 

@@ -91,6 +91,22 @@ on_newest_containerd! {
         }
     }
 
+    fn a_guest_that_goes_on_after_its_answer_is_ended_and_leaves_its_place_to_others(node) {
+        for service in Service::ALL {
+            let served = Served::start(node, service, &["request-timeout=1", "max-concurrent-requests=1"]);
+            // More of them than the pool has places.
+            for _ in 0..4 {
+                eventually("it is answered", SECOND * 20, || {
+                    let reply = served.get("/linger");
+                    (reply.status == 200 && reply.body.contains("linger")).then_some(())
+                });
+            }
+            served.log_line(&["an instance ended", "1 s after its answer", "request_timeout"]);
+            expect_rest(&served);
+            assert_eq!(served.end(), 0);
+        }
+    }
+
     fn a_client_that_leaves_ends_a_guest_that_spins_for_it(node) {
         for service in Service::ALL {
             let served = Served::start(node, service, &["request-timeout=3600"]);

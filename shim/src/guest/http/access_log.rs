@@ -1,36 +1,44 @@
 //! The access log, when it is asked for: a line on stdout for each answer, and one about all of them at the end.
 
+use std::borrow::Cow;
 use std::io::Write as _;
 use std::net::SocketAddr;
 use std::time::Instant;
 
 use hyper::{Request, StatusCode};
 
+use super::figures::LEFT;
+
 /// One request, told when its answer is over: `peer "METHOD /path HTTP/1.1" status bytes seconds`.
 pub struct Record {
     peer: SocketAddr,
     line: String,
     begun: Instant,
-    status: StatusCode,
+    status: u16,
     bytes: usize,
 }
 
 impl Record {
-    /// Begins a record of `request`. A path is percent-encoded by its client, so it breaks no line.
+    /// Begins a record of `request`. A path is percent-encoded by its client, so it breaks no line; a quotation mark, which
+    /// some leave as it is, would end the quoted part of it.
     pub fn new<B>(peer: SocketAddr, request: &Request<B>) -> Record {
         let path = request.uri().path_and_query().map_or("/", |path| path.as_str());
+        let path = match path.contains('"') {
+            true => Cow::Owned(path.replace('"', "%22")),
+            false => Cow::Borrowed(path),
+        };
         Record {
             peer,
             line: format!("{} {path} {:?}", request.method(), request.version()),
             begun: Instant::now(),
-            status: StatusCode::OK,
+            status: LEFT,
             bytes: 0,
         }
     }
 
     /// The answer's status.
     pub fn answered(&mut self, status: StatusCode) {
-        self.status = status;
+        self.status = status.as_u16();
     }
 
     /// So many bytes more of its body were handed out.
@@ -49,7 +57,7 @@ impl Drop for Record {
             bytes,
         } = self;
         let seconds = begun.elapsed().as_secs_f64();
-        write(&format!("{peer} \"{line}\" {} {bytes} {seconds:.6}\n", status.as_u16()));
+        write(&format!("{peer} \"{line}\" {status} {bytes} {seconds:.6}\n"));
     }
 }
 

@@ -3,9 +3,9 @@
 
 use std::any::Any;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use futures_util::task::AtomicWaker;
@@ -100,6 +100,10 @@ impl Client {
 struct Count {
     waiting: AtomicUsize,
     left: AtomicUsize,
+    /// It has done all it was asked, or has ended.
+    rests: AtomicBool,
+    /// It went on for too long after its answers.
+    outlasted: AtomicBool,
     instance: AtomicWaker,
 }
 
@@ -108,9 +112,9 @@ impl Count {
         if reason == LEFT {
             self.left.fetch_add(1, Ordering::AcqRel);
         }
-        self.waiting.fetch_sub(1, Ordering::AcqRel);
-        // One that has served everybody is not woken for that.
-        if self.is_abandoned() {
+        let is_last = self.waiting.fetch_sub(1, Ordering::AcqRel) == 1;
+        // One that has served everybody and rests is not woken: most rest before their clients have read the end.
+        if is_last && (self.any_left() || !self.rests.load(Ordering::Acquire)) {
             self.instance.wake();
         }
     }
@@ -118,10 +122,17 @@ impl Count {
     fn any_left(&self) -> bool {
         self.left.load(Ordering::Acquire) > 0
     }
+}
 
-    fn is_abandoned(&self) -> bool {
-        self.any_left() && self.waiting.load(Ordering::Acquire) == 0
-    }
+/// Whom an instance runs for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Attendance {
+    /// Somebody waits.
+    Waiting,
+    /// Everybody has got an answer.
+    Served,
+    /// Nobody waits any more, and one has left before.
+    Abandoned,
 }
 
 /// The clients of one instance.
@@ -135,6 +146,7 @@ impl Clients {
     /// Another one.
     pub fn add(&self, client: Arc<Client>) {
         self.count.waiting.fetch_add(1, Ordering::AcqRel);
+        self.count.rests.store(false, Ordering::Release);
         let _ = client.count.set(self.count.clone());
         if !client.waits() {
             self.count.ended(client.state.load(Ordering::Acquire));
@@ -160,10 +172,24 @@ impl Clients {
         self.count.any_left()
     }
 
-    /// Whether nobody waits any more, but one had left; else `cx` is woken when that is so.
-    fn poll_abandoned(&self, cx: &Context<'_>) -> bool {
+    /// Their instance has nothing to do until another one comes.
+    pub fn rest(&self) {
+        self.count.rests.store(true, Ordering::Release);
+    }
+
+    /// Whether their instance was ended because it went on for too long after its answers.
+    pub fn were_outlasted(&self) -> bool {
+        self.count.outlasted.load(Ordering::Acquire)
+    }
+
+    /// Whom their instance runs for; `cx` is woken when the last one waits no more.
+    fn poll_attendance(&self, cx: &Context<'_>) -> Attendance {
         self.count.instance.register(cx.waker());
-        self.count.is_abandoned()
+        match self.count.waiting.load(Ordering::Acquire) {
+            0 if self.any_left() => Attendance::Abandoned,
+            0 => Attendance::Served,
+            _ => Attendance::Waiting,
+        }
     }
 
     fn all(&self) -> MutexGuard<'_, Vec<Arc<Client>>> {
@@ -172,12 +198,16 @@ impl Clients {
 }
 
 /// When an instance ends: at once when everybody has left, and some time after it has been idle or has answered.
+///
+/// While somebody waits, nothing ends it: a client has a deadline of its own, and leaves then.
 pub struct Expiration {
     clients: Arc<Clients>,
     /// How long an instance is kept for the next request.
     idle: Duration,
     /// How long it may go on after its answers.
     after: Duration,
+    /// Since when it has gone on.
+    served: Option<Instant>,
     timer: Pin<Box<Sleep>>,
 }
 
@@ -187,23 +217,12 @@ impl Expiration {
             clients,
             idle,
             after,
+            served: None,
             timer: Box::pin(tokio::time::sleep(Duration::ZERO)),
         }
     }
-}
 
-impl WorkerExpiration for Expiration {
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>, status: WorkerStatus, start: Instant) -> Poll<()> {
-        let longest = match status {
-            WorkerStatus::Requests | WorkerStatus::PostReturn if self.clients.poll_abandoned(cx) => {
-                return Poll::Ready(());
-            }
-            // The client's own deadline counts.
-            WorkerStatus::Requests => return Poll::Pending,
-            WorkerStatus::PostReturn => self.after,
-            WorkerStatus::Idle => self.idle,
-        };
-        let deadline = start + longest;
+    fn poll_deadline(&mut self, cx: &mut Context<'_>, deadline: Instant) -> Poll<()> {
         loop {
             // Left as it is while it strikes too early: most states end long before their deadline, and setting the
             // timer costs each of them.
@@ -221,12 +240,48 @@ impl WorkerExpiration for Expiration {
     }
 }
 
+impl WorkerExpiration for Expiration {
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>, status: WorkerStatus, start: Instant) -> Poll<()> {
+        if status == WorkerStatus::Idle {
+            self.clients.rest();
+            self.served = None;
+            let deadline = start + self.idle;
+            return self.poll_deadline(cx, deadline);
+        }
+        match self.clients.poll_attendance(cx) {
+            Attendance::Abandoned => Poll::Ready(()),
+            Attendance::Waiting => {
+                self.served = None;
+                Poll::Pending
+            }
+            Attendance::Served => {
+                // One may have come and gone since the last look.
+                let served = start.max(*self.served.get_or_insert_with(Instant::now));
+                let deadline = served + self.after;
+                ready!(self.poll_deadline(cx, deadline));
+                self.clients.count.outlasted.store(true, Ordering::Release);
+                Poll::Ready(())
+            }
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::guest::http::admission::Admission;
     use futures_util::FutureExt as _;
-    use std::task::Waker;
+    use std::future::poll_fn;
+    use std::task::{Wake, Waker};
+
+    #[derive(Default)]
+    struct Woken(AtomicUsize);
+
+    impl Wake for Woken {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
 
     fn arrived() -> (Arc<Client>, Presence) {
         let permit = Admission::new(1, 0).enter().now_or_never().unwrap().unwrap();
@@ -234,7 +289,7 @@ mod tests {
     }
 
     fn is_abandoned(clients: &Clients) -> bool {
-        clients.poll_abandoned(&Context::from_waker(Waker::noop()))
+        clients.poll_attendance(&Context::from_waker(Waker::noop())) == Attendance::Abandoned
     }
 
     #[test]
@@ -279,5 +334,51 @@ mod tests {
         drop(other);
         waits.served();
         assert_eq!(Arc::strong_count(&remains), 1);
+    }
+
+    #[tokio::test]
+    async fn an_instance_may_go_on_for_some_time_and_that_begins_when_the_last_client_is_served() {
+        for status in [WorkerStatus::Requests, WorkerStatus::PostReturn] {
+            let (clients, woken) = (Arc::<Clients>::default(), Arc::<Woken>::default());
+            let waker = Waker::from(woken.clone());
+            let mut cx = Context::from_waker(&waker);
+            let [(first, one), (second, other)] = [arrived(), arrived()];
+            clients.add(first);
+            clients.add(second);
+            let hour = Duration::from_secs(3600);
+            let mut patient = Box::pin(Expiration::new(clients.clone(), Duration::ZERO, hour));
+            let mut strict = Box::pin(Expiration::new(clients.clone(), Duration::ZERO, Duration::ZERO));
+            let start = Instant::now();
+            let mut poll = |expiration: &mut Pin<Box<Expiration>>| expiration.as_mut().poll(&mut cx, status, start);
+            one.served();
+            // Longer than it may go on, and than the timer's steps are.
+            tokio::time::sleep(Duration::from_millis(5)).await;
+            assert!(poll(&mut strict).is_pending(), "{status:?}: the second waits");
+            other.served();
+            assert_eq!(woken.0.load(Ordering::Relaxed), 1, "{status:?}");
+            assert!(
+                poll(&mut patient).is_pending() && !clients.were_outlasted(),
+                "{status:?}"
+            );
+            poll_fn(|cx| strict.as_mut().poll(cx, status, start)).await;
+            assert!(clients.were_outlasted(), "{status:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn an_instance_that_rests_is_not_woken_when_its_client_is_served() {
+        let (clients, woken) = (Arc::<Clients>::default(), Arc::<Woken>::default());
+        let waker = Waker::from(woken.clone());
+        let mut cx = Context::from_waker(&waker);
+        let hour = Duration::from_secs(3600);
+        let mut expiration = Box::pin(Expiration::new(clients.clone(), hour, hour));
+        for (status, wakes) in [(WorkerStatus::Idle, 0), (WorkerStatus::PostReturn, 1)] {
+            let (client, presence) = arrived();
+            clients.add(client);
+            let mut poll = |status| expiration.as_mut().poll(&mut cx, status, Instant::now());
+            assert!(poll(WorkerStatus::Requests).is_pending() && poll(status).is_pending());
+            presence.served();
+            assert_eq!(woken.0.load(Ordering::Relaxed), wakes, "{status:?}");
+        }
     }
 }

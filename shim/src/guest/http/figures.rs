@@ -18,7 +18,7 @@ const FIRST: u16 = 100;
 const STATUSES: usize = 500;
 
 /// As nginx has it: the client left before there was an answer.
-const LEFT: u16 = 499;
+pub const LEFT: u16 = 499;
 
 // Where each counter is.
 const IN_FLIGHT: usize = STATUSES;

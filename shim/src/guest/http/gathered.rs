@@ -9,11 +9,13 @@ use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Wake, Waker, ready};
+use std::time::Duration;
 
 use futures_util::task::AtomicWaker;
 use hyper::rt::{Read, ReadBufCursor, Write};
 use tokio::task::yield_now;
 
+use super::opening::Opening;
 use super::sent::Sent;
 
 /// So much is worth a write of its own.
@@ -29,16 +31,19 @@ pub struct Gathered<T> {
     /// A write waits, or has waited: what came meanwhile is with it.
     waits: bool,
     sent: Arc<Sent>,
+    /// Until its client has begun.
+    opening: Option<Opening>,
 }
 
 impl<T> Gathered<T> {
-    /// Writes to `stream`, and says in `sent` when all is written.
-    pub fn new(stream: T, sent: Arc<Sent>) -> Gathered<T> {
+    /// Writes to `stream`, and says in `sent` when all is written. Its client may take so long to begin.
+    pub fn new(stream: T, sent: Arc<Sent>, limit: Duration) -> Gathered<T> {
         Gathered {
             stream,
             turn: Arc::default(),
             waits: false,
             sent,
+            opening: Some(Opening::new(limit)),
         }
     }
 }
@@ -129,7 +134,14 @@ impl<T: Write + Unpin> Write for Gathered<T> {
 
 impl<T: Read + Unpin> Read for Gathered<T> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: ReadBufCursor<'_>) -> Poll<Result<()>> {
-        Pin::new(&mut self.stream).poll_read(cx, buffer)
+        let Gathered { stream, opening, .. } = &mut *self;
+        let Some(begins) = opening else {
+            return Pin::new(stream).poll_read(cx, buffer);
+        };
+        if ready!(begins.poll_read(Pin::new(stream), cx, buffer))? {
+            *opening = None;
+        }
+        Poll::Ready(Ok(()))
     }
 }
 
@@ -158,7 +170,7 @@ mod tests {
     }
 
     fn gathered() -> Gathered<Written> {
-        Gathered::new(Written(Vec::new(), usize::MAX), Arc::default())
+        Gathered::new(Written(Vec::new(), usize::MAX), Arc::default(), Duration::ZERO)
     }
 
     /// Writes `pieces`, of which each poll brings one more and is followed by the next at once; how often it was polled.

@@ -22,6 +22,7 @@ use super::spare::Spare;
 use super::ticker::{Ticker, Ticking};
 use crate::guest::context::{Component as State, Surroundings};
 use crate::guest::limits::Budget;
+use crate::guest::trap;
 
 /// How long an instance that may answer more is kept without being asked.
 pub const IDLE: Duration = Duration::from_secs(10);
@@ -144,6 +145,7 @@ impl HandlerState for Instances {
             state: Running {
                 clients,
                 reuse: self.reuse,
+                after: self.timeout,
                 spare: self.spare.clone(),
                 // Together with what else is kept of it.
                 leaves: self.are_fresh() && self.budget.is_ample(),
@@ -157,6 +159,8 @@ impl HandlerState for Instances {
 pub struct Running {
     clients: Arc<Clients>,
     reuse: Reuse,
+    /// How long it may go on after its answers.
+    after: Duration,
     spare: Arc<Spare>,
     /// It is dropped when there is time for that.
     leaves: bool,
@@ -189,6 +193,7 @@ impl WorkerState for Running {
     }
 
     fn drop(&self, store: Store<State>, result: Result<(), wasmtime::Error>) {
+        self.clients.rest();
         let place = self.place.lock().unwrap_or_else(PoisonError::into_inner).take();
         let Err(error) = result else {
             match place {
@@ -197,8 +202,13 @@ impl WorkerState for Running {
             }
             return;
         };
+        if self.clients.were_outlasted() {
+            trap::tell(&format!(
+                "an instance ended: it still ran {} s after its answer, the request_timeout",
+                self.after.as_secs()
+            ));
         // When a client has left, its instance was ended for that.
-        if !self.clients.any_left() {
+        } else if !self.clients.any_left() {
             answer::tell("an instance ended", &error);
         }
         let remains: Remains = Arc::new(Mutex::new((store, place)));

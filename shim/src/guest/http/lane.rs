@@ -20,7 +20,7 @@ use super::sent::Sent;
 use super::{busy_poll, spare};
 use crate::sys::allocator;
 
-/// How long a client may take to send the head of a request, or keep a connection without one.
+/// How long a client may take to begin, to send the head of a request, or keep a connection without one.
 const HEAD: Duration = Duration::from_secs(60);
 
 /// How long a client may leave what was sent to it unread, before its connection is closed.
@@ -58,7 +58,7 @@ impl Lane {
             let open = Open(self.answers.open.clone());
             let Ok(stream) = prepared(stream) else { continue };
             let (answers, sent) = (self.answers.clone(), Arc::<Sent>::default());
-            let stream = Gathered::new(TokioIo::new(stream), sent.clone());
+            let stream = Gathered::new(TokioIo::new(stream), sent.clone(), HEAD);
             let service = service_fn(move |request| {
                 let (answers, sent) = (answers.clone(), sent.clone());
                 async move { Ok::<_, Infallible>(answers.answer(peer, sent, request).await) }

@@ -4,7 +4,8 @@
 //! listener ── threads: deal connections ──> lane, one a thread: hyper ── answer: admission, limits, deadline
 //!                                             └── instances: wasmtime's ProxyHandler, stores from the pool
 //! client: whether anybody waits for an answer        ticker: the epoch, so that a guest that spins is interrupted
-//! gathered, sent: what a connection writes           spare, busy_poll: what a thread does before it sleeps
+//! opening: a connection's first bytes                 gathered, sent: what it writes
+//! spare, busy_poll: what a thread does before it sleeps
 //! ```
 //!
 //! A connection stays on the thread it was dealt to, and so does every request on it and the instance that answers: no
@@ -38,6 +39,7 @@ mod instances;
 mod instantiations;
 mod lane;
 mod listener;
+mod opening;
 mod policy;
 mod sent;
 mod spare;

@@ -1,5 +1,6 @@
 //! The threads of a service: each has an event loop of its own; connections are dealt among them and stay.
 
+use std::future::pending;
 use std::io;
 use std::net::TcpListener;
 use std::sync::Arc;
@@ -134,13 +135,19 @@ pub async fn serve(service: Service, settings: &Settings<'_>, budget: Budget) ->
     Ok(())
 }
 
-/// A thread with an event loop of its own, which ends with `serving`.
+/// A thread with an event loop of its own, which goes on after `serving` until the process ends: connections to other hosts
+/// that were opened here are used by guests of all threads, whose requests may still run.
 fn start(number: usize, serving: impl Future<Output = ()> + Send + 'static) -> io::Result<()> {
     let runtime = event_loop()?;
     let name = format!("http-{number}");
     thread::Builder::new()
         .name(name)
-        .spawn(move || runtime.block_on(serving))
+        .spawn(move || {
+            runtime.block_on(async {
+                serving.await;
+                pending::<()>().await;
+            });
+        })
         .map(drop)
 }
 
