@@ -20,7 +20,7 @@ pub mod helper;
 pub mod host;
 pub mod journal;
 pub mod layout;
-mod observe;
+pub mod observe;
 pub mod plan;
 pub mod proof;
 pub mod refusal;

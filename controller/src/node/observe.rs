@@ -13,6 +13,7 @@ use super::journal::{self, Kept, RecordError};
 use super::layout::Layout;
 use super::plan::{Observed, Planned, plan};
 use super::refusal::Refusal;
+use super::restart;
 use super::shim::{self, Staged};
 
 /// Why there is no plan.
@@ -88,10 +89,7 @@ pub fn observe(
 
 /// Refuses a containerd whose restart would do harm, or that is in trouble already, and a host where no program can live.
 pub fn refuse(host: &Host, containerd: &Containerd) -> Result<(), Refusal> {
-    let unit = &containerd.unit;
-    if unit.kill_mode != "process" {
-        return Err(Refusal::kill_mode(&unit.name, &unit.kill_mode));
-    }
+    restart::keeps_shims(&containerd.unit)?;
     if !containerd.health.runtime_ready {
         return Err(Refusal::not_ready());
     }

@@ -2,10 +2,16 @@
 
 use std::fs;
 
-use kubewasi_controller::node::host::{Host, HostError};
+use kubewasi_controller::api::wasm_node::{Permit, Step};
+use kubewasi_controller::node::host::{Containerd, Host, HostError};
+use kubewasi_controller::node::journal::Journal;
+use kubewasi_controller::node::observe::observe;
 use kubewasi_controller::node::restart::refuse;
+use kubewasi_controller::node::transaction::Progress;
+use kubewasi_controller::node::work::{StepError, Work};
+use serde_json::json;
 
-use crate::containerd::Node;
+use crate::containerd::{Node, Version};
 use crate::on_every_containerd;
 
 on_every_containerd! {
@@ -30,8 +36,63 @@ on_every_containerd! {
     }
 }
 
+/// A unit that was changed since the installation: nothing that asks for a restart has looked at it since.
+#[tokio::test]
+async fn a_unit_whose_restart_would_end_pods_is_not_restarted_to_uninstall_either() {
+    Node::with(Version::V2_4, async |node: &Node| {
+        let order = node.install_order().await;
+        assert_eq!(node.transact(&order).await, Progress::Committed);
+        node.forget();
+        let installed = node.config_text();
+        let mut containerd = node.running().await;
+        containerd.unit.kill_mode = "control-group".into();
+        let wish = serde_json::from_value(json!({
+            "state": "Removed",
+            "handler": "wasi",
+            "shimImage": "registry/shim:1",
+            "containerdRestart": "Rolling",
+        }));
+        let (host, staging) = (Host::itself(), node.folder.join("staging"));
+        let planned = observe(&host, &containerd, &node.layout, &staging, &wish.unwrap()).unwrap();
+        assert!(planned.has(Step::RestartContainerd));
+        assert!(
+            refusal_of(&containerd)
+                .await
+                .unwrap_or_default()
+                .contains("KillMode=control-group")
+        );
+
+        // A permit that came before the unit was changed.
+        let journal = Journal {
+            permit: Permit {
+                plan: planned.plan.hash.clone(),
+                attempt: "1".into(),
+            },
+            planned,
+            previous_shim: None,
+            failed: None,
+        };
+        let (layout, containerd) = (&node.layout, &containerd);
+        let work = Work {
+            host: &host,
+            containerd,
+            layout,
+            staging,
+        };
+        let refused = work.step(Step::RestartContainerd, &journal).await.unwrap_err();
+        assert!(matches!(refused, StepError::Refused(_)), "{refused}");
+        assert!(!layout.order().exists());
+        assert_eq!(node.config_text(), installed);
+    })
+    .await;
+}
+
 async fn refusal(node: &Node) -> Option<String> {
-    match refuse(&Host::itself(), &node.running().await).await {
+    refusal_of(&node.running().await).await
+}
+
+async fn refusal_of(containerd: &Containerd) -> Option<String> {
+    match refuse(&Host::itself(), containerd).await {
         Ok(()) => None,
         Err(HostError::Refused(refusal)) => {
             assert_eq!(refusal.reason, "RestartEndsPods");
