@@ -14,6 +14,7 @@ pub mod config;
 pub mod copy;
 pub mod cri;
 mod durable;
+pub mod evidence;
 mod fault;
 pub mod health;
 pub mod helper;

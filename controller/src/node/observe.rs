@@ -5,10 +5,10 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{StatVfsMountFlags, statvfs};
 
-use crate::api::wasm_node::{Wish, WishedState};
+use crate::api::wasm_node::{Step, Wish, WishedState};
 
 use super::config::{self, Edit, Handler};
-use super::host::{Containerd, Host, below};
+use super::host::{Containerd, Host, HostError, below};
 use super::journal::{self, Kept, RecordError};
 use super::layout::Layout;
 use super::plan::{Observed, Planned, plan};
@@ -23,6 +23,36 @@ pub enum ObserveError {
     Refused(#[from] Refusal),
     #[error(transparent)]
     Record(#[from] RecordError),
+    #[error(transparent)]
+    Host(HostError),
+}
+
+impl From<HostError> for ObserveError {
+    fn from(error: HostError) -> ObserveError {
+        match error {
+            HostError::Refused(refusal) => ObserveError::Refused(refusal),
+            error => ObserveError::Host(error),
+        }
+    }
+}
+
+/// Plans as [`observe`] does, and refuses a plan whose restart of containerd would do harm.
+///
+/// # Errors
+///
+/// A refusal as well when the plan itself would be a good one.
+pub async fn permissible(
+    host: &Host,
+    containerd: &Containerd,
+    layout: &Layout,
+    staging: &Path,
+    wish: &Wish,
+) -> Result<Planned, ObserveError> {
+    let planned = observe(host, containerd, layout, staging, wish)?;
+    if planned.has(Step::RestartContainerd) {
+        restart::refuse(host, containerd).await?;
+    }
+    Ok(planned)
 }
 
 /// Plans for `wish` on a host with this containerd; `staging` has the shim.
@@ -43,8 +73,7 @@ pub fn observe(
         shim: layout.stable(),
     };
     let installs = wish.state == WishedState::Installed;
-    let entry = containerd.health.handlers.get(&wish.handler);
-    let leads_here = entry.and_then(|entry| entry["runtimePath"].as_str()) == layout.stable().to_str();
+    let leads_here = containerd.health.leads_to(&wish.handler, &layout.stable());
     if !installs {
         let edit = uninstall_edit(containerd, layout, &handler)?;
         return Ok(plan(

@@ -9,7 +9,7 @@ use k8s_openapi::api::core::v1::Node;
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use kube::{Api, Client, ResourceExt};
 use kubewasi_controller::api::wasm_node::{Phase, WasmNodeSpec};
-use kubewasi_controller::api::{WasmNode, WasmRuntime, crds};
+use kubewasi_controller::api::{WasmNode, WasmRuntime, crds, labels};
 use kubewasi_controller::node::agent::{Agent, Identity};
 use kubewasi_controller::node::host::Host;
 use kubewasi_controller::node::layout::Layout;
@@ -129,6 +129,41 @@ async fn a_host_that_its_agent_refuses_is_told_of_and_stays_as_it_is() {
     assert_eq!(roots.each_ref().map(|root| files(root.path())), before);
 }
 
+#[tokio::test]
+async fn a_proof_of_another_boot_is_not_told_again_with_a_refusal() {
+    let control_plane = ControlPlane::start().await;
+    let client = &control_plane.client;
+    make_nodes(client, &NODES).await;
+    make_wasm_nodes(client).await;
+    let wasm_nodes: Api<WasmNode> = Api::all(client.clone());
+    // As the agent of before the boot has left it, in its name.
+    let report = json!({
+        "apiVersion": "kubewasi.dev/v1alpha1",
+        "kind": "WasmNode",
+        "status": {"phase": "Ready", "proof": {
+            "wish": "wish",
+            "bootId": "another",
+            "containerdStarted": "2026-01-01T00:00:00Z",
+            "configHash": "config",
+            "shimDigest": "",
+            "shimVersion": "1",
+            "provenAt": "2026-01-01T00:00:00Z",
+        }},
+    });
+    let before = PatchParams::apply("kubewasi-node").force();
+    let told = wasm_nodes
+        .patch_status("wasi.node-a", &before, &Patch::Apply(report))
+        .await
+        .unwrap();
+    assert!(told.status.unwrap().proof.is_some());
+
+    let root = tempfile::tempdir().unwrap();
+    let _agent = Running::start(&control_plane, "node-a", root.path()).await;
+    let status = async || wasm_nodes.get("wasi.node-a").await.unwrap().status.unwrap();
+    wait_for("the refusal", async || status().await.phase == Some(Phase::Refused)).await;
+    assert_eq!(status().await.proof, None);
+}
+
 /// An agent with the token of its pod, on a host with this root; it ends with the value, in the middle of what it does.
 struct Running(JoinHandle<()>);
 
@@ -181,7 +216,10 @@ async fn make_wasm_nodes(client: &Client) {
             },
         }))
         .unwrap();
-        let wasm_node = WasmNode::new(&format!("wasi.{node}"), spec);
+        let mut wasm_node = WasmNode::new(&format!("wasi.{node}"), spec);
+        wasm_node
+            .labels_mut()
+            .insert(labels::RUNTIME.to_owned(), "wasi".to_owned());
         wait_for("the definition of WasmNodes", async || {
             api.create(&PostParams::default(), &wasm_node).await.is_ok()
         })
