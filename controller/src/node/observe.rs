@@ -91,15 +91,11 @@ pub fn observe(
             },
         ));
     }
-    refuse(host, containerd)?;
+    let edit = install_edit(host, containerd, &handler)?;
     wish.options
         .check()
         .map_err(|error| Refusal::options(error.to_string()))?;
     let staged = Staged::look(staging).map_err(|error| Refusal::shim(error.to_string()))?;
-    let edit = config::install(&containerd.shape, &handler).map_err(Refusal::from)?;
-    if let Some(edit) = &edit {
-        writable(host, containerd, edit)?;
-    }
     let binary = layout.version(&staged.digest).join(super::layout::SHIM);
     Ok(plan(
         wish,
@@ -116,8 +112,18 @@ pub fn observe(
     ))
 }
 
+/// The edit that installs the handler, on a host that nothing speaks against.
+pub fn install_edit(host: &Host, containerd: &Containerd, handler: &Handler) -> Result<Option<Edit>, Refusal> {
+    refuse(host, containerd)?;
+    let edit = config::install(&containerd.shape, handler)?;
+    if let Some(edit) = &edit {
+        writable(host, containerd, edit)?;
+    }
+    Ok(edit)
+}
+
 /// Refuses a containerd whose restart would do harm, or that is in trouble already, and a host where no program can live.
-pub fn refuse(host: &Host, containerd: &Containerd) -> Result<(), Refusal> {
+fn refuse(host: &Host, containerd: &Containerd) -> Result<(), Refusal> {
     restart::keeps_shims(&containerd.unit)?;
     if !containerd.health.runtime_ready {
         return Err(Refusal::not_ready());
