@@ -12,7 +12,7 @@ use kube::runtime::watcher::{self, Event, watcher};
 use kube::{Api, Client};
 
 use crate::api::labels;
-use crate::api::wasm_node::{Failure, Phase, Refusal, Step, WasmNode, WasmNodeStatus, WishedState};
+use crate::api::wasm_node::{Failure, Permit, Phase, Refusal, Step, WasmNode, WasmNodeStatus, WishedState};
 
 use super::cri::Cri;
 use super::durable;
@@ -69,6 +69,8 @@ pub struct Agent {
     layout: Layout,
     reporter: Reporter,
     evidence: Evidence,
+    /// The plan that waits, and at which of its steps: all before are told of.
+    waits: Option<(Permit, usize)>,
     /// The plan that failed, where that could not be written down: on a full disk.
     unwritten: Option<Journal>,
 }
@@ -82,6 +84,7 @@ impl Agent {
             layout,
             reporter,
             evidence: Evidence::default(),
+            waits: None,
             unwritten: None,
         }
     }
@@ -262,8 +265,14 @@ impl Agent {
         });
     }
 
-    /// Carries a plan out, from its beginning: a step that is done does nothing.
-    async fn work(
+    /// Carries a plan out, from its beginning: a step that is done does nothing. Returns when to look again.
+    ///
+    /// A plan that waits is carried out again and again, and reported once.
+    ///
+    /// # Errors
+    ///
+    /// When the host or a record cannot be read; a step that fails is no error.
+    pub async fn work(
         &mut self,
         node: &WasmNode,
         mut status: WasmNodeStatus,
@@ -280,15 +289,24 @@ impl Agent {
         status.plan = Some(journal.planned.plan.clone());
         self.evidence.review(&self.host, &containerd, &self.layout)?;
         status.proof = self.evidence.proof.clone();
-        for step in journal.planned.plan.steps.clone() {
+        let waited = self.waits.take().filter(|(permit, _)| *permit == journal.permit);
+        for (index, step) in journal.planned.plan.steps.iter().copied().enumerate() {
             status.step = Some(step);
-            self.reporter.report(node, status.clone(), PROVE).await;
+            if waited.as_ref().is_none_or(|(_, told)| index > *told) {
+                self.reporter.report(node, status.clone(), PROVE).await;
+            }
             tracing::info!(?step, plan = journal.planned.plan.hash, "working");
             let Err(error) = work.step(step, &journal).await else {
                 continue;
             };
             if error.waits() {
                 tracing::info!(?step, %error, "waiting");
+                status.refusal = error.asks().map(|reason| Refusal {
+                    reason: reason.to_owned(),
+                    message: error.to_string(),
+                });
+                self.reporter.report(node, status, PROVE).await;
+                self.waits = Some((journal.permit, index));
                 return Ok(SOON);
             }
             tracing::error!(?step, %error, "the plan failed");

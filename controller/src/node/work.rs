@@ -78,6 +78,11 @@ impl StepError {
     pub fn waits(&self) -> bool {
         matches!(self, StepError::InUse(_) | StepError::AwaitsRestart | StepError::Locked)
     }
+
+    /// The reason of a wait that lasts until somebody acts who has to be told.
+    pub fn asks(&self) -> Option<&'static str> {
+        matches!(self, StepError::AwaitsRestart).then_some("AwaitsRestart")
+    }
 }
 
 /// Where the helper is.

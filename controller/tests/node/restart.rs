@@ -2,10 +2,11 @@
 
 use std::fs;
 
-use kubewasi_controller::api::wasm_node::{Permit, Step};
+use kubewasi_controller::api::wasm_node::{Permit, Step, Wish};
 use kubewasi_controller::node::host::{Containerd, Host, HostError};
 use kubewasi_controller::node::journal::Journal;
 use kubewasi_controller::node::observe::observe;
+use kubewasi_controller::node::plan::Planned;
 use kubewasi_controller::node::restart::refuse;
 use kubewasi_controller::node::transaction::Progress;
 use kubewasi_controller::node::work::{StepError, Work};
@@ -46,14 +47,8 @@ async fn a_unit_whose_restart_would_end_pods_is_not_restarted_to_uninstall_eithe
         let installed = node.config_text();
         let mut containerd = node.running().await;
         containerd.unit.kill_mode = "control-group".into();
-        let wish = serde_json::from_value(json!({
-            "state": "Removed",
-            "handler": "wasi",
-            "shimImage": "registry/shim:1",
-            "containerdRestart": "Rolling",
-        }));
         let (host, staging) = (Host::itself(), node.folder.join("staging"));
-        let planned = observe(&host, &containerd, &node.layout, &staging, &wish.unwrap()).unwrap();
+        let planned = observe(&host, &containerd, &node.layout, &staging, &wish("Removed", "Rolling")).unwrap();
         assert!(planned.has(Step::RestartContainerd));
         assert!(
             refusal_of(&containerd)
@@ -63,15 +58,7 @@ async fn a_unit_whose_restart_would_end_pods_is_not_restarted_to_uninstall_eithe
         );
 
         // A permit that came before the unit was changed.
-        let journal = Journal {
-            permit: Permit {
-                plan: planned.plan.hash.clone(),
-                attempt: "1".into(),
-            },
-            planned,
-            previous_shim: None,
-            failed: None,
-        };
+        let journal = journal(planned);
         let (layout, containerd) = (&node.layout, &containerd);
         let work = Work {
             host: &host,
@@ -85,6 +72,56 @@ async fn a_unit_whose_restart_would_end_pods_is_not_restarted_to_uninstall_eithe
         assert_eq!(node.config_text(), installed);
     })
     .await;
+}
+
+#[tokio::test]
+async fn a_restart_that_is_somebody_elses_is_asked_for_and_the_plan_goes_on_after_it() {
+    Node::with(Version::V2_4, async |node: &Node| {
+        // The configuration is written, and containerd does not know of it.
+        let order = node.install_order().await;
+        fs::write(node.config(), order.edit.unwrap().new.unwrap()).unwrap();
+        let (host, staging) = (Host::itself(), node.folder.join("staging"));
+        let containerd = node.running().await;
+        let planned = observe(&host, &containerd, &node.layout, &staging, &wish("Installed", "Never")).unwrap();
+        assert!(!planned.has(Step::RestartContainerd) && planned.has(Step::Prove));
+        let journal = journal(planned);
+        let (layout, containerd) = (&node.layout, &containerd);
+        let work = Work {
+            host: &host,
+            containerd,
+            layout,
+            staging,
+        };
+        let waits = work.step(Step::Prove, &journal).await.unwrap_err();
+        assert_eq!((waits.waits(), waits.asks()), (true, Some("AwaitsRestart")), "{waits}");
+
+        node.restart().await.unwrap();
+        node.health().await;
+        work.step(Step::Prove, &journal).await.unwrap();
+    })
+    .await;
+}
+
+fn wish(state: &str, restart: &str) -> Wish {
+    serde_json::from_value(json!({
+        "state": state,
+        "handler": "wasi",
+        "shimImage": "registry/shim:1",
+        "containerdRestart": restart,
+    }))
+    .unwrap()
+}
+
+fn journal(planned: Planned) -> Journal {
+    Journal {
+        permit: Permit {
+            plan: planned.plan.hash.clone(),
+            attempt: "1".into(),
+        },
+        planned,
+        previous_shim: None,
+        failed: None,
+    }
 }
 
 async fn refusal(node: &Node) -> Option<String> {
