@@ -131,7 +131,7 @@ pub struct WasmNodeStatus {
     /// What the agent saw not work any more, after a proof.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub disproof: Option<Disproof>,
-    /// Why the agent leaves this host alone. Nothing was touched.
+    /// Why the agent leaves this host alone; or, while it works, what its plan waits for that somebody has to do.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub refusal: Option<Refusal>,
     /// How the last permitted plan failed.

@@ -12,32 +12,25 @@ use kube::runtime::watcher::{self, Event, watcher};
 use kube::{Api, Client};
 
 use crate::api::labels;
-use crate::api::wasm_node::{
-    Disproof, DisproofReason, Failure, Phase, Proof, Refusal, Step, WasmNode, WasmNodeStatus, WishedState,
-};
+use crate::api::wasm_node::{Failure, Permit, Phase, Refusal, Step, WasmNode, WasmNodeStatus, WishedState};
 
 use super::cri::Cri;
 use super::durable;
+use super::evidence::{Evidence, EvidenceError, PROVE};
 use super::host::{Containerd, Host, HostError};
-use super::journal::{self, Failed, Journal, Kept};
+use super::journal::{self, Failed, Journal};
 use super::layout::Layout;
-use super::observe::{ObserveError, observe};
+use super::observe::{ObserveError, permissible};
 use super::plan::Planned;
-use super::proof::{Facts, now};
+use super::proof::now;
 use super::report::Reporter;
-use super::restart;
 use super::shim;
-use super::smoke;
 use super::work::Work;
 
 /// How often a host is looked at that has nothing to do.
 const LOOK: Duration = Duration::from_secs(30);
 /// How soon one is that waits for something, or could not be looked at.
 const SOON: Duration = Duration::from_secs(5);
-/// How often a node is proven anew, give or take [`JITTER`].
-const PROVE: Duration = Duration::from_secs(300);
-/// A tenth of [`PROVE`]: the nodes of a cluster do not prove themselves at once.
-const JITTER: u64 = 30;
 
 /// Who this agent is.
 #[derive(Clone, Debug)]
@@ -60,6 +53,8 @@ pub enum AgentError {
     #[error(transparent)]
     Observe(#[from] ObserveError),
     #[error(transparent)]
+    Evidence(#[from] EvidenceError),
+    #[error(transparent)]
     Record(#[from] journal::RecordError),
     #[error(transparent)]
     Write(#[from] durable::WriteError),
@@ -73,10 +68,9 @@ pub struct Agent {
     host: Host,
     layout: Layout,
     reporter: Reporter,
-    proof: Option<Proof>,
-    disproof: Option<Disproof>,
-    /// When the module is to run next.
-    prove_at: Instant,
+    evidence: Evidence,
+    /// The plan that waits, and at which of its steps: all before are told of.
+    waits: Option<(Permit, usize)>,
     /// The plan that failed, where that could not be written down: on a full disk.
     unwritten: Option<Journal>,
 }
@@ -89,9 +83,8 @@ impl Agent {
             host,
             layout,
             reporter,
-            proof: None,
-            disproof: None,
-            prove_at: Instant::now(),
+            evidence: Evidence::default(),
+            waits: None,
             unwritten: None,
         }
     }
@@ -140,16 +133,17 @@ impl Agent {
     /// Looks at the host once, does what is permitted, and reports; returns when to look again.
     async fn look(&mut self, node: &WasmNode) -> Result<Duration, AgentError> {
         let wish = &node.spec.wish;
-        if self.proof.is_none() {
-            // What an earlier agent proved holds while its facts do.
-            self.proof = node.status.as_ref().and_then(|status| status.proof.clone());
-        }
+        self.evidence
+            .learn(node.status.as_ref().and_then(|status| status.proof.as_ref()));
         let mut status = WasmNodeStatus {
             observed_wish: Some(wish.hash()),
             ..WasmNodeStatus::default()
         };
         let containerd = match self.host.containerd(Some(&self.identity.pod_uid)).await {
-            Err(HostError::Refused(refusal)) => return Ok(self.refuse(node, status, refusal).await),
+            Err(HostError::Refused(refusal)) => {
+                self.evidence.review_rest(&self.host, &self.layout)?;
+                return Ok(self.refuse(node, status, refusal).await);
+            }
             containerd => containerd?,
         };
         status.sandboxes = Some(self.sandboxes(&containerd, &wish.handler).await?);
@@ -157,16 +151,16 @@ impl Agent {
             return self.work(node, status, containerd, journal).await;
         }
         let waits_for_image = wish.state == WishedState::Installed && wish.shim_image != self.identity.shim_image;
-        let planned = match observe(&self.host, &containerd, &self.layout, &self.identity.staging, wish) {
-            Err(ObserveError::Refused(refusal)) => return Ok(self.refuse(node, status, refusal).await),
+        let planned = match permissible(&self.host, &containerd, &self.layout, &self.identity.staging, wish).await {
+            Err(ObserveError::Refused(refusal)) => {
+                // Somebody may have taken what was installed before, which is no reason to say that it works.
+                self.evidence
+                    .look(&self.host, &containerd, &self.layout, &wish.handler, None)
+                    .await?;
+                return Ok(self.refuse(node, status, refusal).await);
+            }
             planned => planned?,
         };
-        if planned.has(Step::RestartContainerd) {
-            match restart::refuse(&self.host, &containerd).await {
-                Err(HostError::Refused(refusal)) => return Ok(self.refuse(node, status, refusal).await),
-                harmless => harmless?,
-            }
-        }
         let permit = node
             .spec
             .permit
@@ -201,7 +195,7 @@ impl Agent {
         status.failure = of_this.and_then(failure);
         if planned.is_done() && wish.state == WishedState::Removed {
             status.phase = Some(Phase::Removed);
-            (self.proof, self.disproof) = (None, None);
+            self.evidence.forget();
         } else {
             let is_done = planned.is_done() && !waits_for_image;
             if is_done {
@@ -210,7 +204,10 @@ impl Agent {
                 // A host that is as it should be has no failure to tell of.
                 status.failure = None;
             }
-            self.prove(&containerd, &planned, is_done).await?;
+            let fulfilled = is_done.then_some(planned.wish.as_str());
+            self.evidence
+                .look(&self.host, &containerd, &self.layout, &planned.handler, fulfilled)
+                .await?;
             status.phase = Some(match (is_done, &status.failure) {
                 (true, _) => Phase::Ready,
                 (false, Some(_)) => Phase::Failed,
@@ -220,7 +217,7 @@ impl Agent {
                 status.plan = Some(planned.plan);
             }
         }
-        (status.proof, status.disproof) = (self.proof.clone(), self.disproof.clone());
+        (status.proof, status.disproof) = (self.evidence.proof.clone(), self.evidence.disproof.clone());
         self.reporter.report(node, status, PROVE).await;
         Ok(LOOK)
     }
@@ -268,8 +265,14 @@ impl Agent {
         });
     }
 
-    /// Carries a plan out, from its beginning: a step that is done does nothing.
-    async fn work(
+    /// Carries a plan out, from its beginning: a step that is done does nothing. Returns when to look again.
+    ///
+    /// A plan that waits is carried out again and again, and reported once.
+    ///
+    /// # Errors
+    ///
+    /// When the host or a record cannot be read; a step that fails is no error.
+    pub async fn work(
         &mut self,
         node: &WasmNode,
         mut status: WasmNodeStatus,
@@ -284,16 +287,26 @@ impl Agent {
         };
         status.phase = Some(Phase::Working);
         status.plan = Some(journal.planned.plan.clone());
-        (status.proof, status.disproof) = (self.proof.clone(), None);
-        for step in journal.planned.plan.steps.clone() {
+        self.evidence.review(&self.host, &containerd, &self.layout)?;
+        status.proof = self.evidence.proof.clone();
+        let waited = self.waits.take().filter(|(permit, _)| *permit == journal.permit);
+        for (index, step) in journal.planned.plan.steps.iter().copied().enumerate() {
             status.step = Some(step);
-            self.reporter.report(node, status.clone(), PROVE).await;
+            if waited.as_ref().is_none_or(|(_, told)| index > *told) {
+                self.reporter.report(node, status.clone(), PROVE).await;
+            }
             tracing::info!(?step, plan = journal.planned.plan.hash, "working");
             let Err(error) = work.step(step, &journal).await else {
                 continue;
             };
             if error.waits() {
                 tracing::info!(?step, %error, "waiting");
+                status.refusal = error.asks().map(|reason| Refusal {
+                    reason: reason.to_owned(),
+                    message: error.to_string(),
+                });
+                self.reporter.report(node, status, PROVE).await;
+                self.waits = Some((journal.permit, index));
                 return Ok(SOON);
             }
             tracing::error!(?step, %error, "the plan failed");
@@ -301,59 +314,8 @@ impl Agent {
             return Ok(Duration::ZERO);
         }
         durable::remove(&self.layout.journal())?;
-        self.prove_at = Instant::now();
+        self.evidence.expire();
         Ok(Duration::ZERO)
-    }
-
-    /// Proves the node when that is due, or when a fact has changed since.
-    async fn prove(&mut self, containerd: &Containerd, planned: &Planned, is_done: bool) -> Result<(), AgentError> {
-        let kept: Option<Kept> = journal::read(&self.layout.kept())?;
-        let wish = match (is_done, kept) {
-            (true, _) => planned.wish.clone(),
-            (false, Some(kept)) => kept.wish,
-            // Nothing was ever installed here.
-            (false, None) => return Ok(()),
-        };
-        let facts = Facts::look(&self.host, containerd, &self.layout)?;
-        let holds = self
-            .proof
-            .as_ref()
-            .is_some_and(|proof| facts.hold(proof) && proof.wish == wish);
-        if holds && self.disproof.is_none() && Instant::now() < self.prove_at {
-            return Ok(());
-        }
-        let socket = self.host.path(&containerd.socket);
-        let seen = match containerd.health.handlers.contains_key(&planned.handler) {
-            false => Err((
-                DisproofReason::HandlerGone,
-                format!("the running containerd does not list the handler {:?}", planned.handler),
-            )),
-            true => match smoke::run(&socket, &self.layout, &containerd.health, &planned.handler).await {
-                Ok(()) => shim::version(&self.layout).map_err(|error| (DisproofReason::SmokeFailed, error.to_string())),
-                Err(error) => Err((DisproofReason::SmokeFailed, error.to_string())),
-            },
-        };
-        match seen {
-            Ok(version) => {
-                self.proof = Some(facts.prove(wish, version, self.proof.as_ref()));
-                self.disproof = None;
-                self.prove_at = Instant::now() + jittered();
-            }
-            Err((reason, message)) => {
-                tracing::warn!(message, "the node is not proven");
-                if !holds {
-                    self.proof = None;
-                }
-                let before = self.disproof.take().filter(|disproof| disproof.reason == reason);
-                self.disproof = Some(Disproof {
-                    reason,
-                    message,
-                    times: before.as_ref().map_or(1, |before| before.times.saturating_add(1)),
-                    since: before.map_or_else(now, |before| before.since),
-                });
-            }
-        }
-        Ok(())
     }
 
     /// Reports that the host is left alone; for a runtime that is not there and not wished that is all there is to do.
@@ -371,7 +333,7 @@ impl Agent {
                 reason: refusal.reason.to_owned(),
                 message: refusal.message,
             });
-            status.proof = self.proof.clone();
+            (status.proof, status.disproof) = (self.evidence.proof.clone(), self.evidence.disproof.clone());
         }
         self.reporter.report(node, status, PROVE).await;
         LOOK
@@ -402,7 +364,7 @@ pub async fn dry_run(identity: &Identity, host: &Host, layout: &Layout, client: 
         node: identity.node.clone(),
     })?;
     let containerd = host.containerd(Some(&identity.pod_uid)).await?;
-    Ok(observe(host, &containerd, layout, &identity.staging, &node.spec.wish)?)
+    Ok(permissible(host, &containerd, layout, &identity.staging, &node.spec.wish).await?)
 }
 
 /// This agent's one WasmNode.
@@ -422,11 +384,4 @@ fn failure(journal: &Journal) -> Option<Failure> {
         rolled_back: failed.rolled_back,
         at: k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(failed.at.parse().unwrap_or_default()),
     })
-}
-
-/// The time until the next proof; the clock's nanoseconds are random enough for that.
-fn jittered() -> Duration {
-    let nanos = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-    let random = nanos.map_or(0, |now| u64::from(now.subsec_nanos())) % (2 * JITTER);
-    PROVE - Duration::from_secs(JITTER) + Duration::from_secs(random)
 }

@@ -2,10 +2,10 @@
 
 use std::fmt::Write;
 
-use super::config::{self, Handler};
+use super::config::Handler;
 use super::host::{Containerd, Host, HostError};
 use super::layout::Layout;
-use super::observe::refuse;
+use super::observe::install_edit;
 use super::plan::Planned;
 use super::refusal::Refusal;
 use super::restart;
@@ -19,26 +19,32 @@ pub struct Findings {
 
 /// Looks at `host` as the agent of `layout`'s runtime would, for `handler`.
 pub async fn check(host: &Host, layout: &Layout, handler: &str, pod_uid: Option<&str>) -> Result<Findings, HostError> {
-    let mut text = String::new();
-    let containerd = match host.containerd(pod_uid).await {
-        Err(HostError::Refused(refusal)) => return Ok(refused(text, &refusal)),
-        containerd => containerd?,
-    };
-    describe(&mut text, &containerd);
-    if let Err(refusal) = refuse(host, &containerd) {
-        return Ok(refused(text, &refusal));
+    match host.containerd(pod_uid).await {
+        Err(HostError::Refused(refusal)) => Ok(refused(String::new(), &refusal)),
+        containerd => examine(host, &containerd?, layout, handler).await,
     }
+}
+
+/// The same for the containerd that was found.
+pub async fn examine(
+    host: &Host,
+    containerd: &Containerd,
+    layout: &Layout,
+    handler: &str,
+) -> Result<Findings, HostError> {
+    let mut text = String::new();
+    describe(&mut text, containerd);
     let handler = Handler {
         runtime: layout.runtime().to_owned(),
         name: handler.to_owned(),
         shim: layout.stable(),
     };
-    match config::install(&containerd.shape, &handler) {
-        Err(refusal) => return Ok(refused(text, &refusal.into())),
+    match install_edit(host, containerd, &handler) {
+        Err(refusal) => return Ok(refused(text, &refusal)),
         Ok(None) => line(&mut text, "configuration", "has the handler"),
         Ok(Some(edit)) => {
             line(&mut text, "would change", &edit.file.display().to_string());
-            match restart::refuse(host, &containerd).await {
+            match restart::refuse(host, containerd).await {
                 Err(HostError::Refused(refusal)) => return Ok(refused(text, &refusal)),
                 harmless => harmless?,
             }

@@ -1,6 +1,7 @@
 //! What a running CRI plugin says of itself, and whether containerd is as well after a change as it was before.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
@@ -59,6 +60,12 @@ impl Health {
             .map(|(name, entry)| (name.clone(), entry.clone()))
             .collect();
         Ok(())
+    }
+
+    /// Whether `handler` is listed, and its shim is the one at `path`.
+    pub fn leads_to(&self, handler: &str, path: &Path) -> bool {
+        let entry = self.handlers.get(handler);
+        entry.is_some_and(|entry| entry["runtimePath"].as_str() == path.to_str())
     }
 
     /// The entry of the default runtime, with its name.

@@ -152,6 +152,14 @@ impl Host {
         .into())
     }
 
+    /// When the process was started that listens where containerd does, in clock ticks after boot; none where none does.
+    pub fn listener_started(&self) -> Option<u64> {
+        SOCKETS.iter().find_map(|socket| {
+            let pid = self.listener(Path::new(socket)).ok()?;
+            started(&self.processes.join(pid.to_string())).ok()
+        })
+    }
+
     /// The process that listens at a socket: SO_PEERCRED has who called listen(2).
     fn listener(&self, socket: &Path) -> Result<u32, HostError> {
         let path = self.path(socket);

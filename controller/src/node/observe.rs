@@ -5,14 +5,15 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{StatVfsMountFlags, statvfs};
 
-use crate::api::wasm_node::{Wish, WishedState};
+use crate::api::wasm_node::{Step, Wish, WishedState};
 
 use super::config::{self, Edit, Handler};
-use super::host::{Containerd, Host, below};
+use super::host::{Containerd, Host, HostError, below};
 use super::journal::{self, Kept, RecordError};
 use super::layout::Layout;
 use super::plan::{Observed, Planned, plan};
 use super::refusal::Refusal;
+use super::restart;
 use super::shim::{self, Staged};
 
 /// Why there is no plan.
@@ -22,6 +23,36 @@ pub enum ObserveError {
     Refused(#[from] Refusal),
     #[error(transparent)]
     Record(#[from] RecordError),
+    #[error(transparent)]
+    Host(HostError),
+}
+
+impl From<HostError> for ObserveError {
+    fn from(error: HostError) -> ObserveError {
+        match error {
+            HostError::Refused(refusal) => ObserveError::Refused(refusal),
+            error => ObserveError::Host(error),
+        }
+    }
+}
+
+/// Plans as [`observe`] does, and refuses a plan whose restart of containerd would do harm.
+///
+/// # Errors
+///
+/// A refusal as well when the plan itself would be a good one.
+pub async fn permissible(
+    host: &Host,
+    containerd: &Containerd,
+    layout: &Layout,
+    staging: &Path,
+    wish: &Wish,
+) -> Result<Planned, ObserveError> {
+    let planned = observe(host, containerd, layout, staging, wish)?;
+    if planned.has(Step::RestartContainerd) {
+        restart::refuse(host, containerd).await?;
+    }
+    Ok(planned)
 }
 
 /// Plans for `wish` on a host with this containerd; `staging` has the shim.
@@ -42,8 +73,7 @@ pub fn observe(
         shim: layout.stable(),
     };
     let installs = wish.state == WishedState::Installed;
-    let entry = containerd.health.handlers.get(&wish.handler);
-    let leads_here = entry.and_then(|entry| entry["runtimePath"].as_str()) == layout.stable().to_str();
+    let leads_here = containerd.health.leads_to(&wish.handler, &layout.stable());
     if !installs {
         let edit = uninstall_edit(containerd, layout, &handler)?;
         return Ok(plan(
@@ -61,15 +91,11 @@ pub fn observe(
             },
         ));
     }
-    refuse(host, containerd)?;
+    let edit = install_edit(host, containerd, &handler)?;
     wish.options
         .check()
         .map_err(|error| Refusal::options(error.to_string()))?;
     let staged = Staged::look(staging).map_err(|error| Refusal::shim(error.to_string()))?;
-    let edit = config::install(&containerd.shape, &handler).map_err(Refusal::from)?;
-    if let Some(edit) = &edit {
-        writable(host, containerd, edit)?;
-    }
     let binary = layout.version(&staged.digest).join(super::layout::SHIM);
     Ok(plan(
         wish,
@@ -86,12 +112,19 @@ pub fn observe(
     ))
 }
 
-/// Refuses a containerd whose restart would do harm, or that is in trouble already, and a host where no program can live.
-pub fn refuse(host: &Host, containerd: &Containerd) -> Result<(), Refusal> {
-    let unit = &containerd.unit;
-    if unit.kill_mode != "process" {
-        return Err(Refusal::kill_mode(&unit.name, &unit.kill_mode));
+/// The edit that installs the handler, on a host that nothing speaks against.
+pub fn install_edit(host: &Host, containerd: &Containerd, handler: &Handler) -> Result<Option<Edit>, Refusal> {
+    refuse(host, containerd)?;
+    let edit = config::install(&containerd.shape, handler)?;
+    if let Some(edit) = &edit {
+        writable(host, containerd, edit)?;
     }
+    Ok(edit)
+}
+
+/// Refuses a containerd whose restart would do harm, or that is in trouble already, and a host where no program can live.
+fn refuse(host: &Host, containerd: &Containerd) -> Result<(), Refusal> {
+    restart::keeps_shims(&containerd.unit)?;
     if !containerd.health.runtime_ready {
         return Err(Refusal::not_ready());
     }

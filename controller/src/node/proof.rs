@@ -29,8 +29,22 @@ impl Facts {
     pub fn look(host: &Host, containerd: &Containerd, layout: &Layout) -> Result<Facts, HostError> {
         Ok(Facts {
             boot_id: host.boot_id()?,
-            started: boot_time(&host.processes)? + i64::try_from(containerd.started / ticks()).unwrap_or(0),
+            started: since_epoch(host, containerd.started)?,
             config_hash: config_hash(&containerd.shape),
+            shim_digest: shim::digest_of(&layout.stable()).unwrap_or_default(),
+        })
+    }
+
+    /// Looks at a host whose containerd's configuration cannot be read, or that has no containerd just now: what cannot
+    /// be told is as `proof` says. A file that does not parse takes no handler from the containerd that runs.
+    pub fn rest(host: &Host, layout: &Layout, proof: &Proof) -> Result<Facts, HostError> {
+        Ok(Facts {
+            boot_id: host.boot_id()?,
+            started: match host.listener_started() {
+                Some(started) => since_epoch(host, started)?,
+                None => proof.containerd_started.0.as_second(),
+            },
+            config_hash: proof.config_hash.clone(),
             shim_digest: shim::digest_of(&layout.stable()).unwrap_or_default(),
         })
     }
@@ -74,6 +88,11 @@ fn config_hash(shape: &Shape) -> String {
         hash.update(format!("\0{}\0{text}", path.display()));
     }
     hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// A time in clock ticks after the boot, in seconds since the epoch.
+fn since_epoch(host: &Host, started: u64) -> Result<i64, HostError> {
+    Ok(boot_time(&host.processes)? + i64::try_from(started / ticks()).unwrap_or(0))
 }
 
 /// `btime` of proc_stat(5), in seconds since the epoch.

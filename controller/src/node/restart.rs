@@ -1,5 +1,7 @@
 //! What a restart of containerd would end that is not its business.
 //!
+//! A unit with another KillMode than `process` has systemd end the shims with containerd, and with them all pods.
+//!
 //! When containerd starts, it asks each shim for its container's processes, takes one that names none for leaked, and
 //! removes it with whatever runs in it (`shim_load.go`): 1.7 all, 2.x what is no sandbox. runc finds processes by
 //! their devices cgroup where cgroups are those of version 1, and systemd moves those of sandboxes out of it
@@ -22,6 +24,7 @@ use super::cri::timed;
 use super::host::{Containerd, Host, HostError};
 use super::refusal::Refusal;
 use super::smoke::in_namespace;
+use super::systemd::Unit;
 
 /// CRI's labels of a container: what it is, and its pod.
 const KIND: &str = "io.cri-containerd.kind";
@@ -39,16 +42,25 @@ pub enum LossError {
     Call { what: &'static str, status: Box<Status> },
 }
 
-/// Refuses to restart a containerd that would lose containers by it.
+/// Refuses to restart a containerd that would lose containers by it, in whatever way.
 ///
 /// # Errors
 ///
 /// The refusal, or that containerd did not answer.
 pub async fn refuse(host: &Host, containerd: &Containerd) -> Result<(), HostError> {
+    keeps_shims(&containerd.unit)?;
     let losses = Losses::look(&host.path(&containerd.socket), containerd.shape.release).await?;
     match losses.is_empty() {
         true => Ok(()),
         false => Err(Refusal::losses(&losses).into()),
+    }
+}
+
+/// Refuses a unit whose stop ends the shims with the main process.
+pub fn keeps_shims(unit: &Unit) -> Result<(), Refusal> {
+    match unit.kill_mode.as_str() {
+        "process" => Ok(()),
+        other => Err(Refusal::kill_mode(&unit.name, other)),
     }
 }
 

@@ -78,6 +78,11 @@ impl StepError {
     pub fn waits(&self) -> bool {
         matches!(self, StepError::InUse(_) | StepError::AwaitsRestart | StepError::Locked)
     }
+
+    /// The reason of a wait that lasts until somebody acts who has to be told.
+    pub fn asks(&self) -> Option<&'static str> {
+        matches!(self, StepError::AwaitsRestart).then_some("AwaitsRestart")
+    }
 }
 
 /// Where the helper is.
@@ -192,8 +197,7 @@ impl Work<'_> {
             let mut files = files.chain([(&shape.root.path, &shape.root.text)]);
             files.find(|(path, _)| **path == edit.file).map(|(_, text)| text) == edit.new.as_ref()
         });
-        let entry = self.containerd.health.handlers.get(&planned.handler);
-        let leads_here = entry.and_then(|entry| entry["runtimePath"].as_str()) == self.layout.stable().to_str();
+        let leads_here = self.containerd.health.leads_to(&planned.handler, &self.layout.stable());
         is_written && (!restart || leads_here == planned.installs)
     }
 
@@ -304,9 +308,8 @@ impl Work<'_> {
         if sandboxes > 0 {
             return Err(StepError::InUse(sandboxes));
         }
-        let entry = cri.health().await?.handlers.remove(&journal.planned.handler);
-        let leads_here = entry.is_some_and(|entry| entry["runtimePath"].as_str() == self.layout.stable().to_str());
-        if leads_here {
+        let health = cri.health().await?;
+        if health.leads_to(&journal.planned.handler, &self.layout.stable()) {
             return Err(StepError::AwaitsRestart);
         }
         // Its server ends by itself when it has been idle; systemd and containerd know nothing of it.

@@ -3,16 +3,20 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Node;
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use kube::{Api, Client, ResourceExt};
-use kubewasi_controller::api::wasm_node::{Phase, WasmNodeSpec};
-use kubewasi_controller::api::{WasmNode, WasmRuntime, crds};
+use kubewasi_controller::api::wasm_node::{Phase, Step, WasmNodeSpec};
+use kubewasi_controller::api::{WasmNode, WasmNodeStatus, WasmRuntime, crds, labels};
 use kubewasi_controller::node::agent::{Agent, Identity};
-use kubewasi_controller::node::host::Host;
+use kubewasi_controller::node::config::{Root, Shape};
+use kubewasi_controller::node::host::{Containerd, Host};
+use kubewasi_controller::node::journal::{Journal, Lock};
 use kubewasi_controller::node::layout::Layout;
+use kubewasi_controller::node::systemd::Unit;
 use serde_json::json;
 use tokio::task::JoinHandle;
 
@@ -129,6 +133,171 @@ async fn a_host_that_its_agent_refuses_is_told_of_and_stays_as_it_is() {
     assert_eq!(roots.each_ref().map(|root| files(root.path())), before);
 }
 
+#[tokio::test]
+async fn a_proof_of_another_boot_is_not_told_again_with_a_refusal() {
+    let control_plane = ControlPlane::start().await;
+    let client = &control_plane.client;
+    make_nodes(client, &NODES).await;
+    make_wasm_nodes(client).await;
+    let wasm_nodes: Api<WasmNode> = Api::all(client.clone());
+    // As the agent of before the boot has left it, in its name.
+    let report = json!({
+        "apiVersion": "kubewasi.dev/v1alpha1",
+        "kind": "WasmNode",
+        "status": {"phase": "Ready", "proof": {
+            "wish": "wish",
+            "bootId": "another",
+            "containerdStarted": "2026-01-01T00:00:00Z",
+            "configHash": "config",
+            "shimDigest": "",
+            "shimVersion": "1",
+            "provenAt": "2026-01-01T00:00:00Z",
+        }},
+    });
+    let before = PatchParams::apply("kubewasi-node").force();
+    let told = wasm_nodes
+        .patch_status("wasi.node-a", &before, &Patch::Apply(report))
+        .await
+        .unwrap();
+    assert!(told.status.unwrap().proof.is_some());
+
+    let root = tempfile::tempdir().unwrap();
+    let _agent = Running::start(&control_plane, "node-a", root.path()).await;
+    let status = async || wasm_nodes.get("wasi.node-a").await.unwrap().status.unwrap();
+    wait_for("the refusal", async || status().await.phase == Some(Phase::Refused)).await;
+    assert_eq!(status().await.proof, None);
+}
+
+#[tokio::test]
+async fn a_dry_run_is_refused_as_the_agent_is_and_reports_nothing() {
+    let control_plane = ControlPlane::start().await;
+    let client = &control_plane.client;
+    make_nodes(client, &NODES).await;
+    make_wasm_nodes(client).await;
+    let wasm_nodes: Api<WasmNode> = Api::all(client.clone());
+    let before = versions(&wasm_nodes).await;
+    let token = agent_token(client, "node-a").await;
+    let kubeconfig = control_plane.kubeconfig("agent", &token);
+    for (node, said) in [
+        ("node-a", "the host does not run systemd"),
+        ("node-c", "no WasmNode for the runtime \"wasi\" on the node \"node-c\""),
+    ] {
+        // Its host is the root of its first process, and whatever runs this test may have a systemd.
+        let mut run = Command::new("unshare");
+        run.args(["--mount", "--pid", "--fork", "--mount-proc", "sh", "-c"]);
+        run.args([
+            "mount -t tmpfs run /run && exec \"$0\" \"$@\"",
+            env!("CARGO_BIN_EXE_kubewasi-node"),
+        ]);
+        run.args([
+            "agent",
+            "--dry-run",
+            "--runtime=wasi",
+            "--node",
+            node,
+            "--pod-uid=agent",
+        ]);
+        let output = run
+            .arg("--shim-image=registry/shim:1")
+            .env("KUBECONFIG", &kubeconfig)
+            .output()
+            .unwrap();
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success() && errors.contains(said), "{errors}");
+    }
+    assert_eq!(versions(&wasm_nodes).await, before);
+}
+
+#[tokio::test]
+async fn a_plan_that_waits_is_reported_once_however_often_it_is_tried() {
+    let control_plane = ControlPlane::start().await;
+    let client = &control_plane.client;
+    make_nodes(client, &NODES).await;
+    make_wasm_nodes(client).await;
+    let wasm_nodes: Api<WasmNode> = Api::all(client.clone());
+    let node = wasm_nodes.get("wasi.node-a").await.unwrap();
+    let root = tempfile::tempdir().unwrap();
+    let (mut agent, layout) = agent_of(&control_plane, "node-a", root.path()).await;
+
+    // One step that has nothing to do, and one that another agent is in the way of.
+    let journal: Journal = serde_json::from_value(json!({
+        "permit": {"plan": "plan", "attempt": "1"},
+        "planned": {
+            "plan": {"hash": "plan", "steps": ["WriteConfig", "StageShim"]},
+            "wish": "wish",
+            "handler": "wasi",
+            "installs": true,
+            "shim": "",
+            "options": "",
+        },
+    }))
+    .unwrap();
+    let _others = Lock::try_take(&layout).unwrap().unwrap();
+    let mut told = Vec::new();
+    for _ in 0..3 {
+        let status = WasmNodeStatus::default();
+        agent.work(&node, status, containerd(), journal.clone()).await.unwrap();
+        let seen = wasm_nodes.get("wasi.node-a").await.unwrap();
+        let status = seen.status.as_ref().unwrap();
+        assert_eq!(
+            (status.phase, status.step),
+            (Some(Phase::Working), Some(Step::StageShim))
+        );
+        told.push(seen.resource_version());
+    }
+    assert_eq!(told[1..], [told[0].clone(), told[0].clone()]);
+}
+
+/// A containerd that no step of the test asks.
+fn containerd() -> Containerd {
+    let config = Path::new("/etc/containerd/config.toml");
+    Containerd {
+        pid: 1,
+        socket: "/nowhere.sock".into(),
+        binary: "/nowhere".into(),
+        started: 0,
+        unit: Unit {
+            name: "containerd.service".into(),
+            kill_mode: "process".into(),
+        },
+        health: serde_json::from_value(json!({
+            "runtime_name": "containerd",
+            "release": "v2.4.2",
+            "runtime_ready": true,
+            "network_ready": true,
+            "default_runtime": "runc",
+            "handlers": {},
+        }))
+        .unwrap(),
+        shape: Shape {
+            release: "v2.4.2".parse().unwrap(),
+            drop_ins: None,
+            root: Root::parse(config, "version = 3").unwrap(),
+            imported: Vec::new(),
+            default_runtime: ("runc".into(), json!(null)),
+        },
+    }
+}
+
+/// The agent of a node with the token of its pod, on a host with this root.
+async fn agent_of(control_plane: &ControlPlane, node: &str, root: &Path) -> (Agent, Layout) {
+    let token = agent_token(&control_plane.client, node).await;
+    let client = control_plane.client_of(&token).await;
+    let identity = Identity {
+        runtime: "wasi".to_owned(),
+        node: node.to_owned(),
+        pod_uid: format!("agent-{node}"),
+        shim_image: "registry/shim:1".to_owned(),
+        staging: root.join("staging"),
+    };
+    let host = Host {
+        root: root.to_owned(),
+        processes: PathBuf::from("/proc"),
+    };
+    let layout = Layout::new(&root.join("opt/kubewasi"), "wasi");
+    (Agent::new(identity, host, layout.clone(), client), layout)
+}
+
 /// An agent with the token of its pod, on a host with this root; it ends with the value, in the middle of what it does.
 struct Running(JoinHandle<()>);
 
@@ -137,19 +306,7 @@ impl Running {
         let client = control_plane
             .client_of(&agent_token(&control_plane.client, node).await)
             .await;
-        let identity = Identity {
-            runtime: "wasi".to_owned(),
-            node: node.to_owned(),
-            pod_uid: format!("agent-{node}"),
-            shim_image: "registry/shim:1".to_owned(),
-            staging: root.join("staging"),
-        };
-        let host = Host {
-            root: root.to_owned(),
-            processes: PathBuf::from("/proc"),
-        };
-        let layout = Layout::new(&root.join("opt/kubewasi"), "wasi");
-        let mut agent = Agent::new(identity, host, layout, client.clone());
+        let (mut agent, _) = agent_of(control_plane, node, root).await;
         Running(tokio::spawn(async move {
             agent.run(client, std::future::pending()).await;
         }))
@@ -181,7 +338,10 @@ async fn make_wasm_nodes(client: &Client) {
             },
         }))
         .unwrap();
-        let wasm_node = WasmNode::new(&format!("wasi.{node}"), spec);
+        let mut wasm_node = WasmNode::new(&format!("wasi.{node}"), spec);
+        wasm_node
+            .labels_mut()
+            .insert(labels::RUNTIME.to_owned(), "wasi".to_owned());
         wait_for("the definition of WasmNodes", async || {
             api.create(&PostParams::default(), &wasm_node).await.is_ok()
         })

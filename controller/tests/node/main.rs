@@ -9,6 +9,7 @@
     reason = "nothing is public in a test binary: `pub` marks what a file offers the others"
 )]
 
+mod check;
 mod containerd;
 mod full_disk;
 mod install;

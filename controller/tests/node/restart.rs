@@ -2,10 +2,17 @@
 
 use std::fs;
 
-use kubewasi_controller::node::host::{Host, HostError};
+use kubewasi_controller::api::wasm_node::{Permit, Step, Wish};
+use kubewasi_controller::node::host::{Containerd, Host, HostError};
+use kubewasi_controller::node::journal::Journal;
+use kubewasi_controller::node::observe::observe;
+use kubewasi_controller::node::plan::Planned;
 use kubewasi_controller::node::restart::refuse;
+use kubewasi_controller::node::transaction::Progress;
+use kubewasi_controller::node::work::{StepError, Work};
+use serde_json::json;
 
-use crate::containerd::Node;
+use crate::containerd::{Node, Version};
 use crate::on_every_containerd;
 
 on_every_containerd! {
@@ -30,8 +37,99 @@ on_every_containerd! {
     }
 }
 
+/// A unit that was changed since the installation: nothing that asks for a restart has looked at it since.
+#[tokio::test]
+async fn a_unit_whose_restart_would_end_pods_is_not_restarted_to_uninstall_either() {
+    Node::with(Version::V2_4, async |node: &Node| {
+        let order = node.install_order().await;
+        assert_eq!(node.transact(&order).await, Progress::Committed);
+        node.forget();
+        let installed = node.config_text();
+        let mut containerd = node.running().await;
+        containerd.unit.kill_mode = "control-group".into();
+        let (host, staging) = (Host::itself(), node.folder.join("staging"));
+        let planned = observe(&host, &containerd, &node.layout, &staging, &wish("Removed", "Rolling")).unwrap();
+        assert!(planned.has(Step::RestartContainerd));
+        assert!(
+            refusal_of(&containerd)
+                .await
+                .unwrap_or_default()
+                .contains("KillMode=control-group")
+        );
+
+        // A permit that came before the unit was changed.
+        let journal = journal(planned);
+        let (layout, containerd) = (&node.layout, &containerd);
+        let work = Work {
+            host: &host,
+            containerd,
+            layout,
+            staging,
+        };
+        let refused = work.step(Step::RestartContainerd, &journal).await.unwrap_err();
+        assert!(matches!(refused, StepError::Refused(_)), "{refused}");
+        assert!(!layout.order().exists());
+        assert_eq!(node.config_text(), installed);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_restart_that_is_somebody_elses_is_asked_for_and_the_plan_goes_on_after_it() {
+    Node::with(Version::V2_4, async |node: &Node| {
+        // The configuration is written, and containerd does not know of it.
+        let order = node.install_order().await;
+        fs::write(node.config(), order.edit.unwrap().new.unwrap()).unwrap();
+        let (host, staging) = (Host::itself(), node.folder.join("staging"));
+        let containerd = node.running().await;
+        let planned = observe(&host, &containerd, &node.layout, &staging, &wish("Installed", "Never")).unwrap();
+        assert!(!planned.has(Step::RestartContainerd) && planned.has(Step::Prove));
+        let journal = journal(planned);
+        let (layout, containerd) = (&node.layout, &containerd);
+        let work = Work {
+            host: &host,
+            containerd,
+            layout,
+            staging,
+        };
+        let waits = work.step(Step::Prove, &journal).await.unwrap_err();
+        assert_eq!((waits.waits(), waits.asks()), (true, Some("AwaitsRestart")), "{waits}");
+
+        node.restart().await.unwrap();
+        node.health().await;
+        work.step(Step::Prove, &journal).await.unwrap();
+    })
+    .await;
+}
+
+fn wish(state: &str, restart: &str) -> Wish {
+    serde_json::from_value(json!({
+        "state": state,
+        "handler": "wasi",
+        "shimImage": "registry/shim:1",
+        "containerdRestart": restart,
+    }))
+    .unwrap()
+}
+
+fn journal(planned: Planned) -> Journal {
+    Journal {
+        permit: Permit {
+            plan: planned.plan.hash.clone(),
+            attempt: "1".into(),
+        },
+        planned,
+        previous_shim: None,
+        failed: None,
+    }
+}
+
 async fn refusal(node: &Node) -> Option<String> {
-    match refuse(&Host::itself(), &node.running().await).await {
+    refusal_of(&node.running().await).await
+}
+
+async fn refusal_of(containerd: &Containerd) -> Option<String> {
+    match refuse(&Host::itself(), containerd).await {
         Ok(()) => None,
         Err(HostError::Refused(refusal)) => {
             assert_eq!(refusal.reason, "RestartEndsPods");

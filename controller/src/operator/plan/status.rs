@@ -259,6 +259,7 @@ fn attention(view: &View, decisions: &Decisions) -> Vec<Attention> {
         .iter()
         .filter_map(|(name, wasm_node)| {
             let status = wasm_node.status.as_ref();
+            let refusal = status.and_then(|status| status.refusal.as_ref());
             let (reason, message) = match (decisions.rollout.progress.get(name), standing(view, wasm_node)) {
                 (Some(Progress::Failed), _) => {
                     let failure = status.and_then(|status| status.failure.as_ref())?;
@@ -272,10 +273,12 @@ fn attention(view: &View, decisions: &Decisions) -> Vec<Attention> {
                         format!("{:?}, {host}: {}", failure.step, failure.message),
                     )
                 }
-                (Some(Progress::Refused), _) => {
-                    let refusal = status.and_then(|status| status.refusal.as_ref())?;
+                // A plan may also wait for somebody while it is carried out.
+                (Some(Progress::Refused | Progress::Working), _) if refusal.is_some() => {
+                    let refusal = refusal?;
                     (refusal.reason.clone(), refusal.message.clone())
                 }
+                (Some(Progress::Refused), _) => return None,
                 (_, Standing::Disproved(message)) => ("Disproved".to_owned(), message),
                 // How long would be a write each minute.
                 (_, Standing::Silent) => (

@@ -316,6 +316,50 @@ fn a_refused_host_is_named_with_its_reason_and_holds_nobody_up() {
 }
 
 #[test]
+fn a_plan_that_waits_for_a_restart_by_somebody_else_is_named_and_has_not_failed() {
+    let mut world = World::with_workers(2);
+    while world
+        .wasm_nodes
+        .values()
+        .all(|wasm_node| wasm_node.spec.permit.is_none())
+    {
+        world.reconcile("wasi");
+        world.agents_act();
+    }
+    let of = |world: &World| {
+        world
+            .wasm_nodes
+            .values()
+            .find(|node| node.spec.permit.is_some())
+            .cloned()
+    };
+    let waiting = of(&world).unwrap();
+    world.set_report(&waiting.name_any(), |report| {
+        report.phase = Some(Phase::Working);
+        report.step = Some(Step::Prove);
+        report.refusal = Some(crate::api::wasm_node::Refusal {
+            reason: "AwaitsRestart".to_owned(),
+            message: "containerd has to be restarted".to_owned(),
+        });
+    });
+    world.reconcile("wasi");
+    let attention = &world.runtimes["wasi"].status.as_ref().unwrap().attention;
+    let named: Vec<(&str, &str)> = attention
+        .iter()
+        .map(|node| (node.node.as_str(), node.reason.as_str()))
+        .collect();
+    assert_eq!(named, [(waiting.spec.node_name.as_str(), "AwaitsRestart")]);
+    assert_eq!(world.condition("wasi", "Degraded").0, "NodesNeedAttention");
+    assert_eq!(world.condition("wasi", "Progressing").0, "RollingOut");
+
+    // Somebody has restarted it.
+    world.set_report(&waiting.name_any(), |report| report.refusal = None);
+    world.settle();
+    assert_eq!(world.ready("wasi").len(), 2);
+    assert_eq!(world.condition("wasi", "Degraded").0, "AsExpected");
+}
+
+#[test]
 fn at_most_ten_nodes_are_listed_for_attention() {
     let mut world = World::with_workers(12);
     world.edit("wasi", |spec| spec.rollout.failure_threshold = 100);

@@ -1,0 +1,134 @@
+//! What an administrator is told by `kubewasi-node` before anything is changed: the same that the agent would do.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use kubewasi_controller::api::wasm_node::{Step, Wish};
+use kubewasi_controller::node::check::{describe_plan, examine};
+use kubewasi_controller::node::host::{Containerd, Host};
+use kubewasi_controller::node::observe::{ObserveError, permissible};
+use kubewasi_controller::node::plan::Planned;
+use kubewasi_controller::node::transaction::Progress;
+use serde_json::json;
+
+use crate::containerd::{Node, Version};
+use crate::on_every_containerd;
+
+/// A folder that is mounted over itself, for reading; it goes with its value.
+struct ReadOnly(PathBuf);
+
+impl ReadOnly {
+    fn mount(folder: &Path) -> ReadOnly {
+        let run = |arguments: &[&str]| {
+            let status = Command::new("mount").args(arguments).arg(folder).status();
+            assert!(status.unwrap().success(), "mount {arguments:?}");
+        };
+        run(&["--bind", folder.to_str().unwrap()]);
+        let mounted = ReadOnly(folder.to_owned());
+        run(&["-o", "remount,bind,ro"]);
+        mounted
+    }
+}
+
+impl Drop for ReadOnly {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg(&self.0).status();
+    }
+}
+
+fn wish(state: &str) -> Wish {
+    serde_json::from_value(json!({
+        "state": state,
+        "handler": "wasi",
+        "shimImage": "registry/shim:1",
+        "containerdRestart": "Rolling",
+    }))
+    .unwrap()
+}
+
+/// What the agent plans, or its reason not to.
+async fn planned(node: &Node, containerd: &Containerd, state: &str) -> Result<Planned, &'static str> {
+    let staging = node.folder.join("staging");
+    match permissible(&Host::itself(), containerd, &node.layout, &staging, &wish(state)).await {
+        Ok(planned) => Ok(planned),
+        Err(ObserveError::Refused(refusal)) => Err(refusal.reason),
+        Err(error) => panic!("{error}"),
+    }
+}
+
+/// What `kubewasi-node check` says, and the reason of its refusal as the agent has it.
+async fn checked(node: &Node, containerd: &Containerd) -> (String, Option<&'static str>) {
+    let found = examine(&Host::itself(), containerd, &node.layout, "wasi")
+        .await
+        .unwrap();
+    let refused = planned(node, containerd, "Installed").await.err();
+    assert_eq!(found.is_good, refused.is_none(), "{}", found.text);
+    (found.text, refused)
+}
+
+on_every_containerd! {
+    async fn a_check_and_a_dry_run_tell_what_would_be_changed_and_change_nothing(node) {
+        let before = node.config_text();
+        let containerd = node.running().await;
+        let (text, _) = checked(node, &containerd).await;
+        let would_change = format!("would change   {}\n", node.config().display());
+        assert!(text.contains(&would_change) && text.ends_with("ok: nothing would be refused\n"), "{text}");
+
+        let plan = planned(node, &containerd, "Installed").await.unwrap();
+        assert!(plan.has(Step::WriteConfig) && plan.has(Step::RestartContainerd));
+        let text = describe_plan(&plan);
+        let stable = node.layout.stable();
+        for said in ["WriteConfig, RestartContainerd, Prove", &format!("  + runtime_path = \"{}\"", stable.display())] {
+            assert!(text.contains(said), "{said} is not in\n{text}");
+        }
+        assert!(!text.contains("\n  - "), "{text}");
+        assert_eq!(node.config_text(), before);
+
+        let order = node.install_order().await;
+        assert_eq!(node.transact(&order).await, Progress::Committed);
+        let (text, _) = checked(node, &node.running().await).await;
+        assert!(text.contains("configuration  has the handler"), "{text}");
+    }
+
+    async fn a_unit_that_ends_pods_is_refused_by_the_check_too(node) {
+        let mut containerd = node.running().await;
+        containerd.unit.kill_mode = "control-group".into();
+        let (text, refused) = checked(node, &containerd).await;
+        assert_eq!(refused, Some("RestartEndsPods"));
+        assert!(text.contains("refused, RestartEndsPods: containerd.service has KillMode=control-group"), "{text}");
+    }
+}
+
+#[tokio::test]
+async fn a_configuration_that_can_only_be_read_is_refused_by_the_check_too() {
+    Node::with(Version::V2_4, async |node: &Node| {
+        let folder = node.folder.join("conf.d");
+        fs::create_dir(&folder).unwrap();
+        let root = format!("imports = [\"{}/*.toml\"]\n{}", folder.display(), node.config_text());
+        fs::write(node.config(), root).unwrap();
+        let _read_only = ReadOnly::mount(&folder);
+        let (text, refused) = checked(node, &node.running().await).await;
+        assert_eq!(refused, Some("ReadOnly"));
+        let said = format!(
+            "verdict        refused, ReadOnly: {} is on a read-only",
+            folder.display()
+        );
+        assert!(text.contains(&said), "{text}");
+    })
+    .await;
+}
+
+#[test]
+fn the_program_tells_of_a_host_without_systemd_and_fails() {
+    // Whatever runs this test may have one.
+    let mut check = Command::new("unshare");
+    check.args(["--mount", "sh", "-c", "mount -t tmpfs run /run && exec \"$0\" check"]);
+    let Output { status, stdout, stderr } = check.arg(env!("CARGO_BIN_EXE_kubewasi-node")).output().unwrap();
+    let (said, errors) = (String::from_utf8_lossy(&stdout), String::from_utf8_lossy(&stderr));
+    assert_eq!(status.code(), Some(1), "{said}{errors}");
+    assert!(
+        said.starts_with("verdict        refused, NoSystemd: the host does not run systemd"),
+        "{said}{errors}"
+    );
+}
