@@ -253,14 +253,18 @@ on_newest_containerd! {
     }
 
     fn threads_follow_the_cpu_limit(node) {
-        let served = Served::start_with(node, Service::Http02, &[], &["--cpus", "1"], 8080);
-        served.get("/");
-        let tasks = std::fs::read_dir(format!("/proc/{}/task", served.pid)).unwrap();
-        let names: Vec<String> = tasks
-            .map(|task| std::fs::read_to_string(task.unwrap().path().join("comm")).unwrap())
-            .collect();
-        assert!(!names.iter().any(|name| name.starts_with("http-")), "{names:?}");
-        assert_eq!(served.end(), 0);
+        let processors = std::thread::available_parallelism().unwrap().get();
+        for (cpus, others) in [("1", 0), ("2", processors.min(2) - 1)] {
+            let served = Served::start_with(node, Service::Http02, &[], &["--cpus", cpus], 8080);
+            served.get("/");
+            let tasks = std::fs::read_dir(format!("/proc/{}/task", served.pid)).unwrap();
+            let names: Vec<String> = tasks
+                .map(|task| std::fs::read_to_string(task.unwrap().path().join("comm")).unwrap())
+                .collect();
+            let named = names.iter().filter(|name| name.starts_with("http-")).count();
+            assert_eq!(named, others, "with {cpus} cpus: {names:?}");
+            assert_eq!(served.end(), 0);
+        }
     }
 
     fn a_client_that_leaves_in_the_middle_of_a_body_ends_its_instance(node) {
