@@ -69,20 +69,18 @@ e2e-full: e2e ## As e2e, with faults, density and scale
 
 bench: rust ## Containers and languages beside runc, services beside wasmtime serve; writes bench/*.md and docs/languages.md
 	@hack/packages $(BUILD) $(NODE) $(LANGUAGES) linux-perf
-	@hack/bench
-	@hack/bench-http
 	@hack/bench-languages
+	@hack/bench-http
+	@hack/bench
 
 soak: rust ## Clients and faults for SOAK_MINUTES=10 (SOAK_SEED); SOAK=lifecycles: 10,000 in one server
 	@hack/packages $(BUILD) $(NODE)
 	@hack/soak
 
-release: ## The static release binary, x86_64 and aarch64
-	@hack/packages $(BUILD) $(CROSS)
+release: ## Static binaries, chart, manifests, bills of materials and checksums for x86_64 and aarch64, in target/release
+	@hack/packages $(BUILD) $(CROSS) jq qemu-user-static
 	@hack/rust x86_64-unknown-linux-musl aarch64-unknown-linux-musl
-	@BUILD_TARGETS="x86_64-unknown-linux-musl aarch64-unknown-linux-musl" hack/build release containerd-shim-wasi-v1
-	@ls -l $(CARGO_TARGET_DIR)/*-unknown-linux-musl/release/containerd-shim-wasi-v1
-	@echo "release: ok"
+	@hack/release target/release
 
 images: ## Images of controller, node agent and shim for x86_64 and aarch64, as OCI archives in target/images
 	@hack/packages $(BUILD) $(CROSS) jq
