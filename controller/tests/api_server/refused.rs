@@ -157,3 +157,26 @@ async fn allow_agents(client: &Client) {
     let bindings: Api<ValidatingAdmissionPolicyBinding> = Api::all(client.clone());
     bindings.delete("no-host-pid", &DeleteParams::default()).await.unwrap();
 }
+
+#[tokio::test]
+async fn a_pull_secret_of_agents_and_shim_is_named_once() {
+    let control_plane = ControlPlane::start().await;
+    let client = &control_plane.client;
+    make_nodes(client, &NODES[..1]).await;
+    let _controller = Controller::start_with(&control_plane, "one", &[("KUBEWASI_AGENT_PULL_SECRETS", "ours")]).await;
+    let secrets = json!([{"name": "ours"}, {"name": "theirs"}]);
+    make_runtime(
+        client,
+        json!({"shim": {"image": "registry/shim:1", "imagePullSecrets": secrets}}),
+    )
+    .await;
+    let daemon_sets: Api<DaemonSet> = Api::namespaced(client.clone(), "kubewasi");
+    wait_for("the agents", async || {
+        daemon_sets.get_opt("kubewasi-agent-wasi").await.unwrap().is_some()
+    })
+    .await;
+    let agents = daemon_sets.get("kubewasi-agent-wasi").await.unwrap();
+    let named = agents.spec.unwrap().template.spec.unwrap().image_pull_secrets.unwrap();
+    let names: Vec<&str> = named.iter().map(|secret| secret.name.as_str()).collect();
+    assert_eq!(names, ["ours", "theirs"]);
+}
