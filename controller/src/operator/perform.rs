@@ -179,7 +179,7 @@ fn outcome(write: &Write, name: &str, answer: Result<(), kube::Error>) -> Result
 /// Whether an answer is about the write, and not about us or how the API server is: it knows us, it has time, it works.
 /// An admission webhook that cannot be reached is answered with 500.
 fn refuses(code: u16) -> bool {
-    matches!(code, 400..=499 | 500) && !matches!(code, 401 | 408 | 429)
+    matches!(code, 400..=500) && !matches!(code, 401 | 408 | 429)
 }
 
 fn removes(write: &Write) -> bool {
