@@ -10,6 +10,7 @@
 pub mod crds;
 pub mod labels;
 pub mod shim_options;
+mod toleration;
 pub mod wasm_node;
 pub mod wasm_runtime;
 

@@ -10,6 +10,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::shim_options::ShimOptions;
+use super::toleration::{TAINT_KEY, strict};
 
 /// A wasm runtime on a set of nodes.
 #[derive(CustomResource, KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -41,7 +42,7 @@ pub struct WasmRuntimeSpec {
     pub node_selector: BTreeMap<String, String>,
     /// Taints that the agent tolerates: a node with another one gets no runtime.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 50))]
+    #[schemars(length(max = 50), transform = strict)]
     pub tolerations: Vec<Toleration>,
     /// The name of the handler in containerd's configuration.
     #[schemars(length(min = 1, max = 63), regex(pattern = "^[a-z0-9]([a-z0-9-]*[a-z0-9])?$"))]
@@ -51,7 +52,10 @@ pub struct WasmRuntimeSpec {
     /// The RuntimeClasses that lead to the handler.
     #[schemars(
         length(min = 1, max = 8),
-        inner(length(min = 1, max = 253), regex(pattern = "^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$"))
+        inner(
+            length(min = 1, max = 253),
+            regex(pattern = r"^[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*$")
+        )
     )]
     #[x_kube(validation = ("self == oldSelf", "runtimeClasses is immutable: add a second WasmRuntime"))]
     #[x_kube(validation = ("self.all(a, self.exists_one(b, a == b))", "runtimeClasses must not repeat a name"))]
@@ -63,11 +67,12 @@ pub struct WasmRuntimeSpec {
     pub overhead: PodOverhead,
     /// Tolerations that the RuntimeClasses add to pods.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 50))]
+    #[schemars(length(max = 50), transform = strict)]
+    #[x_kube(validation = ("self.all(a, self.exists_one(b, a == b))", "podTolerations must not repeat one"))]
     pub pod_tolerations: Vec<Toleration>,
     /// A taint that new nodes come with, by key, taken away on the first proof; the agent tolerates it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 316))]
+    #[schemars(length(min = 1, max = 317), regex(pattern = TAINT_KEY))]
     pub startup_taint: Option<String>,
     /// How a change reaches the nodes.
     #[serde(default)]
@@ -123,12 +128,14 @@ pub struct PodOverhead {
     /// Memory. The default is what was measured with ten pods on a node: the sandbox, and a share of the server.
     #[serde(default = "default_overhead_memory")]
     #[schemars(length(min = 1, max = 32))]
-    #[x_kube(validation = ("isQuantity(self)", "memory must be a quantity, like 2Mi"))]
+    #[x_kube(validation = ("isQuantity(self) && quantity(self).compareTo(quantity('0')) >= 0",
+        "memory must be a quantity of 0 or more, like 2Mi"))]
     pub memory: String,
     /// CPU. An idle sandbox uses none, so there is no default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 32))]
-    #[x_kube(validation = ("isQuantity(self)", "cpu must be a quantity, like 5m"))]
+    #[x_kube(validation = ("isQuantity(self) && quantity(self).compareTo(quantity('0')) >= 0",
+        "cpu must be a quantity of 0 or more, like 5m"))]
     pub cpu: Option<String>,
 }
 

@@ -118,8 +118,13 @@ fn on_both(view: &View, node: &Seen, type_: EventType, reason: &str, note: Strin
         uid: Some(node.uid.clone()),
         ..ObjectReference::default()
     };
+    let on_runtime = Event {
+        // Events that differ by their note alone are made one, with the first note: nodes would be lost.
+        secondary: Some(about_node.clone()),
+        ..event(type_, reason, note.clone())
+    };
     vec![
-        (event(type_, reason, note.clone()), reference(view.runtime.as_ref())),
+        (on_runtime, reference(view.runtime.as_ref())),
         (event(type_, reason, note), about_node),
     ]
 }

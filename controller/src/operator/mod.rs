@@ -20,4 +20,4 @@ mod settings;
 pub mod uninstall;
 mod view;
 mod watch;
-mod write;
+pub mod write;

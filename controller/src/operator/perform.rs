@@ -7,7 +7,7 @@ use kube::api::{DeleteParams, EvictParams, Patch, PatchParams, PostParams, Preco
 use kube::{Api, Client, ResourceExt};
 use serde_json::{Value, json};
 
-use super::write::{LabelChange, Seen, Write};
+use super::write::{LabelChange, Refusal, Seen, Write};
 use crate::api::{WasmNode, WasmRuntime};
 
 /// The name under which the controller owns fields.
@@ -22,8 +22,12 @@ pub enum PerformError {
     /// An eviction that a PodDisruptionBudget does not allow now.
     #[error("{0} has to wait for a PodDisruptionBudget")]
     Budget(&'static str),
+    /// The API server does not want this write, whatever becomes of the others: an invalid field, an admission policy, a
+    /// quota, a missing right.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
     #[error("{kind} of {name}: {source}")]
-    Refused {
+    Failed {
         kind: &'static str,
         name: String,
         source: kube::Error,
@@ -159,12 +163,23 @@ fn outcome(write: &Write, name: &str, answer: Result<(), kube::Error>) -> Result
         Err(kube::Error::Api(status)) if status.code == 429 && matches!(write, Write::EvictPod(_)) => {
             Err(PerformError::Budget(kind))
         }
-        Err(source) => Err(PerformError::Refused {
+        Err(kube::Error::Api(status)) if refuses(status.code) => Err(PerformError::Refused(Refusal {
+            kind,
+            name: name.to_owned(),
+            message: status.message.clone(),
+        })),
+        Err(source) => Err(PerformError::Failed {
             kind,
             name: name.to_owned(),
             source,
         }),
     }
+}
+
+/// Whether an answer is about the write, and not about us or how the API server is: it knows us, it has time, it works.
+/// An admission webhook that cannot be reached is answered with 500.
+fn refuses(code: u16) -> bool {
+    matches!(code, 400..=500) && !matches!(code, 401 | 408 | 429)
 }
 
 fn removes(write: &Write) -> bool {

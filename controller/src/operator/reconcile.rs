@@ -14,10 +14,11 @@ use kube::{Client, ResourceExt};
 
 use super::metrics::Metrics;
 use super::perform::{FIELD_MANAGER, PerformError, perform};
-use super::plan::{node_labels, plan};
+use super::plan::{node_labels, plan, told_of};
 use super::settings::Settings;
+use super::view::View;
 use super::watch::{self, Stores};
-use super::write::Write;
+use super::write::{Refusal, Write};
 use super::{asked, events};
 use crate::api::WasmRuntime;
 
@@ -34,11 +35,14 @@ const LATER: Duration = Duration::from_secs(5);
 /// that; never set otherwise.
 pub const FAULT_AFTER: &str = "KUBEWASI_FAULT_AFTER";
 
-/// Why a reconciliation ended early. It is begun again.
+/// Why a reconciliation did not do all. It is begun again.
 #[derive(Debug, thiserror::Error)]
 pub enum ReconcileError {
     #[error(transparent)]
     Write(#[from] PerformError),
+    /// Everything else was done.
+    #[error("the API server refuses {}", .0.iter().map(Refusal::to_string).collect::<Vec<_>>().join("; "))]
+    Refused(Vec<Refusal>),
     #[error("a question to the API server: {0}")]
     Ask(#[from] kube::Error),
     #[error("a watch ended before it was current: {0}")]
@@ -138,33 +142,71 @@ async fn once(runtime: Arc<WasmRuntime>, context: &Context) -> Result<Action, Re
     let mut view = context.stores.view(runtime, taken, context.settings.clone());
     asked::complete(&context.client, &mut view).await?;
     let plan = plan(&view);
-    let mut outdated = None;
-    for write in &plan.writes {
-        match perform(&context.client, &context.settings.namespace, write).await {
-            Ok(()) => {}
-            // The other writes do not depend on this one: each was decided on what it names.
-            Err(error @ (PerformError::Outdated(_) | PerformError::Budget(_))) => {
-                tracing::debug!(runtime = name, %error, "left for the next look");
-                outdated = Some(error);
-                continue;
-            }
-            Err(error) => return Err(error.into()),
-        }
-        tracing::info!(runtime = name, write = write.kind(), what = ?write.target().map(|seen| &seen.name), "wrote");
-        context.metrics.wrote(write.kind());
-        if context.fault_after.as_deref() == Some(write.kind()) {
-            std::process::abort();
-        }
-        if matches!(write, Write::TakeReady { .. }) {
-            context.taken.add(&name);
-        }
-        if matches!(write, Write::RemoveFinalizer { .. }) {
-            context.metrics.forget(&name);
-        }
-        events::publish(&context.recorder, &view, write).await;
+    let (told, others): (Vec<Write>, Vec<Write>) = plan
+        .writes
+        .into_iter()
+        .partition(|write| matches!(write, Write::UpdateStatus { .. }));
+    let mut done = Done::default();
+    for write in &others {
+        done.add(carry_out(&view, context, write).await)?;
     }
-    let look_again = if outdated.is_some() { SOON } else { plan.look_again };
-    Ok(Action::requeue(look_again))
+    // The status comes last, and says what was refused.
+    let told = if done.refused.is_empty() {
+        told.into_iter().next()
+    } else {
+        told_of(&view, &done.refused)
+    };
+    if let Some(write) = &told {
+        done.add(carry_out(&view, context, write).await)?;
+    }
+    if !done.refused.is_empty() {
+        return Err(ReconcileError::Refused(done.refused));
+    }
+    Ok(Action::requeue(if done.outdated { SOON } else { plan.look_again }))
+}
+
+/// What became of writes. None depends on another: each was decided on what it names.
+#[derive(Default)]
+struct Done {
+    outdated: bool,
+    refused: Vec<Refusal>,
+}
+
+impl Done {
+    /// Fails where the next write would too.
+    fn add(&mut self, performed: Result<(), PerformError>) -> Result<(), PerformError> {
+        match performed {
+            Ok(()) => Ok(()),
+            Err(error @ (PerformError::Outdated(_) | PerformError::Budget(_))) => {
+                tracing::debug!(%error, "left for the next look");
+                self.outdated = true;
+                Ok(())
+            }
+            Err(PerformError::Refused(refusal)) => {
+                self.refused.push(refusal);
+                Ok(())
+            }
+            Err(error) => Err(error),
+        }
+    }
+}
+
+async fn carry_out(view: &View, context: &Context, write: &Write) -> Result<(), PerformError> {
+    let name = view.name();
+    perform(&context.client, &context.settings.namespace, write).await?;
+    tracing::info!(runtime = name, write = write.kind(), what = ?write.target().map(|seen| &seen.name), "wrote");
+    context.metrics.wrote(write.kind());
+    if context.fault_after.as_deref() == Some(write.kind()) {
+        std::process::abort();
+    }
+    if matches!(write, Write::TakeReady { .. }) {
+        context.taken.add(&name);
+    }
+    if matches!(write, Write::RemoveFinalizer { .. }) {
+        context.metrics.forget(&name);
+    }
+    events::publish(&context.recorder, view, write).await;
+    Ok(())
 }
 
 fn retry(runtime: Arc<WasmRuntime>, error: &ReconcileError, _: Arc<Context>) -> Action {

@@ -27,7 +27,7 @@ pub struct Run {
     #[command(flatten)]
     settings: Settings,
     /// Where /metrics, /healthz and /readyz are served.
-    #[arg(long, env = "KUBEWASI_LISTEN", default_value = "0.0.0.0:8080")]
+    #[arg(long, env = "KUBEWASI_LISTEN", default_value = "[::]:8080")]
     listen: SocketAddr,
     /// The name of this replica in the lease.
     #[arg(long, env = "POD_NAME", default_value = "kubewasi-controller")]

@@ -23,6 +23,16 @@ pub struct Seen {
     pub version: String,
 }
 
+/// A write that the API server refused, with its reason.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{kind} of {name}: {message}")]
+pub struct Refusal {
+    pub kind: &'static str,
+    pub name: String,
+    /// The API server's words, which name the field, the policy or the right.
+    pub message: String,
+}
+
 /// One request that changes something.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Write {

@@ -23,7 +23,8 @@ impl Controller {
         Controller::start_with(control_plane, name, &[("KUBEWASI_FAULT_AFTER", after)]).await
     }
 
-    async fn start_with(control_plane: &ControlPlane, name: &str, environment: &[(&str, &str)]) -> Controller {
+    /// Starts one with these environment variables beside.
+    pub async fn start_with(control_plane: &ControlPlane, name: &str, environment: &[(&str, &str)]) -> Controller {
         let port = free_port();
         let process = command(control_plane)
             .await

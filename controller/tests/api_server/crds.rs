@@ -156,6 +156,31 @@ async fn a_wrong_runtime_is_refused_with_field_and_reason() {
             "must be a quantity",
         ),
         (
+            "/spec/runtimeClasses",
+            json!(["a..b"]),
+            "spec.runtimeClasses[0]",
+            "should match",
+        ),
+        (
+            "/spec/overhead",
+            json!({"memory": "-1Mi"}),
+            "spec.overhead.memory",
+            "must be a quantity of 0 or more",
+        ),
+        (
+            "/spec/overhead",
+            json!({"cpu": "-1"}),
+            "spec.overhead.cpu",
+            "must be a quantity of 0 or more",
+        ),
+        ("/spec/startupTaint", json!("a b"), "spec.startupTaint", "should match"),
+        (
+            "/spec/podTolerations",
+            json!([{"key": "a", "operator": "Exists"}, {"key": "a", "operator": "Exists"}]),
+            "spec.podTolerations",
+            "must not repeat one",
+        ),
+        (
             "/spec/rollout",
             json!({"maxUnavailable": 0}),
             "spec.rollout.maxUnavailable",
@@ -216,6 +241,107 @@ async fn a_wrong_runtime_is_refused_with_field_and_reason() {
     api.create(&PostParams::default(), &runtime("right", |_| {}))
         .await
         .unwrap();
+}
+
+#[tokio::test]
+async fn a_wrong_toleration_is_refused_with_field_and_reason() {
+    let control_plane = served().await;
+    let api = runtimes(&control_plane.client);
+    let cases: &[(Value, &str, &str)] = &[
+        (json!({"key": "a b", "operator": "Exists"}), "[0].key", "should match"),
+        (json!({"key": "-", "operator": "Exists"}), "[0].key", "should match"),
+        (json!({"key": "", "operator": "Exists"}), "[0].key", "at least 1 chars"),
+        (
+            json!({"key": "a", "operator": "Like"}),
+            "[0].operator",
+            "supported values",
+        ),
+        (
+            json!({"key": "a", "operator": "Exists", "effect": "NoEntry"}),
+            "[0].effect",
+            "supported values",
+        ),
+        (json!({"key": "a", "value": "b c"}), "[0].value", "should match"),
+        (json!({"value": "b"}), "[0]", "needs operator Exists"),
+        (json!({}), "[0]", "needs operator Exists"),
+        (
+            json!({"key": "a", "operator": "Exists", "value": "b"}),
+            "[0]",
+            "is for every value",
+        ),
+        (
+            json!({"key": "a", "operator": "Exists", "effect": "NoSchedule", "tolerationSeconds": 5}),
+            "[0]",
+            "need effect NoExecute",
+        ),
+    ];
+    for list in ["tolerations", "podTolerations"] {
+        for (toleration, field, reason) in cases {
+            let wrong = runtime("wrong", |object| object["spec"][list] = json!([toleration]));
+            let answer = api.create(&PostParams::default(), &wrong).await;
+            let Err(kube::Error::Api(status)) = answer else {
+                panic!("{list} with {toleration} was accepted: {answer:?}");
+            };
+            let message = status.message;
+            assert_eq!(status.code, 422, "{list} with {toleration}: {message}");
+            assert!(
+                message.contains(&format!("spec.{list}{field}")),
+                "{list} with {toleration}: {message}"
+            );
+            assert!(message.contains(reason), "{list} with {toleration}: {message}");
+        }
+    }
+    let right = runtime("right", |object| {
+        let tolerations = json!([
+            {"operator": "Exists"},
+            {"key": "a"},
+            {"key": "example.com/a", "operator": "Equal", "value": "b", "effect": "PreferNoSchedule"},
+            {"key": "a_b.c", "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 5},
+        ]);
+        object["spec"]["tolerations"] = tolerations.clone();
+        object["spec"]["podTolerations"] = tolerations;
+        object["spec"]["startupTaint"] = json!("example.com/starting");
+        object["spec"]["runtimeClasses"] = json!(["wasi.example.com"]);
+        object["spec"]["overhead"] = json!({"memory": "0", "cpu": "0.5m"});
+    });
+    api.create(&PostParams::default(), &right).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_wasm_node_stays_with_its_node_and_its_runtime() {
+    let control_plane = served().await;
+    let kind = GroupVersionKind::gvk("kubewasi.dev", "v1alpha1", "WasmNode");
+    let api: Api<DynamicObject> = Api::all_with(control_plane.client.clone(), &ApiResource::from_gvk(&kind));
+    let wasm_node: DynamicObject = serde_json::from_value(json!({
+        "apiVersion": "kubewasi.dev/v1alpha1",
+        "kind": "WasmNode",
+        "metadata": {"name": "wasi.node-a"},
+        "spec": {
+            "nodeName": "node-a",
+            "runtime": "wasi",
+            "wish": {
+                "state": "Installed",
+                "handler": "wasi",
+                "shimImage": "registry/shim:1",
+                "containerdRestart": "Rolling",
+            },
+        },
+    }))
+    .unwrap();
+    wait_for("the definition of WasmNodes", async || {
+        api.create(&PostParams::default(), &wasm_node).await.is_ok()
+    })
+    .await;
+    for field in ["nodeName", "runtime"] {
+        let patch = Patch::Merge(json!({"spec": {field: "other"}}));
+        let answer = api.patch("wasi.node-a", &PatchParams::default(), &patch).await;
+        let Err(kube::Error::Api(status)) = answer else {
+            panic!("spec.{field} was changed: {answer:?}");
+        };
+        assert_eq!(status.code, 422, "{}", status.message);
+        assert!(status.message.contains(&format!("spec.{field}")), "{}", status.message);
+        assert!(status.message.contains("immutable"), "{}", status.message);
+    }
 }
 
 #[tokio::test]

@@ -4,10 +4,11 @@ use std::time::Duration;
 
 use k8s_openapi::api::apps::v1::DaemonSet;
 use k8s_openapi::api::core::v1::{Node, Pod};
+use k8s_openapi::api::events::v1::Event;
 use k8s_openapi::api::node::v1::RuntimeClass;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
-use kube::{Api, ResourceExt};
+use kube::{Api, Client, ResourceExt};
 use kubewasi_controller::api::{WasmNode, WasmRuntime, labels};
 use serde_json::json;
 
@@ -49,6 +50,16 @@ async fn a_runtime_reaches_every_node_stays_without_a_write_and_goes_without_a_t
     .await;
     assert_eq!(controller.get("/readyz").await.as_deref(), Some("ok\n"));
 
+    for node in NODES {
+        for about in [
+            format!("WasmRuntime/wasi/node {node} "),
+            format!("Node/{node}/node {node} "),
+        ] {
+            let told = format!("RuntimeReady/{about}proved the runtime wasi");
+            wait_for(&told, async || events(client).await.contains(&told)).await;
+        }
+    }
+
     // More than two looks that nothing asked for; no agent reports meanwhile.
     let before = control_plane.writes().await;
     tokio::time::sleep(Duration::from_secs(65)).await;
@@ -69,6 +80,20 @@ async fn a_runtime_reaches_every_node_stays_without_a_write_and_goes_without_a_t
         );
     }
     assert!(controller.terminate().success());
+}
+
+/// Events as reason, what they are about, and what they say.
+async fn events(client: &Client) -> Vec<String> {
+    let api: Api<Event> = Api::all(client.clone());
+    let list = api.list(&ListParams::default()).await.unwrap();
+    list.into_iter()
+        .map(|event| {
+            let about = event.regarding.unwrap_or_default();
+            let [reason, kind, name, note] =
+                [event.reason, about.kind, about.name, event.note].map(Option::unwrap_or_default);
+            format!("{reason}/{kind}/{name}/{note}")
+        })
+        .collect()
 }
 
 #[tokio::test]

@@ -12,4 +12,5 @@ mod crds;
 mod faults;
 mod lifecycle;
 mod package;
+mod refused;
 mod reports;

@@ -99,12 +99,14 @@ fn daemon_set(view: &View) -> DaemonSet {
 fn pod(view: &View) -> PodSpec {
     let spec = &view.runtime.spec;
     let settings = &view.settings;
-    let secrets: Vec<LocalObjectReference> = settings
-        .agent_pull_secrets
-        .iter()
-        .map(|name| LocalObjectReference { name: name.clone() })
-        .chain(spec.shim.image_pull_secrets.iter().cloned())
-        .collect();
+    let mut secrets: Vec<LocalObjectReference> = Vec::new();
+    let of_agent = settings.agent_pull_secrets.iter();
+    for name in of_agent.chain(spec.shim.image_pull_secrets.iter().map(|secret| &secret.name)) {
+        // Whoever gives both the same, as the chart does, would have an apply refused: the names are keys.
+        if secrets.iter().all(|secret| secret.name != *name) {
+            secrets.push(LocalObjectReference { name: name.clone() });
+        }
+    }
     let mut tolerations = spec.tolerations.clone();
     tolerations.extend(spec.startup_taint.iter().map(|key| Toleration {
         key: Some(key.clone()),

@@ -31,7 +31,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use super::view::View;
-use super::write::{Seen, Write};
+use super::write::{Refusal, Seen, Write};
 use crate::api::labels;
 
 /// What is to be done for a runtime now, and when to look again if nothing changes.
@@ -72,14 +72,7 @@ pub fn plan(view: &View) -> Plan {
         };
     }
 
-    let (agents, agents_generation) = agents::decide(view);
-    let nodes = nodes::decide(view);
-    let decisions = Decisions {
-        rollout: rollout::decide(view, &nodes),
-        nodes,
-        classes: classes::decide(view),
-        agents_generation,
-    };
+    let (agents, decisions) = decide(view);
     let mut writes: Vec<Write> = Vec::new();
     // A node that should lose its label loses it first, and the classes are there before a label is.
     let (taken, labelled): (Vec<Write>, Vec<Write>) = node_labels::decide(view)
@@ -102,18 +95,42 @@ pub fn plan(view: &View) -> Plan {
                 .collect(),
         });
     } else {
-        let status = status::status(view, &decisions);
-        if view.runtime.status.as_ref() != Some(&status) {
-            writes.push(Write::UpdateStatus {
-                runtime: Seen::of(view.runtime.as_ref()),
-                status: Box::new(status),
-            });
-        }
+        writes.extend(told(view, &decisions, &[]));
     }
     Plan {
         writes: once_an_object(writes),
         look_again: look_again(view),
     }
+}
+
+/// The status when the API server refused some of the plan's writes, to be written instead of the plan's own.
+pub fn told_of(view: &View, refused: &[Refusal]) -> Option<Write> {
+    let (_, mut decisions) = decide(view);
+    if refused.iter().any(|refusal| refusal.kind == "ApplyAgents") {
+        // What was not applied is applied again, even if somebody else brought the DaemonSet to this generation.
+        decisions.agents_generation = None;
+    }
+    told(view, &decisions, refused)
+}
+
+fn told(view: &View, decisions: &Decisions, refused: &[Refusal]) -> Option<Write> {
+    let status = status::status(view, decisions, refused);
+    (view.runtime.status.as_ref() != Some(&status)).then(|| Write::UpdateStatus {
+        runtime: Seen::of(view.runtime.as_ref()),
+        status: Box::new(status),
+    })
+}
+
+fn decide(view: &View) -> (Vec<Write>, Decisions) {
+    let (agents, agents_generation) = agents::decide(view);
+    let nodes = nodes::decide(view);
+    let decisions = Decisions {
+        rollout: rollout::decide(view, &nodes),
+        nodes,
+        classes: classes::decide(view),
+        agents_generation,
+    };
+    (agents, decisions)
 }
 
 /// Whether nothing of a deleted runtime is left but itself.

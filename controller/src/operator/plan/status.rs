@@ -8,11 +8,14 @@ use super::standing::{Progress, Standing, standing};
 use crate::api::wasm_node::WishedState;
 use crate::api::wasm_runtime::{Attention, NodeCounts, WasmRuntimeStatus};
 use crate::operator::view::{View, WasmPod, is_labelled};
+use crate::operator::write::Refusal;
 
 /// How many nodes that need somebody are listed; who has more of them has one problem, not many.
 const MOST_ATTENTION: usize = 10;
 /// How many pods or names a message lists.
 const MOST_NAMES: usize = 5;
+/// How many characters of the API server's reason a message has: it says first what is wrong.
+const MOST_REASON: usize = 1000;
 
 /// A condition without its times.
 struct Verdict {
@@ -22,13 +25,13 @@ struct Verdict {
 }
 
 /// The status that follows from what was seen and decided.
-pub fn status(view: &View, decisions: &Decisions) -> WasmRuntimeStatus {
+pub fn status(view: &View, decisions: &Decisions, refused: &[Refusal]) -> WasmRuntimeStatus {
     let counts = counts(view, decisions);
     let attention = attention(view, decisions);
     let verdicts = [
         ("Available", available(&counts)),
         ("Progressing", progressing(view, decisions, &counts)),
-        ("Degraded", degraded(view, decisions, &counts, &attention)),
+        ("Degraded", degraded(view, decisions, &counts, &attention, refused)),
     ];
     let old = view.runtime.status.as_ref();
     WasmRuntimeStatus {
@@ -196,12 +199,32 @@ fn waiting_for(view: &View) -> Option<String> {
     ))
 }
 
-fn degraded(view: &View, decisions: &Decisions, counts: &NodeCounts, attention: &[Attention]) -> Verdict {
+fn degraded(
+    view: &View,
+    decisions: &Decisions,
+    counts: &NodeCounts,
+    attention: &[Attention],
+    refused: &[Refusal],
+) -> Verdict {
     let verdict = |reason, message| Verdict {
         holds: true,
         reason,
         message,
     };
+    if let Some(first) = refused.first() {
+        let others = match refused.len() - 1 {
+            0 => String::new(),
+            others => format!(", and {others} other writes"),
+        };
+        let reason: String = first.message.chars().take(MOST_REASON).collect();
+        return verdict(
+            "WriteRefused",
+            format!(
+                "the API server refuses {} of {}{others}: {reason}; mend the field of the spec or the policy that it names",
+                first.kind, first.name
+            ),
+        );
+    }
     if let Some(message) = &view.forbidden {
         return verdict(
             "AgentsForbidden",

@@ -4,6 +4,8 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use serde_json::json;
 
 use super::*;
+use crate::operator::plan::told_of;
+use crate::operator::write::Refusal;
 
 #[test]
 fn a_runtime_class_has_handler_overhead_and_scheduling_of_the_runtime() {
@@ -137,4 +139,25 @@ fn agents_that_are_forbidden_are_a_condition_that_names_the_label() {
         "{message}"
     );
     assert!(message.contains("violates PodSecurity"), "{message}");
+}
+
+#[test]
+fn agents_whose_apply_was_refused_are_applied_again() {
+    let mut world = World::with_workers(1);
+    world.settle();
+    // Somebody has changed the DaemonSet, and the API server does not take ours.
+    world.agents.get_mut("wasi").unwrap().metadata.generation = Some(9);
+    assert!(world.view("wasi").agents.is_some());
+    let refusal = Refusal {
+        kind: "ApplyAgents",
+        name: "kubewasi-agent-wasi".to_owned(),
+        message: "spec.template.spec.hostPID is not for you".to_owned(),
+    };
+    let told = told_of(&world.view("wasi"), std::slice::from_ref(&refusal)).unwrap();
+    world.write(&told).unwrap();
+    let (reason, message) = world.condition("wasi", "Degraded");
+    assert_eq!(reason, "WriteRefused");
+    assert!(message.contains(&refusal.to_string()), "{message}");
+    let again = plan(&world.view("wasi"));
+    assert!(again.writes.iter().any(|write| write.kind() == "ApplyAgents"));
 }
