@@ -6,11 +6,42 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use crate::command::{eventually, run};
+use crate::container::{Run, root_folder, spec};
 use crate::guests::{Service, wat};
 use crate::image_builder::Image;
-use crate::service::{Served, image};
+use crate::service::{Served, image, ticks};
 
 const SECOND: Duration = Duration::from_secs(1);
+
+/// A service of `wasi:http` 0.2 that does `start` while it is instantiated.
+fn starting_with(start: &str) -> Vec<u8> {
+    wat(&format!(
+        r#"(component
+             (import "wasi:http/types@0.2.0" (instance $types
+               (export "incoming-request" (type (sub resource)))
+               (export "response-outparam" (type (sub resource)))))
+             (alias export $types "incoming-request" (type $request))
+             (alias export $types "response-outparam" (type $outparam))
+             (core module $module
+               (func (export "handle") (param i32 i32))
+               (func $start {start})
+               (start $start))
+             (core instance $core (instantiate $module))
+             (func $handle (param "request" (own $request)) (param "response-out" (own $outparam))
+               (canon lift (core func $core "handle")))
+             (instance $handler (export "handle" (func $handle)))
+             (export "wasi:http/incoming-handler@0.2.0" (instance $handler)))"#
+    ))
+}
+
+/// Whether a process's network namespace has a TCP socket that listens.
+fn listens(pid: u32) -> bool {
+    ["tcp", "tcp6"].iter().any(|family| {
+        let sockets = std::fs::read_to_string(format!("/proc/{pid}/net/{family}")).unwrap();
+        // The fourth word is the state, and 0A is TCP_LISTEN.
+        sockets.lines().any(|line| line.split_whitespace().nth(3) == Some("0A"))
+    })
+}
 
 /// The processor time that `served` uses is no longer growing.
 #[track_caller]
@@ -23,6 +54,23 @@ fn expect_rest(served: &Served<'_>) {
 }
 
 on_newest_containerd! {
+    fn a_service_does_not_listen_before_an_instance_could_be_made(node) {
+        let started = |start: &str| {
+            let root = root_folder(node, &[("service.wasm", &starting_with(start))]);
+            Run::of_spec(node, &spec(node, &root, &["/service.wasm"]))
+        };
+        let (id, pid) = started("").detach();
+        eventually("a service that can be instantiated listens", SECOND * 10, || listens(pid).then_some(()));
+        node.remove(&id);
+
+        let (id, pid) = started("(loop (br 0))").detach();
+        eventually("the start function has run for a while", SECOND * 10, || (ticks(pid) > 30).then_some(()));
+        assert!(!listens(pid));
+        node.remove(&id);
+
+        started("unreachable").finish().expect_error(&["unreachable"]);
+    }
+
     fn a_trap_is_500_for_its_own_request_and_a_line_in_the_log(node) {
         for service in Service::ALL {
             let served = Served::start(node, service, &[]);
