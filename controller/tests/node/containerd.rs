@@ -8,11 +8,14 @@ use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+use kubewasi_controller::api::wasm_node::Permit;
 use kubewasi_controller::node::config::{self, Edit, Handler, Shape};
 use kubewasi_controller::node::cri::Cri;
 use kubewasi_controller::node::health::Health;
 use kubewasi_controller::node::host::{self, Containerd, Host};
+use kubewasi_controller::node::journal::Journal;
 use kubewasi_controller::node::layout::{Layout, SHIM};
+use kubewasi_controller::node::plan::Planned;
 use kubewasi_controller::node::shim::{self, Staged};
 use kubewasi_controller::node::smoke;
 use kubewasi_controller::node::systemd::Unit;
@@ -296,6 +299,19 @@ impl Drop for Swept<'_> {
         }
         machine::sweep(self.mark, self.before);
         let _ = fs::remove_dir_all(&self.node.folder);
+    }
+}
+
+/// The journal of a plan that has its permit, as the agent begins it.
+pub fn permitted(planned: Planned) -> Journal {
+    Journal {
+        permit: Permit {
+            plan: planned.plan.hash.clone(),
+            attempt: "1".into(),
+        },
+        planned,
+        previous_shim: None,
+        failed: None,
     }
 }
 

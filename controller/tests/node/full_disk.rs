@@ -7,7 +7,7 @@ use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use kubewasi_controller::api::wasm_node::{Permit, Step, Wish};
+use kubewasi_controller::api::wasm_node::{Step, Wish};
 use kubewasi_controller::node::config;
 use kubewasi_controller::node::host::Host;
 use kubewasi_controller::node::journal::Journal;
@@ -17,7 +17,7 @@ use kubewasi_controller::node::transaction::Progress;
 use kubewasi_controller::node::work::Work;
 use serde_json::json;
 
-use crate::containerd::{Node, Version};
+use crate::containerd::{Node, Version, permitted};
 
 /// A file system in memory with so much room, and for some dozen files; it goes with its value.
 struct Disk(PathBuf);
@@ -104,15 +104,7 @@ async fn journal(node: &Node, staged: &Staged) -> Journal {
             cache: None,
         },
     );
-    Journal {
-        permit: Permit {
-            plan: planned.plan.hash.clone(),
-            attempt: "1".into(),
-        },
-        planned,
-        previous_shim: None,
-        failed: None,
-    }
+    permitted(planned)
 }
 
 #[tokio::test]

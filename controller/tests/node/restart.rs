@@ -2,17 +2,15 @@
 
 use std::fs;
 
-use kubewasi_controller::api::wasm_node::{Permit, Step, Wish};
+use kubewasi_controller::api::wasm_node::{Step, Wish};
 use kubewasi_controller::node::host::{Containerd, Host, HostError};
-use kubewasi_controller::node::journal::Journal;
 use kubewasi_controller::node::observe::observe;
-use kubewasi_controller::node::plan::Planned;
 use kubewasi_controller::node::restart::refuse;
 use kubewasi_controller::node::transaction::Progress;
 use kubewasi_controller::node::work::{StepError, Work};
 use serde_json::json;
 
-use crate::containerd::{Node, Version};
+use crate::containerd::{Node, Version, permitted};
 use crate::on_every_containerd;
 
 on_every_containerd! {
@@ -58,7 +56,7 @@ async fn a_unit_whose_restart_would_end_pods_is_not_restarted_to_uninstall_eithe
         );
 
         // A permit that came before the unit was changed.
-        let journal = journal(planned);
+        let journal = permitted(planned);
         let (layout, containerd) = (&node.layout, &containerd);
         let work = Work {
             host: &host,
@@ -84,7 +82,7 @@ async fn a_restart_that_is_somebody_elses_is_asked_for_and_the_plan_goes_on_afte
         let containerd = node.running().await;
         let planned = observe(&host, &containerd, &node.layout, &staging, &wish("Installed", "Never")).unwrap();
         assert!(!planned.has(Step::RestartContainerd) && planned.has(Step::Prove));
-        let journal = journal(planned);
+        let journal = permitted(planned);
         let (layout, containerd) = (&node.layout, &containerd);
         let work = Work {
             host: &host,
@@ -110,18 +108,6 @@ fn wish(state: &str, restart: &str) -> Wish {
         "containerdRestart": restart,
     }))
     .unwrap()
-}
-
-fn journal(planned: Planned) -> Journal {
-    Journal {
-        permit: Permit {
-            plan: planned.plan.hash.clone(),
-            attempt: "1".into(),
-        },
-        planned,
-        previous_shim: None,
-        failed: None,
-    }
 }
 
 async fn refusal(node: &Node) -> Option<String> {
