@@ -100,8 +100,6 @@ impl Client {
 struct Count {
     waiting: AtomicUsize,
     left: AtomicUsize,
-    /// It has done all it was asked, or has ended.
-    rests: AtomicBool,
     /// It went on for too long after its answers.
     outlasted: AtomicBool,
     instance: AtomicWaker,
@@ -113,8 +111,8 @@ impl Count {
             self.left.fetch_add(1, Ordering::AcqRel);
         }
         let is_last = self.waiting.fetch_sub(1, Ordering::AcqRel) == 1;
-        // One that has served everybody and rests is not woken: most rest before their clients have read the end.
-        if is_last && (self.any_left() || !self.rests.load(Ordering::Acquire)) {
+        // One that has served everybody is not woken for that, which would cost each request: it looks for itself.
+        if is_last && self.any_left() {
             self.instance.wake();
         }
     }
@@ -146,7 +144,6 @@ impl Clients {
     /// Another one.
     pub fn add(&self, client: Arc<Client>) {
         self.count.waiting.fetch_add(1, Ordering::AcqRel);
-        self.count.rests.store(false, Ordering::Release);
         let _ = client.count.set(self.count.clone());
         if !client.waits() {
             self.count.ended(client.state.load(Ordering::Acquire));
@@ -172,17 +169,12 @@ impl Clients {
         self.count.any_left()
     }
 
-    /// Their instance has nothing to do until another one comes.
-    pub fn rest(&self) {
-        self.count.rests.store(true, Ordering::Release);
-    }
-
     /// Whether their instance was ended because it went on for too long after its answers.
     pub fn were_outlasted(&self) -> bool {
         self.count.outlasted.load(Ordering::Acquire)
     }
 
-    /// Whom their instance runs for; `cx` is woken when the last one waits no more.
+    /// Whom their instance runs for; `cx` is woken when it is abandoned.
     fn poll_attendance(&self, cx: &Context<'_>) -> Attendance {
         self.count.instance.register(cx.waker());
         match self.count.waiting.load(Ordering::Acquire) {
@@ -199,14 +191,15 @@ impl Clients {
 
 /// When an instance ends: at once when everybody has left, and some time after it has been idle or has answered.
 ///
-/// While somebody waits, nothing ends it: a client has a deadline of its own, and leaves then.
+/// While somebody waits, nothing ends it: a client has a deadline of its own, and leaves then. Whether somebody still
+/// waits is looked at whenever it runs, and as often as it may go on for: it ends after twice that time at the latest.
 pub struct Expiration {
     clients: Arc<Clients>,
     /// How long an instance is kept for the next request.
     idle: Duration,
     /// How long it may go on after its answers.
     after: Duration,
-    /// Since when it has gone on.
+    /// Since when it is known to have gone on.
     served: Option<Instant>,
     timer: Pin<Box<Sleep>>,
 }
@@ -218,7 +211,15 @@ impl Expiration {
             idle,
             after,
             served: None,
-            timer: Box::pin(tokio::time::sleep(Duration::ZERO)),
+            timer: Box::pin(tokio::time::sleep(after)),
+        }
+    }
+
+    /// Wakes `cx` for another look.
+    fn look_again(&mut self, cx: &mut Context<'_>) {
+        while self.timer.as_mut().poll(cx).is_ready() {
+            let next = Instant::now() + self.after;
+            self.timer.as_mut().reset(next.into());
         }
     }
 
@@ -243,7 +244,6 @@ impl Expiration {
 impl WorkerExpiration for Expiration {
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>, status: WorkerStatus, start: Instant) -> Poll<()> {
         if status == WorkerStatus::Idle {
-            self.clients.rest();
             self.served = None;
             let deadline = start + self.idle;
             return self.poll_deadline(cx, deadline);
@@ -252,6 +252,7 @@ impl WorkerExpiration for Expiration {
             Attendance::Abandoned => Poll::Ready(()),
             Attendance::Waiting => {
                 self.served = None;
+                self.look_again(cx);
                 Poll::Pending
             }
             Attendance::Served => {
@@ -337,48 +338,69 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_instance_may_go_on_for_some_time_and_that_begins_when_the_last_client_is_served() {
+    async fn an_instance_may_go_on_for_some_time_and_that_begins_when_its_last_client_is_known_to_be_served() {
         for status in [WorkerStatus::Requests, WorkerStatus::PostReturn] {
-            let (clients, woken) = (Arc::<Clients>::default(), Arc::<Woken>::default());
-            let waker = Waker::from(woken.clone());
-            let mut cx = Context::from_waker(&waker);
+            let clients = Arc::<Clients>::default();
             let [(first, one), (second, other)] = [arrived(), arrived()];
             clients.add(first);
             clients.add(second);
-            let hour = Duration::from_secs(3600);
-            let mut patient = Box::pin(Expiration::new(clients.clone(), Duration::ZERO, hour));
-            let mut strict = Box::pin(Expiration::new(clients.clone(), Duration::ZERO, Duration::ZERO));
+            let [hour, moment] = [Duration::from_secs(3600), Duration::from_millis(1)];
+            let [mut patient, mut strict] =
+                [hour, moment].map(|after| Box::pin(Expiration::new(clients.clone(), Duration::ZERO, after)));
             let start = Instant::now();
-            let mut poll = |expiration: &mut Pin<Box<Expiration>>| expiration.as_mut().poll(&mut cx, status, start);
+            let mut cx = Context::from_waker(Waker::noop());
             one.served();
             // Longer than it may go on, and than the timer's steps are.
             tokio::time::sleep(Duration::from_millis(5)).await;
-            assert!(poll(&mut strict).is_pending(), "{status:?}: the second waits");
-            other.served();
-            assert_eq!(woken.0.load(Ordering::Relaxed), 1, "{status:?}");
             assert!(
-                poll(&mut patient).is_pending() && !clients.were_outlasted(),
-                "{status:?}"
+                strict.as_mut().poll(&mut cx, status, start).is_pending(),
+                "{status:?}: the second waits"
             );
+            other.served();
+            assert!(patient.as_mut().poll(&mut cx, status, start).is_pending(), "{status:?}");
+            assert!(!clients.were_outlasted(), "{status:?}");
             poll_fn(|cx| strict.as_mut().poll(cx, status, start)).await;
             assert!(clients.were_outlasted(), "{status:?}");
         }
     }
 
     #[tokio::test]
-    async fn an_instance_that_rests_is_not_woken_when_its_client_is_served() {
-        let (clients, woken) = (Arc::<Clients>::default(), Arc::<Woken>::default());
-        let waker = Waker::from(woken.clone());
-        let mut cx = Context::from_waker(&waker);
+    async fn an_instance_is_woken_by_a_client_that_leaves_and_not_by_one_that_is_served() {
         let hour = Duration::from_secs(3600);
-        let mut expiration = Box::pin(Expiration::new(clients.clone(), hour, hour));
-        for (status, wakes) in [(WorkerStatus::Idle, 0), (WorkerStatus::PostReturn, 1)] {
+        type Ends = fn(Presence);
+        for (ends, wakes) in [(Presence::served as Ends, 0), (drop, 1)] {
+            let (clients, woken) = (Arc::<Clients>::default(), Arc::<Woken>::default());
+            let waker = Waker::from(woken.clone());
+            let mut expiration = Box::pin(Expiration::new(clients.clone(), hour, hour));
             let (client, presence) = arrived();
             clients.add(client);
-            let mut poll = |status| expiration.as_mut().poll(&mut cx, status, Instant::now());
-            assert!(poll(WorkerStatus::Requests).is_pending() && poll(status).is_pending());
-            presence.served();
-            assert_eq!(woken.0.load(Ordering::Relaxed), wakes, "{status:?}");
+            let mut cx = Context::from_waker(&waker);
+            let now = Instant::now();
+            assert!(
+                expiration
+                    .as_mut()
+                    .poll(&mut cx, WorkerStatus::Requests, now)
+                    .is_pending()
+            );
+            ends(presence);
+            assert_eq!(woken.0.load(Ordering::Relaxed), wakes);
         }
+    }
+
+    #[tokio::test]
+    async fn an_instance_that_nothing_wakes_sees_by_itself_that_its_client_was_served() {
+        let clients = Arc::<Clients>::default();
+        let moment = Duration::from_millis(1);
+        let mut expiration = Box::pin(Expiration::new(clients.clone(), moment, moment));
+        let (client, presence) = arrived();
+        clients.add(client);
+        let start = Instant::now();
+        let ended = poll_fn(|cx| expiration.as_mut().poll(cx, WorkerStatus::PostReturn, start));
+        let served = async {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+            presence.served();
+        };
+        tokio::join!(ended, served);
+        assert!(clients.were_outlasted());
     }
 }

@@ -193,7 +193,6 @@ impl WorkerState for Running {
     }
 
     fn drop(&self, store: Store<State>, result: Result<(), wasmtime::Error>) {
-        self.clients.rest();
         let place = self.place.lock().unwrap_or_else(PoisonError::into_inner).take();
         let Err(error) = result else {
             match place {
