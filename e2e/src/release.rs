@@ -34,7 +34,6 @@ pub async fn apply_replicas(cluster: &Cluster, replicas: usize, spec: Value) -> 
     let over = json!({
         "image": {"registry": images()},
         "controller": {"replicas": replicas},
-        "test": {"image": format!("{}/probe:e2e", images())},
         "runtime": {"spec": spec},
     });
     let timeout = format!("{}s", LIMIT.as_secs());

@@ -11,6 +11,7 @@ mod forbidden;
 mod idle;
 mod leaders;
 mod losses;
+mod manifest;
 mod membership;
 mod outage;
 mod refusals;

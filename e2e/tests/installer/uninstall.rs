@@ -42,7 +42,7 @@ async fn an_installation_runs_wasm_pods_and_its_removal_leaves_the_crds_alone() 
         assert_eq!(memory.len(), 1, "{memory:?}");
         eprintln!("controller: {}", memory[0]);
         let tested = release::test(cluster).await?;
-        assert!(tested.contains("/probe02.wasm"), "{tested}");
+        assert!(tested.contains("Hello from WAT"), "{tested}");
         let ready = runtime::labels_and_taints(cluster).await?;
         for (node, labels) in &ready {
             assert!(
@@ -95,7 +95,8 @@ async fn a_removal_waits_for_wasm_pods_and_names_them() -> Result<()> {
     .await
 }
 
-async fn files(nodes: &[Node<'_>]) -> Result<Vec<BTreeSet<String>>> {
+/// The files of each of these nodes.
+pub async fn files(nodes: &[Node<'_>]) -> Result<Vec<BTreeSet<String>>> {
     let mut all = Vec::new();
     for node in nodes {
         all.push(node.files().await?);
