@@ -93,6 +93,9 @@ fn perform(command: &str, values: &[String]) -> io::Result<()> {
         // get URL [TIMES]
         #[cfg(all(target_os = "wasi", target_env = "p2"))]
         "get" => services::get(first, values.get(1).map_or(Ok(1), |times| number(times))?)?,
+        // post URL BYTES
+        #[cfg(all(target_os = "wasi", target_env = "p2"))]
+        "post" => services::post(first, number(values.get(1).map(String::as_str).unwrap_or_default())?)?,
         // ask URL TEXT
         #[cfg(all(target_os = "wasi", target_env = "p2"))]
         "ask" => services::ask(first, values.get(1).map(String::as_str).unwrap_or_default())?,

@@ -5,11 +5,12 @@ use std::net::{IpAddr, SocketAddr};
 
 use futures::join;
 use wasip3::http::client;
-use wasip3::http::types::{Fields, Request, Response, Scheme};
+use wasip3::http::types::{Fields, Method, Request, Response, Scheme};
 use wasip3::sockets::ip_name_lookup::resolve_addresses;
 use wasip3::sockets::types::{
     IpAddress, IpAddressFamily, IpSocketAddress, Ipv4SocketAddress, Ipv6SocketAddress, TcpSocket, UdpSocket,
 };
+use wasip3::wit_bindgen::StreamReader;
 use wasip3::{wit_future, wit_stream};
 
 /// Runs `command` if it is one of these.
@@ -21,6 +22,7 @@ pub async fn perform(command: &str, first: &str, second: &str) -> Option<Result<
         "udp-server" => udp_server(first).await,
         "resolve" => resolve(first).await,
         "get" => get(first, second).await,
+        "post" => post(first, second).await,
         _ => return None,
     })
 }
@@ -100,23 +102,47 @@ async fn resolve(name: &str) -> Result<(), String> {
 /// Asks for `url` so many times, one after the other, and prints each answer.
 async fn get(url: &str, times: &str) -> Result<(), String> {
     for _ in 0..times.parse().unwrap_or(1) {
-        let (scheme, authority, path) = guests::services::parts(url).ok_or("no URL")?;
-        let (trailers, no_trailers) = wit_future::new(|| Ok(None));
-        let (request, _sent) = Request::new(Fields::new(), None, no_trailers, None);
-        drop(trailers);
-        let scheme = if scheme == "https" { Scheme::Https } else { Scheme::Http };
-        request.set_scheme(Some(&scheme)).map_err(told)?;
-        request.set_authority(Some(authority)).map_err(told)?;
-        request.set_path_with_query(Some(path)).map_err(told)?;
-        let response = client::send(request).await.map_err(told)?;
-        println!("{}", response.get_status_code());
-        let (processed, consumed) = wit_future::new(|| Ok(()));
-        let (body, _trailers) = Response::consume_body(response, consumed);
-        let body = body.collect().await;
-        drop(processed);
-        io::stdout().write_all(&body).map_err(told)?;
+        let request = request(url, None)?;
+        print(client::send(request).await.map_err(told)?).await?;
     }
     Ok(())
+}
+
+/// Sends so many bytes to `url`, a piece after the other, and prints the answer.
+async fn post(url: &str, length: &str) -> Result<(), String> {
+    let length = length.parse().map_err(told)?;
+    let (mut writer, reader) = wit_stream::new();
+    let request = request(url, Some(reader))?;
+    request.set_method(&Method::Post).map_err(told)?;
+    let write = async {
+        for piece in vec![b'.'; length].chunks(4096) {
+            writer.write_all(piece.to_vec()).await;
+        }
+        drop(writer);
+    };
+    let ((), response) = join!(write, client::send(request));
+    print(response.map_err(told)?).await
+}
+
+fn request(url: &str, body: Option<StreamReader<u8>>) -> Result<Request, String> {
+    let (scheme, authority, path) = guests::services::parts(url).ok_or("no URL")?;
+    let (trailers, no_trailers) = wit_future::new(|| Ok(None));
+    let (request, _sent) = Request::new(Fields::new(), body, no_trailers, None);
+    drop(trailers);
+    let scheme = if scheme == "https" { Scheme::Https } else { Scheme::Http };
+    request.set_scheme(Some(&scheme)).map_err(told)?;
+    request.set_authority(Some(authority)).map_err(told)?;
+    request.set_path_with_query(Some(path)).map_err(told)?;
+    Ok(request)
+}
+
+async fn print(response: Response) -> Result<(), String> {
+    println!("{}", response.get_status_code());
+    let (processed, consumed) = wit_future::new(|| Ok(()));
+    let (body, _trailers) = Response::consume_body(response, consumed);
+    let body = body.collect().await;
+    drop(processed);
+    io::stdout().write_all(&body).map_err(told)
 }
 
 fn say(line: &str) -> Result<(), String> {

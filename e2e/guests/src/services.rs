@@ -4,7 +4,7 @@ use std::io::{self, Write};
 use std::time::Duration;
 
 use wasip2::http::outgoing_handler::handle;
-use wasip2::http::types::{Fields, OutgoingRequest, Scheme};
+use wasip2::http::types::{Fields, Method, OutgoingBody, OutgoingRequest, Scheme};
 use wasip2::io::streams::StreamError;
 
 wit_bindgen::generate!({
@@ -36,17 +36,25 @@ pub fn config(name: &str) -> io::Result<()> {
 /// Asks for `url` so many times, one after the other, and prints each answer.
 pub fn get(url: &str, times: u32) -> io::Result<()> {
     for _ in 0..times {
-        let (status, body) = answer(url)?;
-        println!("{status}");
-        io::stdout().write_all(&body)?;
+        print(answer(url, None)?)?;
     }
     Ok(())
+}
+
+/// Sends so many bytes to `url`, a piece after the other, and prints the answer.
+pub fn post(url: &str, length: usize) -> io::Result<()> {
+    print(answer(url, Some(length))?)
+}
+
+fn print((status, body): (u16, Vec<u8>)) -> io::Result<()> {
+    println!("{status}");
+    io::stdout().write_all(&body)
 }
 
 /// Asks for `url` again and again, and prints the line of each answer that has `text`, or why there is none.
 pub fn ask(url: &str, text: &str) -> io::Result<()> {
     loop {
-        match answer(url) {
+        match answer(url, None) {
             Ok((200, body)) => {
                 let body = String::from_utf8_lossy(&body);
                 println!(
@@ -63,7 +71,8 @@ pub fn ask(url: &str, text: &str) -> io::Result<()> {
     }
 }
 
-fn answer(url: &str) -> io::Result<(u16, Vec<u8>)> {
+/// The answer of `url` to a request with so many bytes of a body.
+fn answer(url: &str, length: Option<usize>) -> io::Result<(u16, Vec<u8>)> {
     let told = |what: &str| io::Error::other(format!("{url}: {what}"));
     let (scheme, authority, path) = parts(url).ok_or_else(|| told("no URL"))?;
     let request = OutgoingRequest::new(Fields::new());
@@ -73,7 +82,23 @@ fn answer(url: &str) -> io::Result<(u16, Vec<u8>)> {
         .and_then(|()| request.set_authority(Some(authority)))
         .and_then(|()| request.set_path_with_query(Some(path)));
     set.map_err(|()| told("refused"))?;
+    let body = match length {
+        Some(_) => {
+            request.set_method(&Method::Post).map_err(|()| told("refused"))?;
+            Some(request.body().map_err(|()| told("no body"))?)
+        }
+        None => None,
+    };
     let future = handle(request, None).map_err(|error| told(&format!("{error:?}")))?;
+    if let Some(body) = body {
+        let stream = body.write().map_err(|()| told("no stream"))?;
+        for piece in vec![b'.'; length.unwrap_or_default()].chunks(4096) {
+            let written = stream.blocking_write_and_flush(piece);
+            written.map_err(|error| told(&format!("{error:?}")))?;
+        }
+        drop(stream);
+        OutgoingBody::finish(body, None).map_err(|error| told(&format!("{error:?}")))?;
+    }
     future.subscribe().block();
     let response = match future.get() {
         Some(Ok(Ok(response))) => response,

@@ -44,13 +44,6 @@ impl Network {
         namespaces.push(json!({"type": "network", "path": self.path()}));
     }
 
-    /// `program`, to be run in it.
-    pub fn command(&self, program: &str) -> Command {
-        let mut command = Command::new("nsenter");
-        command.arg(format!("--net={}", self.path().display())).arg(program);
-        command
-    }
-
     /// Does `work` in it, on a thread of its own.
     pub fn spawn<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> JoinHandle<T> {
         let namespace = File::open(self.path()).unwrap();

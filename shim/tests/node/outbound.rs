@@ -1,15 +1,25 @@
-//! wasi:http as a client, 0.2 and 0.3: by TLS and without, connections reused.
+//! wasi:http as a client, 0.2 and 0.3: by TLS and without, HTTP/1.1 and HTTP/2, connections reused.
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpListener;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 
-use rustix::process::{Pid, Signal, kill_process};
+use http_body_util::BodyExt as _;
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper::{Request, Response};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::server::conn::auto;
+use rustls::ServerConfig;
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use serde_json::json;
+use tokio::runtime::{self, Runtime};
+use tokio_rustls::TlsAcceptor;
 
 use crate::command::run;
 use crate::container::{Run, root_folder, spec};
@@ -42,8 +52,8 @@ fn server(network: &Network) -> Arc<AtomicU32> {
     clients
 }
 
-/// A probe in `network` that asks for a URL.
-fn get<'a>(
+/// A probe in `network` that asks for a URL: a command and its arguments.
+fn asks<'a>(
     node: &'a Node,
     network: &Network,
     world: Probe,
@@ -58,11 +68,7 @@ fn get<'a>(
         ("etc/hosts", b"127.0.0.1 secure.test plain.test\n"),
     ];
     files.extend(extra);
-    let mut spec = spec(
-        node,
-        &root_folder(node, &files),
-        &[&["/probe.wasm", "get"], args].concat(),
-    );
+    let mut spec = spec(node, &root_folder(node, &files), &[&["/probe.wasm"], args].concat());
     network.join(&mut spec);
     spec["process"]["env"] = json!(env);
     Run::of_spec(node, &spec)
@@ -97,33 +103,54 @@ fn certificates(folder: &Path) {
     openssl(&[&["x509", "-req", "-in", &file("request")], &by[..], &made].concat());
 }
 
-/// openssl's own web server, on port 8443.
-struct Secure(Child);
+/// A web server by TLS, on port 8443: it says by which version of HTTP a request came, and how long its body was.
+struct Secure {
+    /// Its connections end with it.
+    _runtime: Runtime,
+}
 
 impl Secure {
-    fn start(network: &Network, folder: &Path) -> Secure {
-        let mut server = network.command("openssl");
-        server.args(["s_server", "-quiet", "-www", "-accept", "8443", "-cert"]);
-        server
-            .arg(folder.join("cert.pem"))
-            .arg("-key")
-            .arg(folder.join("key.pem"));
-        server.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-        let server = Secure(server.spawn().unwrap());
-        network.within(|| {
-            crate::command::eventually("openssl listens", std::time::Duration::from_secs(10), || {
-                std::net::TcpStream::connect("127.0.0.1:8443").ok()
-            })
-        });
-        server
+    /// One that speaks these protocols of ALPN.
+    fn start(network: &Network, folder: &Path, protocols: &[&str]) -> Secure {
+        let certificate = CertificateDer::from_pem_file(folder.join("cert.pem")).unwrap();
+        let key = PrivateKeyDer::from_pem_file(folder.join("key.pem")).unwrap();
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let config = ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
+        let config = config.unwrap().with_no_client_auth();
+        let mut config = config.with_single_cert(vec![certificate], key).unwrap();
+        config.alpn_protocols = protocols.iter().map(|protocol| protocol.as_bytes().to_vec()).collect();
+        let listener = network.within(|| TcpListener::bind("127.0.0.1:8443").unwrap());
+        listener.set_nonblocking(true).unwrap();
+        let runtime = runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build();
+        let runtime = runtime.unwrap();
+        runtime.spawn(serve(listener, TlsAcceptor::from(Arc::new(config))));
+        Secure { _runtime: runtime }
     }
 }
 
-impl Drop for Secure {
-    fn drop(&mut self) {
-        kill_process(Pid::from_child(&self.0), Signal::KILL).unwrap();
-        self.0.wait().unwrap();
+async fn serve(listener: TcpListener, acceptor: TlsAcceptor) {
+    let listener = tokio::net::TcpListener::from_std(listener).unwrap();
+    loop {
+        let (client, _) = listener.accept().await.unwrap();
+        let accepted = acceptor.accept(client);
+        tokio::spawn(async move {
+            // A client that does not trust it ends here.
+            let Ok(stream) = accepted.await else { return };
+            let server = auto::Builder::new(TokioExecutor::new());
+            let _ = server
+                .serve_connection(TokioIo::new(stream), service_fn(describe))
+                .await;
+        });
     }
+}
+
+async fn describe(request: Request<Incoming>) -> Result<Response<String>, hyper::Error> {
+    let version = request.version();
+    let body = request.into_body().collect().await?.to_bytes();
+    Ok(Response::new(format!("{version:?}, {} bytes\n", body.len())))
 }
 
 on_newest_containerd! {
@@ -131,7 +158,7 @@ on_newest_containerd! {
         let network = Network::new();
         let clients = server(&network);
         for (number, world) in COMPONENTS.into_iter().enumerate() {
-            let said = get(node, &network, world, &["http://plain.test:8000/", "3"], &[], &[]).finish().ok().stdout;
+            let said = asks(node, &network, world, &["get", "http://plain.test:8000/", "3"], &[], &[]).finish().ok().stdout;
             assert_eq!(said, "200\nhello\n".repeat(3), "{world:?}");
             assert_eq!(clients.load(Ordering::Relaxed), number as u32 + 1, "{world:?}");
         }
@@ -140,20 +167,36 @@ on_newest_containerd! {
     fn whom_to_trust_is_the_images_to_say_or_the_environments(node) {
         let network = Network::new();
         certificates(&node.folder);
-        let _server = Secure::start(&network, &node.folder);
+        let _server = Secure::start(&network, &node.folder, &[]);
         let authority = std::fs::read(node.folder.join("ca.pem")).unwrap();
         for world in COMPONENTS {
-            let url = ["https://secure.test:8443/"];
-            let trusted = get(node, &network, world, &url, &[("etc/ssl/certs/ca-certificates.crt", &authority)], &[]);
+            let url = ["get", "https://secure.test:8443/"];
+            let trusted = asks(node, &network, world, &url, &[("etc/ssl/certs/ca-certificates.crt", &authority)], &[]);
             assert!(trusted.finish().ok().stdout.starts_with("200\n"), "{world:?}, by the image's file");
-            let trusted = get(node, &network, world, &url, &[("own.pem", &authority)], &["SSL_CERT_FILE=/own.pem"]);
+            let trusted = asks(node, &network, world, &url, &[("own.pem", &authority)], &["SSL_CERT_FILE=/own.pem"]);
             assert!(trusted.finish().ok().stdout.starts_with("200\n"), "{world:?}, by the environment");
-            get(node, &network, world, &url, &[], &[]).finish().expect_code(1).expect_error(&["TlsCertificateError"]);
-            get(node, &network, world, &url, &[], &["SSL_CERT_FILE=/none.pem"]).finish().expect_code(1)
+            asks(node, &network, world, &url, &[], &[]).finish().expect_code(1).expect_error(&["TlsCertificateError"]);
+            asks(node, &network, world, &url, &[], &["SSL_CERT_FILE=/none.pem"]).finish().expect_code(1)
                 .expect_error(&["SSL_CERT_FILE=/none.pem"]);
             // A name that the certificate does not have.
-            let other = get(node, &network, world, &["https://plain.test:8443/"], &[("own.pem", &authority)], &["SSL_CERT_FILE=/own.pem"]);
+            let other = asks(node, &network, world, &["get", "https://plain.test:8443/"], &[("own.pem", &authority)], &["SSL_CERT_FILE=/own.pem"]);
             other.finish().expect_code(1).expect_error(&["TlsCertificateError"]);
+        }
+    }
+
+    fn a_body_is_sent_by_the_version_of_http_that_the_server_speaks(node) {
+        let network = Network::new();
+        certificates(&node.folder);
+        let authority = std::fs::read(node.folder.join("ca.pem")).unwrap();
+        let extra: [(&str, &[u8]); 1] = [("etc/ssl/certs/ca-certificates.crt", &authority)];
+        for (protocols, version) in [(["http/1.1"].as_slice(), "HTTP/1.1"), (&["h2", "http/1.1"], "HTTP/2.0")] {
+            let _server = Secure::start(&network, &node.folder, protocols);
+            for world in COMPONENTS {
+                // More than HTTP/2 lets a client send before the server has read some.
+                let args = ["post", "https://secure.test:8443/", "300000"];
+                let said = asks(node, &network, world, &args, &extra, &[]).finish().ok().stdout;
+                assert_eq!(said, format!("200\n{version}, 300000 bytes\n"), "{world:?}");
+            }
         }
     }
 
@@ -161,7 +204,7 @@ on_newest_containerd! {
         let network = Network::new();
         for world in COMPONENTS {
             let fails = |url: &str, error: &str| {
-                get(node, &network, world, &[url], &[], &[]).finish().expect_code(1).expect_error(&[error]);
+                asks(node, &network, world, &["get", url], &[], &[]).finish().expect_code(1).expect_error(&[error]);
             };
             fails("http://127.0.0.1:9/", "ConnectionRefused");
             fails("http://10.0.0.1/", "DestinationIpUnroutable");
