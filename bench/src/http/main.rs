@@ -1,6 +1,7 @@
 //! Measures wasi:http services beside `wasmtime serve` and a native server: same component, same machine, same
-//! connections, one after the other; then has clients misbehave.
+//! connections, in turns; then has clients misbehave.
 
+mod comparison;
 mod cost;
 mod load;
 mod native;
@@ -18,6 +19,7 @@ use kubewasi_bench::memory::pss;
 use kubewasi_testbed::hostile;
 use tokio::net::TcpStream;
 
+use crate::comparison::compare;
 use crate::cost::Cost;
 use crate::load::load;
 use crate::pod::Node;
@@ -34,9 +36,6 @@ const ADDRESS: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4A
 /// The connections of each load.
 const CONNECTIONS: [usize; 2] = [32, 1];
 
-/// How long each load lasts.
-const TIME: Duration = Duration::from_secs(5);
-
 /// How long a service is sampled under load.
 const PROFILED: Duration = Duration::from_secs(4);
 
@@ -49,6 +48,9 @@ const INSTANTIATED: Duration = Duration::from_secs(2);
 /// The clients of which half misbehave, and how long.
 const HOSTILE: usize = 256;
 const HOSTILE_TIME: Duration = Duration::from_secs(60);
+
+/// How long the service is asked afterwards, to see that it lives.
+const AFTERWARDS: Duration = Duration::from_secs(1);
 
 /// What a service may have while they do, in KiB: an instance a client, with its megabyte of memory, at most.
 const HOSTILE_PSS: u64 = 256 << 10;
@@ -84,90 +86,12 @@ async fn main() -> Result<()> {
     }
 }
 
-/// The same loads for every server whose name has `only`.
-async fn compare(node: &Node, only: &str) -> Result<()> {
-    println!(
-        "The last four columns are the server's part of one request: time of the processor in its own code and in the \
-         kernel's, pages that were faulted in, switches between threads.\n\n| server | connections | requests/s | \
-         median, us | p99, us | PSS after, MiB | user, us | kernel, us | page faults | switches \
-         |\n|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|"
-    );
-    let native = async |name: &str, id: &str, args: &[&str]| -> Result<Option<f64>> {
-        if !name.contains(only) {
-            return Ok(None);
-        }
-        let pod = node.start_native(id, args).await?;
-        let rate = measure(name, pod.pid).await?;
-        pod.kill().await?;
-        Ok(Some(rate))
-    };
-    let hyper = native("native hyper", "hyper", &["/kubewasi-bench-http", "native"]).await?;
-    let mut summary = Vec::new();
-    for file in SERVICES {
-        let service = file.trim_end_matches(".wasm");
-        for (mode, instance, count) in modes() {
-            let name = format!("kubewasi, {file}, {mode}");
-            let mut ours = None;
-            if name.contains(only) {
-                let pod = node
-                    .start(&format!("{service}-{mode}"), file, &[("instance", &instance)])
-                    .await?;
-                ours = Some(measure(&name, pod.pid).await?);
-                pod.end().await?;
-            }
-            let name = format!("wasmtime serve, {file}, {mode}");
-            let (address, component) = (ADDRESS.to_string(), format!("/{file}"));
-            let args = ["/wasmtime", "serve", "-Scli", "--max-instance-reuse-count", count];
-            let args = [&args[..], &["--addr", &address, &component]].concat();
-            let serve = native(&name, &format!("serve-{service}-{mode}"), &args).await?;
-            if let (Some(ours), Some(serve), Some(hyper)) = (ours, serve, hyper) {
-                let (beside, share) = (ours / serve, ours / hyper * 100.0);
-                summary.push(format!("{file} {mode} {beside:.1} ({share:.0} % of hyper)"));
-            }
-        }
-    }
-    if !summary.is_empty() {
-        eprintln!(
-            "bench: services at {} connections, times wasmtime serve: {}",
-            CONNECTIONS[0],
-            summary.join(", ")
-        );
-    }
-    Ok(())
-}
-
 /// How instances are used: the mode's name, the annotation for it, and how often each is.
 fn modes() -> [(&'static str, String, &'static str); 2] {
     [
         ("fresh", "per-request".to_owned(), "1"),
         ("reuse", format!("reuse({REUSED})"), REUSED),
     ]
-}
-
-/// Loads the server `pid` when it listens, prints a row for each load, and returns what it answers a second under the first.
-async fn measure(name: &str, pid: u32) -> Result<f64> {
-    listens(name).await?;
-    let mut rates = Vec::new();
-    for connections in CONNECTIONS {
-        let before = Cost::of(pid)?;
-        let seen = load(ADDRESS, connections, TIME)
-            .await
-            .with_context(|| name.to_owned())?;
-        let cost = Cost::of(pid)?.of_each(&before, seen.answered);
-        println!(
-            "| {name} | {connections} | {:.0} | {} | {} | {:.1} | {:.1} | {:.1} | {:.2} | {:.2} |",
-            seen.requests_per_second,
-            seen.median.as_micros(),
-            seen.p99.as_micros(),
-            pss(pid)? as f64 / 1024.0,
-            cost.user * 1e6,
-            cost.system * 1e6,
-            cost.faults,
-            cost.switches,
-        );
-        rates.push(seen.requests_per_second);
-    }
-    Ok(rates[0])
 }
 
 async fn listens(name: &str) -> Result<()> {
@@ -260,7 +184,7 @@ async fn misbehave(node: &Node) -> Result<()> {
             seen.sipped as f64 / f64::from(1 << 20),
             most as f64 / 1024.0
         );
-        load(ADDRESS, 1, TIME / 5)
+        load(ADDRESS, 1, AFTERWARDS)
             .await
             .with_context(|| format!("{file} after that"))?;
         pod.end().await?;

@@ -32,13 +32,13 @@ impl Node {
             .iter()
             .map(|(key, value)| (format!("kubewasi.dev/{key}"), json!(value)))
             .collect();
-        let mut spec = spec(id, &[&format!("/{file}")]);
+        let mut spec = spec(id, &[format!("/{file}")]);
         spec["annotations"] = annotations.into();
         self.run(id, "io.containerd.wasi.v1", Some(&self.options), &spec).await
     }
 
     /// Starts a native server by runc, in the same root filesystem and in control groups like a service's.
-    pub async fn start_native(&self, id: &str, args: &[&str]) -> Result<Pod<'_>> {
+    pub async fn start_native(&self, id: &str, args: &[String]) -> Result<Pod<'_>> {
         self.run(id, "io.containerd.runc.v2", None, &spec(id, args)).await
     }
 
@@ -92,7 +92,7 @@ impl Pod<'_> {
 }
 
 /// A process in the network namespace of its containerd.
-fn spec(id: &str, args: &[&str]) -> serde_json::Value {
+fn spec(id: &str, args: &[String]) -> serde_json::Value {
     json!({
         "ociVersion": "1.0.2",
         "process": {

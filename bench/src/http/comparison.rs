@@ -1,0 +1,173 @@
+//! Services, `wasmtime serve` and a native server under the same loads, in turns.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use kubewasi_bench::memory::pss;
+
+use crate::cost::Cost;
+use crate::load::load;
+use crate::pod::Node;
+use crate::{ADDRESS, CONNECTIONS, SERVICES, listens, modes};
+
+/// How long each load lasts.
+const TIME: Duration = Duration::from_secs(3);
+
+/// How often each server is measured.
+const ROUNDS: usize = 3;
+
+/// Whose servers they are.
+const HYPER: &str = "native hyper";
+const OURS: &str = "kubewasi";
+const SERVE: &str = "wasmtime serve";
+
+/// A server that is measured.
+struct Server {
+    name: String,
+    id: String,
+    program: Program,
+}
+
+enum Program {
+    /// A component by us, and the annotation that says how instances are used.
+    Service(&'static str, String),
+    /// By runc.
+    Native(Vec<String>),
+}
+
+/// All that are measured: each component in each mode by us and by `wasmtime serve`, and a native one.
+fn servers() -> Vec<Server> {
+    let native = ["/kubewasi-bench-http", "native"].map(str::to_owned).to_vec();
+    let mut servers = vec![Server {
+        name: HYPER.to_owned(),
+        id: "hyper".to_owned(),
+        program: Program::Native(native),
+    }];
+    for file in SERVICES {
+        let service = file.trim_end_matches(".wasm");
+        for (mode, instance, count) in modes() {
+            servers.push(Server {
+                name: format!("{OURS}, {file}, {mode}"),
+                id: format!("{service}-{mode}"),
+                program: Program::Service(file, instance),
+            });
+            let (address, component) = (ADDRESS.to_string(), format!("/{file}"));
+            let args = ["/wasmtime", "serve", "-Scli", "--max-instance-reuse-count", count];
+            let args = [&args[..], &["--addr", &address, &component]].concat();
+            servers.push(Server {
+                name: format!("{SERVE}, {file}, {mode}"),
+                id: format!("serve-{service}-{mode}"),
+                program: Program::Native(args.into_iter().map(str::to_owned).collect()),
+            });
+        }
+    }
+    servers
+}
+
+/// The same loads for every server whose name has `only`, in turns: a machine is not always as fast.
+pub async fn compare(node: &Node, only: &str) -> Result<()> {
+    let servers: Vec<Server> = servers()
+        .into_iter()
+        .filter(|server| server.name.contains(only))
+        .collect();
+    let mut rounds: Vec<[Vec<Row>; CONNECTIONS.len()]> = servers.iter().map(|_| Default::default()).collect();
+    for _ in 0..ROUNDS {
+        for (server, rows) in servers.iter().zip(&mut rounds) {
+            for (rows, row) in rows.iter_mut().zip(server.measure(node).await?) {
+                rows.push(row);
+            }
+        }
+    }
+    println!(
+        "Each was measured {ROUNDS} times, in turns with the others; the figures are the medians. The last four columns are \
+         the server's part of one request: time of the processor in its own code and in the kernel's, pages that were \
+         faulted in, switches between threads.\n\n| server | connections | requests/s | median, us | p99, us | PSS after, \
+         MiB | user, us | kernel, us | page faults | switches |\n|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|"
+    );
+    let mut rates = HashMap::new();
+    for (server, rows) in servers.iter().zip(&rounds) {
+        for (connections, rows) in CONNECTIONS.iter().zip(rows) {
+            let [rate, median, p99, pss, user, system, faults, switches] = medians(rows);
+            println!(
+                "| {} | {connections} | {rate:.0} | {median:.0} | {p99:.0} | {pss:.1} | {user:.1} | {system:.1} | {faults:.2} \
+                 | {switches:.2} |",
+                server.name
+            );
+            rates.entry(server.name.as_str()).or_insert(rate);
+        }
+    }
+    summarize(&rates);
+    Ok(())
+}
+
+/// What the first of the loads says of us, if all were measured.
+fn summarize(rates: &HashMap<&str, f64>) {
+    let rate = |name: &str| rates.get(name).copied();
+    let mut summary = Vec::new();
+    for file in SERVICES {
+        for (mode, ..) in modes() {
+            let of = |server: &str| rate(&format!("{server}, {file}, {mode}"));
+            if let (Some(ours), Some(serve), Some(hyper)) = (of(OURS), of(SERVE), rate(HYPER)) {
+                let (beside, share) = (ours / serve, ours / hyper * 100.0);
+                summary.push(format!("{file} {mode} {beside:.1} ({share:.0} % of hyper)"));
+            }
+        }
+    }
+    if !summary.is_empty() {
+        eprintln!(
+            "bench: services at {} connections, times wasmtime serve: {}",
+            CONNECTIONS[0],
+            summary.join(", ")
+        );
+    }
+}
+
+/// Of one server under one load: requests a second, median and p99 in microseconds, PSS in MiB, and what one request cost.
+type Row = [f64; 8];
+
+/// The median of each column.
+fn medians(rows: &[Row]) -> Row {
+    std::array::from_fn(|column| {
+        let mut values: Vec<f64> = rows.iter().map(|row| row[column]).collect();
+        values.sort_unstable_by(f64::total_cmp);
+        values[values.len() / 2]
+    })
+}
+
+impl Server {
+    /// Starts it, loads it when it listens, and ends it.
+    async fn measure(&self, node: &Node) -> Result<[Row; CONNECTIONS.len()]> {
+        let pod = match &self.program {
+            Program::Service(file, instance) => node.start(&self.id, file, &[("instance", instance)]).await?,
+            Program::Native(args) => node.start_native(&self.id, args).await?,
+        };
+        let rows = self.loads(pod.pid).await.with_context(|| self.name.clone())?;
+        match self.program {
+            Program::Service(..) => pod.end().await.map(drop)?,
+            Program::Native(_) => pod.kill().await?,
+        }
+        Ok(rows)
+    }
+
+    async fn loads(&self, pid: u32) -> Result<[Row; CONNECTIONS.len()]> {
+        listens(&self.name).await?;
+        let mut rows = [Row::default(); CONNECTIONS.len()];
+        for (row, connections) in rows.iter_mut().zip(CONNECTIONS) {
+            let before = Cost::of(pid)?;
+            let seen = load(ADDRESS, connections, TIME).await?;
+            let cost = Cost::of(pid)?.of_each(&before, seen.answered);
+            *row = [
+                seen.requests_per_second,
+                seen.median.as_secs_f64() * 1e6,
+                seen.p99.as_secs_f64() * 1e6,
+                pss(pid)? as f64 / 1024.0,
+                cost.user * 1e6,
+                cost.system * 1e6,
+                cost.faults,
+                cost.switches,
+            ];
+        }
+        Ok(rows)
+    }
+}
