@@ -13,6 +13,7 @@ use tokio::time::Sleep;
 use wasmtime_wasi_http::handler::{WorkerExpiration, WorkerStatus};
 
 use super::admission::Permit;
+use super::places::Places;
 
 const WAITS: u8 = 0;
 const SERVED: u8 = 1;
@@ -189,12 +190,14 @@ impl Clients {
     }
 }
 
-/// When an instance ends: at once when everybody has left, and some time after it has been idle or has answered.
+/// When an instance ends: at once when everybody has left, and some time after it has been idle or has answered. One that
+/// is idle where the places beside those for requests are taken ends at once too: another thread may need its place.
 ///
 /// While somebody waits, nothing ends it: a client has a deadline of its own, and leaves then. Whether somebody still
 /// waits is looked at whenever it runs, and as often as it may go on for: it ends after twice that time at the latest.
 pub struct Expiration {
     clients: Arc<Clients>,
+    places: Places,
     /// How long an instance is kept for the next request.
     idle: Duration,
     /// How long it may go on after its answers.
@@ -205,9 +208,10 @@ pub struct Expiration {
 }
 
 impl Expiration {
-    pub fn new(clients: Arc<Clients>, idle: Duration, after: Duration) -> Expiration {
+    pub fn new(clients: Arc<Clients>, places: Places, idle: Duration, after: Duration) -> Expiration {
         Expiration {
             clients,
+            places,
             idle,
             after,
             served: None,
@@ -245,6 +249,9 @@ impl WorkerExpiration for Expiration {
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>, status: WorkerStatus, start: Instant) -> Poll<()> {
         if status == WorkerStatus::Idle {
             self.served = None;
+            if self.places.beside_requests().is_none() {
+                return Poll::Ready(());
+            }
             let deadline = start + self.idle;
             return self.poll_deadline(cx, deadline);
         }
@@ -287,6 +294,10 @@ mod tests {
     fn arrived() -> (Arc<Client>, Presence) {
         let permit = Admission::new(1, 0).enter().now_or_never().unwrap().unwrap();
         arrives(permit)
+    }
+
+    fn ample() -> Places {
+        Places::new(1, 0)
     }
 
     fn is_abandoned(clients: &Clients) -> bool {
@@ -346,7 +357,7 @@ mod tests {
             clients.add(second);
             let [hour, moment] = [Duration::from_secs(3600), Duration::from_millis(1)];
             let [mut patient, mut strict] =
-                [hour, moment].map(|after| Box::pin(Expiration::new(clients.clone(), Duration::ZERO, after)));
+                [hour, moment].map(|after| Box::pin(Expiration::new(clients.clone(), ample(), Duration::ZERO, after)));
             let start = Instant::now();
             let mut cx = Context::from_waker(Waker::noop());
             one.served();
@@ -365,13 +376,28 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn an_idle_instance_is_kept_while_requests_have_places_enough_and_else_ends_at_once() {
+        let hour = Duration::from_secs(3600);
+        // One of two places is for requests, and each is an instance's.
+        let places = Places::new(2, 1);
+        let mut taken = Vec::new();
+        for is_kept in [true, false] {
+            taken.push(places.take().await.unwrap());
+            let mut expiration = Box::pin(Expiration::new(Arc::default(), places.clone(), hour, hour));
+            let mut cx = Context::from_waker(Waker::noop());
+            let idle = expiration.as_mut().poll(&mut cx, WorkerStatus::Idle, Instant::now());
+            assert_eq!(idle.is_pending(), is_kept);
+        }
+    }
+
+    #[tokio::test]
     async fn an_instance_is_woken_by_a_client_that_leaves_and_not_by_one_that_is_served() {
         let hour = Duration::from_secs(3600);
         type Ends = fn(Presence);
         for (ends, wakes) in [(Presence::served as Ends, 0), (drop, 1)] {
             let (clients, woken) = (Arc::<Clients>::default(), Arc::<Woken>::default());
             let waker = Waker::from(woken.clone());
-            let mut expiration = Box::pin(Expiration::new(clients.clone(), hour, hour));
+            let mut expiration = Box::pin(Expiration::new(clients.clone(), ample(), hour, hour));
             let (client, presence) = arrived();
             clients.add(client);
             let mut cx = Context::from_waker(&waker);
@@ -391,7 +417,7 @@ mod tests {
     async fn an_instance_that_nothing_wakes_sees_by_itself_that_its_client_was_served() {
         let clients = Arc::<Clients>::default();
         let moment = Duration::from_millis(1);
-        let mut expiration = Box::pin(Expiration::new(clients.clone(), moment, moment));
+        let mut expiration = Box::pin(Expiration::new(clients.clone(), ample(), moment, moment));
         let (client, presence) = arrived();
         clients.add(client);
         let start = Instant::now();

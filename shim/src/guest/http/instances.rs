@@ -5,7 +5,7 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::task::yield_now;
 use tokio::time::timeout;
 use wasmtime::component::GuestTaskId;
@@ -17,6 +17,7 @@ use super::answer;
 use super::client::{Client, Clients, Expiration, Remains};
 use super::figures::{Figures, Living};
 use super::instantiations::Instantiations;
+use super::places::Places;
 use super::policy::Reuse;
 use super::spare::Spare;
 use super::ticker::{Ticker, Ticking};
@@ -37,10 +38,7 @@ pub struct Instances {
     pub component: Arc<ProxyPre<State>>,
     pub surroundings: Arc<Surroundings>,
     pub budget: Budget,
-    /// The places of the pool.
-    pub places: Arc<Semaphore>,
-    /// As many of them are for requests alone.
-    pub concurrent: usize,
+    pub places: Places,
     pub ticker: Arc<Ticker>,
     pub made: Arc<Instantiations>,
     pub reuse: Reuse,
@@ -76,7 +74,7 @@ impl Instances {
 
     /// Whether an instance that nobody has asked for yet takes nothing that others need.
     pub fn have_room_for_spares(&self) -> bool {
-        self.places.available_permits() > self.concurrent && self.budget.is_ample()
+        self.places.beside_requests().is_some_and(|free| free > 0) && self.budget.is_ample()
     }
 
     /// Makes an instance.
@@ -86,7 +84,7 @@ impl Instances {
     /// As [`Instances::try_one`].
     pub async fn make(&self) -> wasmtime::Result<Made> {
         let mut place = Place {
-            _place: self.places.clone().acquire_owned().await?,
+            _place: self.places.take().await?,
             _ticking: self.ticker.tick(),
             living: None,
         };
@@ -141,7 +139,7 @@ impl HandlerState for Instances {
             store,
             proxy,
             view: State::http,
-            expiration: Expiration::new(clients.clone(), IDLE, self.timeout),
+            expiration: Expiration::new(clients.clone(), self.places.clone(), IDLE, self.timeout),
             state: Running {
                 clients,
                 reuse: self.reuse,

@@ -5,7 +5,7 @@
 //!                                             └── instances: wasmtime's ProxyHandler, stores from the pool
 //! client: whether anybody waits for an answer        ticker: the epoch, so that a guest that spins is interrupted
 //! opening: a connection's first bytes                 gathered, sent: what it writes
-//! spare, busy_poll: what a thread does before it sleeps
+//! places: who may hold an instance              spare, busy_poll: what a thread does before it sleeps
 //! ```
 //!
 //! A connection stays on the thread it was dealt to, and so does every request on it and the instance that answers: no
@@ -40,6 +40,7 @@ mod instantiations;
 mod lane;
 mod listener;
 mod opening;
+mod places;
 mod policy;
 mod sent;
 mod spare;

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use futures_util::FutureExt as _;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::mpsc;
 use tokio::time::{sleep, timeout};
 use wasmtime_wasi_http::handler::ProxyHandler;
 
@@ -19,6 +19,7 @@ use super::answer::{Answers, Limits};
 use super::instances::Instances;
 use super::instantiations::Instantiations;
 use super::lane::{Dealt, Lane};
+use super::places::Places;
 use super::ticker::Ticker;
 use super::{Service, Settings, access_log, exposition, listener, policy};
 use crate::guest::context::{Surroundings, Thread};
@@ -55,16 +56,17 @@ pub async fn serve(service: Service, settings: &Settings<'_>, budget: Budget) ->
     } = service;
     let polls = options.busy_poll && policy::has_whole_cpus(settings.cpus);
     let mut ended = signals::hand_over_termination(|| signal(SignalKind::terminate()))?;
+    let size = |number| usize::try_from(number).unwrap_or(usize::MAX);
     let made = Arc::new(Instantiations::new());
     let instances = Instances {
         component: Arc::new(component),
         surroundings: Arc::new(Surroundings::new(settings, Thread::Shared)?),
         budget,
-        places: Arc::new(Semaphore::new(
-            policy::instances(world, &options).unwrap_or_default() as usize
-        )),
+        places: Places::new(
+            policy::instances(world, &options).unwrap_or_default() as usize,
+            size(options.max_concurrent_requests),
+        ),
         ticker: Arc::new(Ticker::start(engine.clone())?),
-        concurrent: usize::try_from(options.max_concurrent_requests).unwrap_or(usize::MAX),
         made: made.clone(),
         engine,
         reuse: policy::reuse(options.requests_per_instance, world),
@@ -73,7 +75,6 @@ pub async fn serve(service: Service, settings: &Settings<'_>, budget: Budget) ->
         spare: Arc::default(),
     };
     instances.try_one().await?;
-    let size = |bytes| usize::try_from(bytes).unwrap_or(usize::MAX);
     let admission = Arc::new(Admission::new(
         size(options.max_concurrent_requests),
         size(options.max_queued_requests),
