@@ -13,7 +13,7 @@ pub struct Http {
     pub metrics_port: Option<u16>,
     /// So many requests an instance answers; else its world says how many.
     pub requests_per_instance: Option<u64>,
-    /// Until its answer begins, and between two pieces of it.
+    /// Until its answer begins, between two pieces of it, and to go on after it.
     pub request_timeout: Duration,
     /// So many requests are answered at the same time.
     pub max_concurrent_requests: u64,

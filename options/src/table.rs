@@ -340,7 +340,7 @@ pub const TABLE: &[Entry] = &[
         kind: Kind::Seconds { min: 1, max: 86400 },
         default: "30",
         place: Place::Pod,
-        doc: "How long a service may take until an answer begins, and between two pieces of it.",
+        doc: "How long a service may take until an answer begins, between two pieces of it, and to go on after it.",
         set: |options, value| set_seconds(&mut options.guest.http.request_timeout, value),
     },
     Entry {
