@@ -5,7 +5,6 @@ mod bad_input;
 mod beside_ordinary_pods;
 mod cpu;
 mod debugging;
-mod density;
 mod drain;
 mod endings;
 mod exec;
