@@ -7,9 +7,10 @@
 //! their devices cgroup where cgroups are those of version 1, and systemd moves those of sandboxes out of it
 //! (systemd#37044). Then any restart ends them, whoever asks for it; so the agent does not.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt::{self, Display};
 use std::path::Path;
+use std::time::Duration;
 
 use containerd_client::services::v1::containers_client::ContainersClient;
 use containerd_client::services::v1::namespaces_client::NamespacesClient;
@@ -32,6 +33,12 @@ const POD_NAMESPACE: &str = "io.kubernetes.pod.namespace";
 const POD_NAME: &str = "io.kubernetes.pod.name";
 /// So many are named; the rest is counted.
 const NAMED: usize = 5;
+
+/// A container that is just ending names no process either, until containerd knows of its end; that is sooner.
+const ENDING: Duration = Duration::from_secs(2);
+
+/// Containers that name no process, by containerd's namespace and id, and what they are called.
+type Found = BTreeMap<(String, String), String>;
 
 /// Why that could not be found out.
 #[derive(Debug, thiserror::Error)]
@@ -70,7 +77,7 @@ pub struct Losses(Vec<String>);
 
 impl Losses {
     /// Asks the containerd of this release at `socket`. Each container is asked for its processes, which takes some
-    /// milliseconds each.
+    /// milliseconds each; where some name none, all are asked once more after two seconds.
     ///
     /// # Errors
     ///
@@ -83,21 +90,14 @@ impl Losses {
             return Ok(Losses::default());
         }
         let channel = containerd_client::connect(socket).await?;
-        let mut client = NamespacesClient::new(channel.clone());
-        let listed = client.list(timed(ListNamespacesRequest::default())).await;
-        let namespaces = listed.map_err(failed("namespaces"))?.into_inner().namespaces;
-        let mut lost = Vec::new();
-        for namespace in namespaces {
-            Namespace {
-                channel: channel.clone(),
-                name: namespace.name,
-            }
-            .lost(release, &mut lost)
-            .await?;
+        let mut found = name_none(&channel, release).await?;
+        if !found.is_empty() {
+            tokio::time::sleep(ENDING).await;
+            let again = name_none(&channel, release).await?;
+            found.retain(|container, _| again.contains_key(container));
         }
-        lost.sort_unstable();
-        lost.dedup();
-        Ok(Losses(lost))
+        let names: BTreeSet<String> = found.into_values().collect();
+        Ok(Losses(names.into_iter().collect()))
     }
 
     pub fn is_empty(&self) -> bool {
@@ -116,6 +116,23 @@ impl Display for Losses {
     }
 }
 
+/// What names no process now, of all that the release would remove for it.
+async fn name_none(channel: &Channel, release: Release) -> Result<Found, LossError> {
+    let listed = NamespacesClient::new(channel.clone())
+        .list(timed(ListNamespacesRequest::default()))
+        .await;
+    let namespaces = listed.map_err(failed("namespaces"))?.into_inner().namespaces;
+    let mut found = Found::new();
+    for namespace in namespaces {
+        let namespace = Namespace {
+            channel: channel.clone(),
+            name: namespace.name,
+        };
+        namespace.name_none(release, &mut found).await?;
+    }
+    Ok(found)
+}
+
 /// One of containerd's namespaces.
 struct Namespace {
     channel: Channel,
@@ -123,7 +140,7 @@ struct Namespace {
 }
 
 impl Namespace {
-    async fn lost(&self, release: Release, lost: &mut Vec<String>) -> Result<(), LossError> {
+    async fn name_none(&self, release: Release, found: &mut Found) -> Result<(), LossError> {
         let mut tasks = TasksClient::new(self.channel.clone());
         let listed = tasks.list(self.request(ListTasksRequest::default())).await;
         let running = listed.map_err(failed("tasks"))?.into_inner().tasks.into_iter();
@@ -146,10 +163,11 @@ impl Namespace {
                 Err(status) => return Err(failed("a container's processes")(status)),
             };
             if names_none {
-                lost.push(match (labels.get(POD_NAMESPACE), labels.get(POD_NAME)) {
+                let name = match (labels.get(POD_NAMESPACE), labels.get(POD_NAME)) {
                     (Some(namespace), Some(pod)) => format!("{namespace}/{pod}"),
                     _ => format!("{}/{id}", self.name),
-                });
+                };
+                found.insert((self.name.clone(), id), name);
             }
         }
         Ok(())

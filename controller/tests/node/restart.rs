@@ -1,6 +1,7 @@
 //! What a restart of containerd would end is known before, and then it is not restarted.
 
 use std::fs;
+use std::time::Duration;
 
 use kubewasi_controller::api::wasm_node::{Step, Wish};
 use kubewasi_controller::node::host::{Containerd, Host, HostError};
@@ -20,6 +21,15 @@ on_every_containerd! {
 
         // As systemd does with sandboxes, where cgroups are those of version 1.
         leave_devices_cgroup(moved.pid);
+        let ending = node.start_native("ending");
+        leave_devices_cgroup(ending.pid);
+        let meanwhile = async {
+            tokio::time::sleep(Duration::from_millis(300)).await;
+            node.end_native(&ending);
+        };
+        let (refused, ()) = tokio::join!(refusal(node), meanwhile);
+        let refused = refused.unwrap_or_default();
+        assert!(!refused.contains(&ending.id), "it was ending: {refused}");
         let is_lost = node.version != Version::V1_6;
         let refused = refusal(node).await.unwrap_or_default();
         assert_eq!(refused.contains(&format!("would end them: default/{};", moved.id)), is_lost, "{refused}");
