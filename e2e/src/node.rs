@@ -41,6 +41,9 @@ const THROTTLED: &str = "
 /// What a node is called that runs the control plane, in a label.
 const CONTROL_PLANE: &str = "node-role.kubernetes.io/control-plane";
 
+/// How often a pod is made whose container could not be started.
+const TRIES: usize = 3;
+
 /// Enters the host's namespaces and has its shell run a script.
 const ENTER: [&str; 9] = ["nsenter", "-t", "1", "-m", "-u", "-i", "-n", "-p", "--"];
 
@@ -151,9 +154,8 @@ impl Node<'_> {
 
     /// Starts a script as root of the host in a unit of its own, which needs neither containerd nor the API server.
     pub async fn start(&self, unit: &str, script: &str) -> Result<()> {
-        let pod = self.launch(unit, script).await?;
         // A script that restarts containerd at once may cost the pod its exit code; `ended` sees whether it was started.
-        self.wait_for(&pod).await.map(drop)
+        self.complete(async || self.launch(unit, script).await).await.map(drop)
     }
 
     /// As [`Node::start`], for a script after which nothing can be asked: it may not have started yet. Returns the name of the
@@ -176,8 +178,7 @@ impl Node<'_> {
 
     /// What a command writes in a pod on the node, when it has succeeded.
     async fn output(&self, command: &[&str]) -> Result<String> {
-        let name = self.pod(command).await?;
-        let pod = self.wait_for(&name).await?;
+        let (name, pod) = self.complete(async || self.pod(command).await).await?;
         let written = workload::logs(self.namespace, &name, "look").await?;
         let phase = pod.status.and_then(|status| status.phase).unwrap_or_default();
         ensure!(
@@ -200,14 +201,34 @@ impl Node<'_> {
         Ok(pod)
     }
 
-    async fn wait_for(&self, pod: &str) -> Result<Pod> {
-        workload::pod_where(self.namespace, pod, "its end", |pod| {
-            let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
-            matches!(phase, Some("Succeeded" | "Failed"))
-        })
-        .await
-        .with_context(|| format!("looking at node {}", self.name))
+    /// Waits for the end of the pod that `make` makes, and returns its name and itself. One whose container could not be
+    /// started is made once more: on a busy machine runc may not get a cgroup of version 1 frozen in its time.
+    async fn complete(&self, make: impl AsyncFn() -> Result<String>) -> Result<(String, Pod)> {
+        let mut tries = 0;
+        loop {
+            let name = make().await?;
+            let pod = workload::pod_where(self.namespace, &name, "its end", |pod| {
+                let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
+                matches!(phase, Some("Succeeded" | "Failed"))
+            })
+            .await
+            .with_context(|| format!("looking at node {}", self.name))?;
+            tries += 1;
+            if tries == TRIES || !could_not_start(&pod) {
+                return Ok((name, pod));
+            }
+        }
     }
+}
+
+/// Whether nothing of a pod has run, by the reason that the kubelet gives then.
+fn could_not_start(pod: &Pod) -> bool {
+    let statuses = pod
+        .status
+        .iter()
+        .flat_map(|status| status.container_statuses.iter().flatten());
+    let mut ends = statuses.filter_map(|status| status.state.as_ref()?.terminated.as_ref());
+    ends.any(|end| end.reason.as_deref() == Some("StartError"))
 }
 
 /// Where a unit's script writes.

@@ -1,11 +1,14 @@
 //! What a restart of containerd would end is known before, and then it is not restarted.
 
 use std::fs;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use kubewasi_controller::api::wasm_node::{Step, Wish};
 use kubewasi_controller::node::host::{Containerd, Host, HostError};
+use kubewasi_controller::node::journal::Journal;
 use kubewasi_controller::node::observe::observe;
+use kubewasi_controller::node::plan::Planned;
 use kubewasi_controller::node::restart::refuse;
 use kubewasi_controller::node::transaction::Progress;
 use kubewasi_controller::node::work::{StepError, Work};
@@ -55,8 +58,7 @@ async fn a_unit_whose_restart_would_end_pods_is_not_restarted_to_uninstall_eithe
         let installed = node.config_text();
         let mut containerd = node.running().await;
         containerd.unit.kill_mode = "control-group".into();
-        let (host, staging) = (Host::itself(), node.folder.join("staging"));
-        let planned = observe(&host, &containerd, &node.layout, &staging, &wish("Removed", "Rolling")).unwrap();
+        let planned = plan(node, &containerd, "Removed", "Rolling");
         assert!(planned.has(Step::RestartContainerd));
         assert!(
             refusal_of(&containerd)
@@ -67,16 +69,11 @@ async fn a_unit_whose_restart_would_end_pods_is_not_restarted_to_uninstall_eithe
 
         // A permit that came before the unit was changed.
         let journal = permitted(planned);
-        let (layout, containerd) = (&node.layout, &containerd);
-        let work = Work {
-            host: &host,
-            containerd,
-            layout,
-            staging,
-        };
-        let refused = work.step(Step::RestartContainerd, &journal).await.unwrap_err();
+        let refused = step(node, &containerd, Step::RestartContainerd, &journal)
+            .await
+            .unwrap_err();
         assert!(matches!(refused, StepError::Refused(_)), "{refused}");
-        assert!(!layout.order().exists());
+        assert!(!node.layout.order().exists());
         assert_eq!(node.config_text(), installed);
     })
     .await;
@@ -88,36 +85,44 @@ async fn a_restart_that_is_somebody_elses_is_asked_for_and_the_plan_goes_on_afte
         // The configuration is written, and containerd does not know of it.
         let order = node.install_order().await;
         fs::write(node.config(), order.edit.unwrap().new.unwrap()).unwrap();
-        let (host, staging) = (Host::itself(), node.folder.join("staging"));
         let containerd = node.running().await;
-        let planned = observe(&host, &containerd, &node.layout, &staging, &wish("Installed", "Never")).unwrap();
+        let planned = plan(node, &containerd, "Installed", "Never");
         assert!(!planned.has(Step::RestartContainerd) && planned.has(Step::Prove));
         let journal = permitted(planned);
-        let (layout, containerd) = (&node.layout, &containerd);
-        let work = Work {
-            host: &host,
-            containerd,
-            layout,
-            staging,
-        };
-        let waits = work.step(Step::Prove, &journal).await.unwrap_err();
+        let waits = step(node, &containerd, Step::Prove, &journal).await.unwrap_err();
         assert_eq!((waits.waits(), waits.asks()), (true, Some("AwaitsRestart")), "{waits}");
 
         node.restart().await.unwrap();
         node.health().await;
-        work.step(Step::Prove, &journal).await.unwrap();
+        step(node, &containerd, Step::Prove, &journal).await.unwrap();
     })
     .await;
 }
 
-fn wish(state: &str, restart: &str) -> Wish {
-    serde_json::from_value(json!({
+/// What there is to do where a runtime is to be `state` and containerd may be restarted as `restart` says.
+fn plan(node: &Node, containerd: &Containerd, state: &str, restart: &str) -> Planned {
+    let wish: Wish = serde_json::from_value(json!({
         "state": state,
         "handler": "wasi",
         "shimImage": "registry/shim:1",
         "containerdRestart": restart,
     }))
-    .unwrap()
+    .unwrap();
+    observe(&Host::itself(), containerd, &node.layout, &staging(node), &wish).unwrap()
+}
+
+async fn step(node: &Node, containerd: &Containerd, step: Step, journal: &Journal) -> Result<(), StepError> {
+    let work = Work {
+        host: &Host::itself(),
+        containerd,
+        layout: &node.layout,
+        staging: staging(node),
+    };
+    work.step(step, journal).await
+}
+
+fn staging(node: &Node) -> PathBuf {
+    node.folder.join("staging")
 }
 
 async fn refusal(node: &Node) -> Option<String> {
