@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use crate::node::{Node, Workload};
 use anyhow::Result;
+use kubewasi_bench::median::median;
 use kubewasi_bench::memory::{processes_of, pss_of_all};
 
 /// How long an idle container may settle before its memory is looked at.
@@ -76,15 +77,6 @@ pub fn milliseconds(duration: Duration) -> f64 {
     duration.as_secs_f64() * 1000.0
 }
 
-/// The middle value; of an even number, the lower middle one.
-pub fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values
-        .get(values.len().saturating_sub(1) / 2)
-        .copied()
-        .unwrap_or(f64::NAN)
-}
-
 /// Finds a binary on PATH.
 pub fn on_path(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH")?;
@@ -96,13 +88,6 @@ pub fn on_path(name: &str) -> Option<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_median_is_in_the_middle_whatever_the_order() {
-        assert_eq!(median(vec![9.0, 1.0, 5.0]), 5.0);
-        assert_eq!(median(vec![4.0, 1.0, 3.0, 2.0]), 2.0);
-        assert!(median(vec![]).is_nan());
-    }
 
     #[test]
     fn memory_is_divided_by_the_number_of_containers() {

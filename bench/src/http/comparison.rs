@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use kubewasi_bench::median::median;
 use kubewasi_bench::memory::pss;
 
 use crate::cost::Cost;
@@ -128,11 +129,7 @@ type Row = [f64; 8];
 
 /// The median of each column.
 fn medians(rows: &[Row]) -> Row {
-    std::array::from_fn(|column| {
-        let mut values: Vec<f64> = rows.iter().map(|row| row[column]).collect();
-        values.sort_unstable_by(f64::total_cmp);
-        values[values.len() / 2]
-    })
+    std::array::from_fn(|column| median(rows.iter().map(|row| row[column]).collect()))
 }
 
 impl Server {

@@ -3,11 +3,11 @@
 use anyhow::Result;
 use kubewasi_e2e::cluster::Cluster;
 use kubewasi_e2e::namespace::{Namespace, images};
-use kubewasi_e2e::node::{Node, difference};
+use kubewasi_e2e::node::Node;
 use kubewasi_e2e::{release, runtime};
 
 use crate::idle::start_idle;
-use crate::uninstall::files;
+use crate::uninstall::{are_as_before, files};
 
 /// What it defines, which `helm uninstall` leaves.
 const DEFINITIONS: [&str; 2] = ["crd/wasmruntimes.kubewasi.dev", "crd/wasmnodes.kubewasi.dev"];
@@ -42,10 +42,7 @@ async fn the_manifest_applied_twice_installs_and_its_deletion_leaves_nothing() -
         cluster.output_of_kubectl(&["delete", "wasmruntimes", "--all"]).await?;
         let delete = ["delete", "--ignore-not-found", "--filename", "-"];
         cluster.kubectl_with_input(&delete, &manifest).await?;
-        for (node, before) in nodes.iter().zip(&before) {
-            let differences = difference(before, &node.files().await?);
-            assert!(differences.is_empty(), "{}: {differences:#?}", node.name);
-        }
+        are_as_before(&nodes, &before).await?;
         assert_eq!(runtime::labels_and_taints(cluster).await?, labels);
         assert_eq!(left(cluster).await?, Vec::<String>::new());
         Ok(())

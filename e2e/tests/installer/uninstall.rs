@@ -55,11 +55,7 @@ async fn an_installation_runs_wasm_pods_and_its_removal_leaves_the_crds_alone() 
         let start = Instant::now();
         release::uninstall(cluster).await?;
         eprintln!("helm uninstall: {:.1} s", start.elapsed().as_secs_f64());
-        for (node, before) in nodes.iter().zip(&files) {
-            let differences = difference(before, &node.files().await?);
-            eprintln!("node {}, files before and after: {differences:?}", node.name);
-            assert!(differences.is_empty(), "{}: {differences:#?}", node.name);
-        }
+        are_as_before(&nodes, &files).await?;
         assert_eq!(runtime::labels_and_taints(cluster).await?, labels);
         only_the_definitions_are_left(namespace).await?;
         Ok(())
@@ -102,6 +98,16 @@ pub async fn files(nodes: &[Node<'_>]) -> Result<Vec<BTreeSet<String>>> {
         all.push(node.files().await?);
     }
     Ok(all)
+}
+
+/// Prints what has become of those files, which is to be nothing.
+pub async fn are_as_before(nodes: &[Node<'_>], files: &[BTreeSet<String>]) -> Result<()> {
+    for (node, before) in nodes.iter().zip(files) {
+        let differences = difference(before, &node.files().await?);
+        eprintln!("node {}, files before and after: {differences:?}", node.name);
+        assert!(differences.is_empty(), "{}: {differences:#?}", node.name);
+    }
+    Ok(())
 }
 
 /// helm waits for none of the pods that it deletes.
