@@ -83,7 +83,7 @@ pub fn crictl(node: &Node, args: &[&str]) -> Finished {
 
 pub fn crictl_command(node: &Node, args: &[&str]) -> Command {
     let socket = format!("unix://{}", node.socket().display());
-    let mut command = Command::new(hack("cri-tools", &[]).join("crictl"));
+    let mut command = Command::new(hack("cri-tools", &["crictl"]).join("crictl"));
     command.args(["--runtime-endpoint", &socket, "--image-endpoint", &socket]);
     // As long as the kubelet waits for its runtime, unless told otherwise.
     command.args(["--timeout", "2m"]).args(args);
