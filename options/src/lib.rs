@@ -5,6 +5,7 @@
 //! reads a file or the environment.
 
 mod annotations;
+mod cache_file;
 mod engine;
 mod http;
 mod kind;
@@ -13,6 +14,7 @@ mod reference;
 mod table;
 
 pub use annotations::{AnnotationError, annotated};
+pub use cache_file::is_cache_file;
 pub use engine::{Engine, Optimization};
 pub use http::Http;
 pub use kind::{Kind, ValueError};

@@ -50,7 +50,7 @@ pub struct Order {
     pub before: Health,
     /// How many seconds containerd has to be healthy again, after its restart.
     pub patience: u64,
-    /// A folder to remove when all is committed: the artifacts of a runtime that leaves.
+    /// The folder whose artifacts are removed when all is committed: those of a runtime that leaves.
     pub cache: Option<PathBuf>,
 }
 
@@ -159,7 +159,7 @@ pub async fn run<E: Display>(
             last => return Ok(last.clone()),
         };
         if next == Progress::Committed {
-            clean(order)?;
+            clean(order);
         }
         journal::write(progress, &next)?;
         fault::after(phase.name());
@@ -254,16 +254,21 @@ async fn healthy(order: &Order, listed: bool) -> Result<(), String> {
     }
 }
 
-/// Removes what a runtime that left has made.
-fn clean(order: &Order) -> Result<(), TransactionError> {
-    if let Some(cache) = &order.cache {
-        durable::remove_folder(cache)?;
-        // The folder above, when it was ours alone; any other is not empty.
-        if let Some(above) = cache.parent().filter(|above| above.ends_with("kubewasi")) {
-            let _ = fs::remove_dir(above);
+/// Removes the artifacts that a runtime that left has made, and nothing else: the folder is one that somebody chose. What
+/// cannot be removed stays, since nothing depends on it.
+fn clean(order: &Order) {
+    let Some(cache) = &order.cache else { return };
+    for entry in fs::read_dir(cache).into_iter().flatten().flatten() {
+        let is_ours = entry.file_name().to_str().is_some_and(kubewasi_options::is_cache_file);
+        if is_ours && let Err(error) = fs::remove_file(entry.path()) {
+            tracing::warn!(path = %entry.path().display(), %error, "an artifact stays");
         }
     }
-    Ok(())
+    // A folder that has anything else, or that something is mounted on, stays, and so does the one above.
+    let _ = fs::remove_dir(cache);
+    if let Some(above) = cache.parent().filter(|above| above.ends_with("kubewasi")) {
+        let _ = fs::remove_dir(above);
+    }
 }
 
 fn unchanged(edit: &Edit) -> Result<(), TransactionError> {

@@ -68,6 +68,22 @@ fn what_was_stored_is_found_also_by_the_next_server() {
 }
 
 #[test]
+fn every_file_of_the_cache_is_known_as_one() {
+    let test = Test::new();
+    test.put("a", "artifact");
+    fs::write(test.cache.temporary(), "").expect("write");
+    let names = fs::read_dir(&test.cache.folder)
+        .expect("list")
+        .map(|entry| entry.expect("entry").file_name());
+    let names: Vec<String> = names.map(|name| name.into_string().expect("utf-8")).collect();
+    assert_eq!(names.len(), 3);
+    assert!(
+        names.iter().all(|name| kubewasi_options::is_cache_file(name)),
+        "{names:?}"
+    );
+}
+
+#[test]
 fn a_found_artifact_cannot_be_written_through() {
     let test = Test::new();
     test.put("a", "artifact");
