@@ -25,6 +25,10 @@ use rustls_native_certs::{CertificateResult, load_certs_from_paths, load_native_
 use tokio::time::{Sleep, sleep, timeout};
 use wasmtime_wasi_http::{Error, RequestOptions, WasiBody, WasiHttpHooks};
 
+use again::Again;
+
+mod again;
+
 /// What a guest that sets no timeout waits: as long as other hosts of wasi:http do.
 const PATIENCE: Duration = Duration::from_secs(600);
 
@@ -119,22 +123,46 @@ fn roots([file, folder]: &[Option<String>; 2]) -> Result<RootCertStore, String> 
 
 async fn send(
     client: &Connected,
-    mut request: Request<WasiBody>,
+    request: Request<WasiBody>,
     options: RequestOptions,
 ) -> Result<Response<WasiBody>, Error> {
+    let (mut again, request) = Again::new(request);
+    let mut sent = send_once(client, request, &options).await;
+    while let Err(Unanswered::Failed(error)) = &sent
+        && let Some(request) = again.after(error)
+    {
+        sent = send_once(client, request, &options).await;
+    }
+    let between = options.between_bytes_timeout.unwrap_or(PATIENCE);
+    match sent {
+        Ok(response) => Ok(response.map(|body| Paced::new(body, between).boxed_unsync())),
+        Err(Unanswered::Failed(error)) => Err(failure(&error)),
+        Err(Unanswered::Late(error)) => Err(error),
+    }
+}
+
+/// Why a request has no answer.
+enum Unanswered {
+    Failed(legacy::Error),
+    Late(Error),
+}
+
+async fn send_once(
+    client: &Connected,
+    mut request: Request<WasiBody>,
+    options: &RequestOptions,
+) -> Result<Response<Incoming>, Unanswered> {
     let mut connection = capture_connection(&mut request);
     let connected = std::pin::pin!(async { drop(connection.wait_for_connection_metadata().await) });
     let begun = select(client.request(request), connected);
     let response = match timeout(options.connect_timeout.unwrap_or(PATIENCE), begun).await {
-        Err(_) => return Err(Error::ConnectionTimeout),
+        Err(_) => return Err(Unanswered::Late(Error::ConnectionTimeout)),
         Ok(Either::Left((response, _))) => response,
         Ok(Either::Right((_, response))) => timeout(options.first_byte_timeout.unwrap_or(PATIENCE), response)
             .await
-            .map_err(|_| Error::ConnectionReadTimeout)?,
+            .map_err(|_| Unanswered::Late(Error::ConnectionReadTimeout))?,
     };
-    let between = options.between_bytes_timeout.unwrap_or(PATIENCE);
-    let response = response.map_err(|error| failure(&error))?;
-    Ok(response.map(|body| Paced::new(body, between).boxed_unsync()))
+    response.map_err(Unanswered::Failed)
 }
 
 /// Why there is no answer, in the terms of wasi:http.

@@ -30,8 +30,9 @@ use crate::network::Network;
 
 const COMPONENTS: [Probe; 2] = [Probe::P2, Probe::P3];
 
-/// An HTTP/1.1 server on port 8000; returns how many clients have connected so far.
-fn server(network: &Network) -> Arc<AtomicU32> {
+/// An HTTP/1.1 server on port 8000 that ends each connection on the request after so many; returns how many clients have
+/// connected so far.
+fn server(network: &Network, answers: usize) -> Arc<AtomicU32> {
     let listener = network.within(|| TcpListener::bind("127.0.0.1:8000").unwrap());
     let clients = Arc::new(AtomicU32::new(0));
     let counted = clients.clone();
@@ -41,11 +42,13 @@ fn server(network: &Network) -> Arc<AtomicU32> {
             thread::spawn(move || {
                 let mut client = client.unwrap();
                 let lines = BufReader::new(client.try_clone().unwrap()).lines();
-                for _ in lines.map_while(Result::ok).filter(String::is_empty) {
+                let mut requests = lines.map_while(Result::ok).filter(String::is_empty);
+                for _ in requests.by_ref().take(answers) {
                     client
                         .write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 6\r\n\r\nhello\n")
                         .unwrap();
                 }
+                requests.next();
             });
         }
     });
@@ -156,11 +159,30 @@ async fn describe(request: Request<Incoming>) -> Result<Response<String>, hyper:
 on_newest_containerd! {
     fn requests_one_after_the_other_share_a_connection(node) {
         let network = Network::new();
-        let clients = server(&network);
+        let clients = server(&network, usize::MAX);
         for (number, world) in COMPONENTS.into_iter().enumerate() {
             let said = asks(node, &network, world, &["get", "http://plain.test:8000/", "3"], &[], &[]).finish().ok().stdout;
             assert_eq!(said, "200\nhello\n".repeat(3), "{world:?}");
             assert_eq!(clients.load(Ordering::Relaxed), number as u32 + 1, "{world:?}");
+        }
+    }
+
+    fn a_request_whose_kept_connection_ends_is_sent_again_where_that_does_no_harm(node) {
+        for world in COMPONENTS {
+            let network = Network::new();
+            let clients = server(&network, 1);
+            let get = ["get", "http://plain.test:8000/", "3"];
+            let said = asks(node, &network, world, &get, &[], &[]).finish().ok().stdout;
+            assert_eq!(said, "200\nhello\n".repeat(3), "{world:?}");
+            assert_eq!(clients.load(Ordering::Relaxed), 3, "{world:?}");
+
+            let network = Network::new();
+            let clients = server(&network, 0);
+            for (args, tries) in [(["get", "http://plain.test:8000/", "1"], 4), (["post", "http://plain.test:8000/", "9"], 1)] {
+                let before = clients.load(Ordering::Relaxed);
+                asks(node, &network, world, &args, &[], &[]).finish().expect_code(1).expect_error(&["HttpProtocolError"]);
+                assert_eq!(clients.load(Ordering::Relaxed) - before, tries, "{world:?} {args:?}");
+            }
         }
     }
 
