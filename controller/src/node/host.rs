@@ -4,10 +4,12 @@
 //! root, `/proc/PID/root` is containerd's. A mounted folder of sockets would pin the root filesystems of containers that
 //! are mounted below it, and a mounted socket is stale after a restart.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io;
 use std::os::unix::net::UnixStream;
 use std::path::{Component, Path, PathBuf};
+
+use rustix::fs::{Dir, Mode, OFlags, ResolveFlags};
 
 use super::config::{Release, Root, Shape};
 use super::cri::{Cri, CriError};
@@ -176,18 +178,16 @@ impl Host {
             .release
             .parse()
             .map_err(|()| Refusal::unreadable_release(&health.release))?;
-        let text = match read(&below(root, config)) {
-            Err(HostError::Read { cause, .. }) if cause.kind() == io::ErrorKind::NotFound => {
-                return Err(Refusal::no_config(config).into());
-            }
-            text => text?,
+        let text = match read_within(root, config) {
+            Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Err(Refusal::no_config(config).into()),
+            text => text.map_err(|cause| Refusal::unreadable(config, &cause))?,
         };
         let file = Root::parse(config, &text).map_err(Refusal::from)?;
         let imported = imported(root, &file)?;
         let folder = file.drop_in_folder();
         Ok(Shape {
             release,
-            drop_ins: folder.filter(|folder| below(root, folder).is_dir()),
+            drop_ins: folder.filter(|folder| within(root, folder, OFlags::PATH | OFlags::DIRECTORY).is_ok()),
             root: file,
             imported,
             default_runtime: health.default_entry(),
@@ -207,7 +207,7 @@ fn imported(root: &Path, file: &Root) -> Result<Vec<(PathBuf, String)>, HostErro
         let path = file.path.parent().unwrap_or(Path::new("/")).join(import);
         // Only a star makes a pattern of it.
         if !import.contains('*') {
-            if !below(root, &path).exists() {
+            if within(root, &path, OFlags::PATH).is_err() {
                 return Err(refuse("which is not there: containerd would not start again"));
             }
             found.push(path);
@@ -216,14 +216,15 @@ fn imported(root: &Path, file: &Root) -> Result<Vec<(PathBuf, String)>, HostErro
         let glob = glob(&path);
         let (folder, before, after) =
             glob.ok_or_else(|| refuse("which is not read here: have one * in the file's name and no other pattern"))?;
-        let entries = match fs::read_dir(below(root, folder)) {
+        let entries = match within(root, folder, OFlags::RDONLY | OFlags::DIRECTORY) {
             // A glob that matches nothing imports nothing.
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-            entries => entries.map_err(read_error(folder))?,
+            folder => folder.and_then(|folder| Ok(Dir::read_from(folder)?)),
         };
         let mut names: Vec<String> = entries
+            .map_err(read_error(folder))?
             .flatten()
-            .filter_map(|entry| entry.file_name().into_string().ok())
+            .filter_map(|entry| entry.file_name().to_str().map(str::to_owned).ok())
             .filter(|name| {
                 name.len() >= before.len() + after.len() && name.starts_with(before) && name.ends_with(after)
             })
@@ -233,8 +234,24 @@ fn imported(root: &Path, file: &Root) -> Result<Vec<(PathBuf, String)>, HostErro
     }
     found
         .into_iter()
-        .map(|path| read(&below(root, &path)).map(|text| (path, text)))
+        .map(|path| match read_within(root, &path) {
+            Ok(text) => Ok((path, text)),
+            Err(cause) => Err(Refusal::unreadable(&path, &cause).into()),
+        })
         .collect()
+}
+
+/// Opens a path of a process whose root is `root`: absolute symlinks lead where they lead it.
+fn within(root: &Path, path: &Path, flags: OFlags) -> io::Result<File> {
+    let root = File::open(root)?;
+    let flags = flags | OFlags::CLOEXEC;
+    let file = rustix::fs::openat2(&root, path, flags, Mode::empty(), ResolveFlags::IN_ROOT)?;
+    Ok(file.into())
+}
+
+/// Reads a text of a process whose root is `root`.
+fn read_within(root: &Path, path: &Path) -> io::Result<String> {
+    io::read_to_string(within(root, path, OFlags::RDONLY)?)
 }
 
 /// The folder of a pattern, and what is before and after the one star in the file's name.
@@ -355,6 +372,31 @@ mod tests {
         assert_eq!(
             names,
             ["/etc/containerd/conf.d/a.toml", "/etc/containerd/conf.d/b.toml"].map(PathBuf::from)
+        );
+    }
+
+    #[test]
+    fn symlinks_lead_where_they_lead_a_containerd_with_another_root() {
+        let folder = tempfile::tempdir().unwrap();
+        let conf = folder.path().join("etc/containerd/conf.d");
+        fs::create_dir_all(&conf).unwrap();
+        fs::create_dir(folder.path().join("usr")).unwrap();
+        fs::write(folder.path().join("usr/gpu.toml"), "[plugins]").unwrap();
+        std::os::unix::fs::symlink("/usr/gpu.toml", conf.join("a.toml")).unwrap();
+        let text = "version = 3\nimports = ['conf.d/*.toml', 'conf.d/a.toml']";
+        let file = Root::parse(Path::new("/etc/containerd/config.toml"), text).unwrap();
+        let found = imported(folder.path(), &file).unwrap();
+        let expected = (PathBuf::from("/etc/containerd/conf.d/a.toml"), "[plugins]".to_owned());
+        assert_eq!(found, [expected.clone(), expected]);
+        std::os::unix::fs::symlink("/gone", conf.join("b.toml")).unwrap();
+        let Err(HostError::Refused(refusal)) = imported(folder.path(), &file) else {
+            panic!("a symlink that leads nowhere is not refused");
+        };
+        assert_eq!(refusal.reason, "ConfigUnreadable");
+        assert!(
+            refusal.message.contains("conf.d/b.toml cannot be read"),
+            "{}",
+            refusal.message
         );
     }
 

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use super::config;
+use super::journal::RecordError;
 use super::restart::Losses;
 
 /// A reason to touch nothing, and what an administrator can do about it.
@@ -59,8 +60,22 @@ impl Refusal {
         )
     }
 
+    pub fn unreadable(path: &Path, cause: &std::io::Error) -> Refusal {
+        Refusal::new(
+            "ConfigUnreadable",
+            format!(
+                "{} cannot be read, and containerd would not start again with it: {cause}",
+                path.display()
+            ),
+        )
+    }
+
     pub fn import(root: &Path, import: &str, why: &str) -> Refusal {
         Refusal::new("ConfigImports", format!("{} imports {import:?}, {why}", root.display()))
+    }
+
+    pub fn record(error: &RecordError) -> Refusal {
+        Refusal::new("RecordUnreadable", error.to_string())
     }
 
     pub fn kill_mode(unit: &str, kill_mode: &str) -> Refusal {
