@@ -166,7 +166,7 @@ async fn seen(
     smoke::run(&host.path(&containerd.socket), layout, health, handler)
         .await
         .map_err(|error| failed(error.to_string()))?;
-    shim::version(layout).map_err(|error| failed(error.to_string()))
+    shim::version(layout).await.map_err(|error| failed(error.to_string()))
 }
 
 /// The time until the next proof; the clock's nanoseconds are random enough for that.

@@ -5,13 +5,17 @@ use std::fs::{self, File};
 use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use sha2::{Digest, Sha256};
+use tokio::process::Command;
 
 use super::durable::{self, WriteError};
 use super::layout::{Layout, SHIM};
+
+/// The longest that a shim may take to say its version: on a busy node it is read from the disk first.
+const ANSWER: Duration = Duration::from_secs(10);
 
 /// Why the staged shim cannot be installed.
 #[derive(Debug, thiserror::Error)]
@@ -154,6 +158,11 @@ pub fn current(layout: &Layout) -> Option<String> {
     (digest_of(&layout.stable()).as_ref() == Some(&digest)).then_some(digest)
 }
 
+/// The options beside the version with `digest`.
+pub fn options(layout: &Layout, digest: &str) -> Option<String> {
+    fs::read_to_string(layout.options(digest)).ok()
+}
+
 /// Has the stable path lead to the version with `digest`, which is complete.
 pub fn switch(layout: &Layout, digest: &str) -> Result<(), ShimError> {
     if current(layout).as_deref() == Some(digest) {
@@ -164,15 +173,19 @@ pub fn switch(layout: &Layout, digest: &str) -> Result<(), ShimError> {
 }
 
 /// What the shim says its version is.
-pub fn version(layout: &Layout) -> Result<String, ShimError> {
+pub async fn version(layout: &Layout) -> Result<String, ShimError> {
     let path = layout.stable();
-    let output = Command::new(&path)
-        .arg("-v")
-        .output()
-        .map_err(|cause| ShimError::Read {
+    let said = Command::new(&path).arg("-v").kill_on_drop(true).output();
+    let output = match tokio::time::timeout(ANSWER, said).await {
+        Ok(output) => output.map_err(|cause| ShimError::Read {
             path: path.clone(),
             cause,
-        })?;
+        })?,
+        Err(_) => {
+            let said = format!("it says nothing within {} seconds", ANSWER.as_secs());
+            return Err(ShimError::Version { path, said });
+        }
+    };
     let text = String::from_utf8_lossy(&output.stdout);
     // containerd's form: `NAME:` and indented lines, one of them `Version: X`.
     let version = text.lines().find_map(|line| line.trim().strip_prefix("Version:"));

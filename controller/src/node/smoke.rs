@@ -20,6 +20,7 @@ use containerd_client::types::Mount;
 use prost_types::Any;
 use serde_json::{Value as Json, json};
 
+use super::cri::timed;
 use super::durable::{self, WriteError};
 use super::health::Health;
 use super::layout::Layout;
@@ -131,26 +132,27 @@ impl Smoke {
 
     /// Takes everything away; what is left of a failed run is told, and the proof's own result counts.
     async fn clean(&self) {
-        let kill = self.request(KillRequest {
+        // containerd waits for a shim that hangs for as long as it is let.
+        let kill = self.timed(KillRequest {
             container_id: self.id.clone(),
             signal: 9,
             all: true,
             ..KillRequest::default()
         });
-        let wait = self.request(WaitRequest {
+        let wait = self.timed(WaitRequest {
             container_id: self.id.clone(),
             ..WaitRequest::default()
         });
-        let task = self.request(DeleteTaskRequest {
+        let task = self.timed(DeleteTaskRequest {
             container_id: self.id.clone(),
         });
-        let container = self.request(DeleteContainerRequest { id: self.id.clone() });
-        let namespace = self.request(DeleteNamespaceRequest {
+        let container = self.timed(DeleteContainerRequest { id: self.id.clone() });
+        let namespace = self.timed(DeleteNamespaceRequest {
             name: self.namespace.clone(),
         });
         let mut tasks = self.tasks();
         if tasks.kill(kill).await.is_ok() {
-            let _ = tokio::time::timeout(Duration::from_secs(10), tasks.wait(wait)).await;
+            let _ = tasks.wait(wait).await;
         }
         let left = [
             tasks.delete(task).await.map(drop).err(),
@@ -185,6 +187,10 @@ impl Smoke {
 
     fn request<T>(&self, message: T) -> Request<T> {
         in_namespace(Request::new(message), &self.namespace)
+    }
+
+    fn timed<T>(&self, message: T) -> Request<T> {
+        in_namespace(timed(message), &self.namespace)
     }
 }
 
