@@ -6,9 +6,10 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 use kube::Client;
-use kubewasi_controller::node::agent::{Agent, Identity, dry_run};
+use kubewasi_controller::node::agent::{Agent, Identity};
 use kubewasi_controller::node::check::{check, describe_plan};
 use kubewasi_controller::node::copy::copy;
+use kubewasi_controller::node::dry_run::dry_run;
 use kubewasi_controller::node::helper;
 use kubewasi_controller::node::host::Host;
 use kubewasi_controller::node::layout::{BASE, Layout};

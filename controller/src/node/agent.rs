@@ -18,11 +18,11 @@ use super::cri::Cri;
 use super::durable;
 use super::evidence::{Evidence, EvidenceError, PROVE};
 use super::host::{Containerd, Host, HostError};
-use super::journal::{self, Failed, Journal};
+use super::journal::{self, Failed, Journal, RecordError};
 use super::layout::Layout;
 use super::observe::{ObserveError, permissible};
-use super::plan::Planned;
 use super::proof::now;
+use super::refusal::Refusal as Refused;
 use super::report::Reporter;
 use super::shim;
 use super::work::Work;
@@ -55,11 +55,25 @@ pub enum AgentError {
     #[error(transparent)]
     Evidence(#[from] EvidenceError),
     #[error(transparent)]
-    Record(#[from] journal::RecordError),
+    Record(#[from] RecordError),
     #[error(transparent)]
     Write(#[from] durable::WriteError),
     #[error("there is no WasmNode for the runtime {runtime:?} on the node {node:?}")]
     NoWish { runtime: String, node: String },
+}
+
+impl AgentError {
+    /// The record that somebody has to mend.
+    fn record(&self) -> Option<&RecordError> {
+        match self {
+            AgentError::Record(error)
+            | AgentError::Observe(ObserveError::Record(error))
+            | AgentError::Evidence(EvidenceError::Record(error)) => {
+                matches!(error, RecordError::Unparsable { .. }).then_some(error)
+            }
+            _ => None,
+        }
+    }
 }
 
 /// The agent of one runtime on one node.
@@ -121,6 +135,9 @@ impl Agent {
                             Ok(after) => next = Instant::now() + after,
                             Err(error) => {
                                 tracing::warn!(%error, "the host could not be looked at");
+                                if let Some(record) = error.record() {
+                                    self.refuse(node, unseen(node), Refused::record(record)).await;
+                                }
                                 next = Instant::now() + SOON;
                             }
                         }
@@ -135,10 +152,7 @@ impl Agent {
         let wish = &node.spec.wish;
         self.evidence
             .learn(node.status.as_ref().and_then(|status| status.proof.as_ref()));
-        let mut status = WasmNodeStatus {
-            observed_wish: Some(wish.hash()),
-            ..WasmNodeStatus::default()
-        };
+        let mut status = unseen(node);
         let containerd = match self.host.containerd(Some(&self.identity.pod_uid)).await {
             Err(HostError::Refused(refusal)) => {
                 self.evidence.review_rest(&self.host, &self.layout)?;
@@ -151,6 +165,15 @@ impl Agent {
             return self.work(node, status, containerd, journal).await;
         }
         let waits_for_image = wish.state == WishedState::Installed && wish.shim_image != self.identity.shim_image;
+        let failed = match self.unwritten.take() {
+            Some(failed) => {
+                self.record(failed.clone());
+                Some(failed)
+            }
+            None => journal::read(&self.layout.journal())?,
+        };
+        // Another wish has not failed yet.
+        let failed: Option<Journal> = failed.filter(|failed| failed.has_failed_for(&wish.hash()));
         let planned = match permissible(&self.host, &containerd, &self.layout, &self.identity.staging, wish).await {
             Err(ObserveError::Refused(refusal)) => {
                 // Somebody may have taken what was installed before, which is no reason to say that it works.
@@ -161,28 +184,20 @@ impl Agent {
             }
             planned => planned?,
         };
+        let planned = match failed {
+            Some(_) => planned.once_more(),
+            None => planned,
+        };
         let permit = node
             .spec
             .permit
             .as_ref()
             .filter(|permit| permit.plan == planned.plan.hash);
-        let failed = match self.unwritten.take() {
-            Some(failed) => {
-                self.record(failed.clone());
-                Some(failed)
-            }
-            None => journal::read(&self.layout.journal())?,
-        };
         let is_spent = |attempt: &str| failed.as_ref().is_some_and(|failed| failed.permit.attempt == attempt);
         if let Some(permit) =
             permit.filter(|permit| !waits_for_image && !planned.is_done() && !is_spent(&permit.attempt))
         {
-            let journal = Journal {
-                permit: permit.clone(),
-                planned,
-                previous_shim: shim::current(&self.layout),
-                failed: None,
-            };
+            let journal = Journal::new(permit.clone(), planned, &self.layout);
             if let Err(error) = self.begin(&journal) {
                 let first = journal.planned.plan.steps.first().copied();
                 self.fail(journal, first.unwrap_or(Step::Prove), error.to_string(), true);
@@ -190,9 +205,8 @@ impl Agent {
             }
             return self.work(node, status, containerd, journal).await;
         }
-        // Another wish has not failed yet.
-        let of_this = failed.as_ref().filter(|failed| failed.planned.wish == wish.hash());
-        status.failure = of_this.and_then(failure);
+        // A host that is as it should be has no failure to tell of.
+        status.failure = failed.as_ref().filter(|_| !planned.is_done()).and_then(failure);
         if planned.is_done() && wish.state == WishedState::Removed {
             status.phase = Some(Phase::Removed);
             self.evidence.forget();
@@ -201,8 +215,6 @@ impl Agent {
             if is_done {
                 shim::prune(&self.layout, &self.host.processes)
                     .unwrap_or_else(|error| tracing::warn!(%error, "old shims stay"));
-                // A host that is as it should be has no failure to tell of.
-                status.failure = None;
             }
             let fulfilled = is_done.then_some(planned.wish.as_str());
             self.evidence
@@ -240,7 +252,7 @@ impl Agent {
     }
 
     /// Writes down that a plan is begun.
-    fn begin(&mut self, journal: &Journal) -> Result<(), journal::RecordError> {
+    fn begin(&mut self, journal: &Journal) -> Result<(), RecordError> {
         self.unwritten = None;
         durable::make_folder(&self.layout.folder())?;
         journal::write(&self.layout.journal(), journal)
@@ -311,6 +323,8 @@ impl Agent {
             }
             tracing::error!(?step, %error, "the plan failed");
             self.fail(journal, step, error.to_string(), error.rolled_back(step));
+            // What was installed before may have suffered.
+            self.evidence.expire();
             return Ok(Duration::ZERO);
         }
         durable::remove(&self.layout.journal())?;
@@ -319,12 +333,7 @@ impl Agent {
     }
 
     /// Reports that the host is left alone; for a runtime that is not there and not wished that is all there is to do.
-    async fn refuse(
-        &mut self,
-        node: &WasmNode,
-        mut status: WasmNodeStatus,
-        refusal: super::refusal::Refusal,
-    ) -> Duration {
+    async fn refuse(&mut self, node: &WasmNode, mut status: WasmNodeStatus, refusal: Refused) -> Duration {
         if node.spec.wish.state == WishedState::Removed && !self.layout.folder().exists() {
             status.phase = Some(Phase::Removed);
         } else {
@@ -350,28 +359,19 @@ impl Agent {
     }
 }
 
-/// Plans for the wish of the API server, and returns the plan with its change of configuration; nothing is changed.
-pub async fn dry_run(identity: &Identity, host: &Host, layout: &Layout, client: Client) -> Result<Planned, AgentError> {
-    let selection = selection(identity);
-    let list = kube::api::ListParams {
-        label_selector: selection.label_selector,
-        field_selector: selection.field_selector,
-        ..kube::api::ListParams::default()
-    };
-    let found = Api::<WasmNode>::all(client).list(&list).await?;
-    let node = found.items.into_iter().next().ok_or_else(|| AgentError::NoWish {
-        runtime: identity.runtime.clone(),
-        node: identity.node.clone(),
-    })?;
-    let containerd = host.containerd(Some(&identity.pod_uid)).await?;
-    Ok(permissible(host, &containerd, layout, &identity.staging, &node.spec.wish).await?)
-}
-
 /// This agent's one WasmNode.
-fn selection(identity: &Identity) -> watcher::Config {
+pub(super) fn selection(identity: &Identity) -> watcher::Config {
     watcher::Config::default()
         .fields(&format!("spec.nodeName={}", identity.node))
         .labels(&format!("{}={}", labels::RUNTIME, identity.runtime))
+}
+
+/// What there is to tell of a host that was not looked at.
+fn unseen(node: &WasmNode) -> WasmNodeStatus {
+    WasmNodeStatus {
+        observed_wish: Some(node.spec.wish.hash()),
+        ..WasmNodeStatus::default()
+    }
 }
 
 fn failure(journal: &Journal) -> Option<Failure> {

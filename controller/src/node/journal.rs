@@ -15,6 +15,7 @@ use crate::api::wasm_node::{Permit, Step};
 use super::durable::{self, WriteError};
 use super::layout::Layout;
 use super::plan::Planned;
+use super::shim;
 
 /// Why a record cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -34,8 +35,29 @@ pub struct Journal {
     pub planned: Planned,
     /// The SHA-256 of the shim that was current before.
     pub previous_shim: Option<String>,
+    /// The options that were beside the plan's shim before.
+    #[serde(default)]
+    pub previous_options: Option<String>,
     /// How it failed; nothing more is done for this permit then.
     pub failed: Option<Failed>,
+}
+
+impl Journal {
+    /// That of a plan that is about to be begun: it remembers what is there, for the way back.
+    pub fn new(permit: Permit, planned: Planned, layout: &Layout) -> Journal {
+        Journal {
+            permit,
+            previous_shim: shim::current(layout),
+            previous_options: shim::options(layout, &planned.shim),
+            planned,
+            failed: None,
+        }
+    }
+
+    /// Whether this plan failed for the wish of this hash.
+    pub fn has_failed_for(&self, wish: &str) -> bool {
+        self.failed.is_some() && self.planned.wish == wish
+    }
 }
 
 /// How a plan failed.

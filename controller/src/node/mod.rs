@@ -13,6 +13,7 @@ pub mod check;
 pub mod config;
 pub mod copy;
 pub mod cri;
+pub mod dry_run;
 mod durable;
 pub mod evidence;
 mod fault;

@@ -102,7 +102,7 @@ pub fn observe(
         Observed {
             has_staged: shim::digest_of(&binary).as_ref() == Some(&staged.digest),
             current: shim::current(layout),
-            options: fs::read_to_string(layout.options(&staged.digest)).ok(),
+            options: shim::options(layout, &staged.digest),
             staged: staged.digest,
             edit,
             listed: leads_here,
@@ -170,7 +170,7 @@ fn cache(layout: &Layout) -> Option<PathBuf> {
     if others.count() > 0 {
         return None;
     }
-    let text = shim::current(layout).and_then(|digest| fs::read_to_string(layout.options(&digest)).ok());
+    let text = shim::current(layout).and_then(|digest| shim::options(layout, &digest));
     let options = kubewasi_options::parse(&text?).ok()?;
     Some(options.cache_dir)
 }

@@ -57,6 +57,27 @@ impl Planned {
     pub fn has(&self, step: Step) -> bool {
         self.plan.steps.contains(&step)
     }
+
+    /// The plan after one for the same wish that failed: a host that has everything and where it did not work is not done.
+    pub fn once_more(mut self) -> Planned {
+        if self.installs && self.is_done() {
+            self.plan.steps.push(Step::Prove);
+            self.plan.hash = self.hash();
+        }
+        self
+    }
+
+    /// Of all that the plan does, whatever its hash is now.
+    fn hash(&self) -> String {
+        let unnamed = Planned {
+            plan: Plan {
+                hash: String::new(),
+                steps: self.plan.steps.clone(),
+            },
+            ..self.clone()
+        };
+        digest(&serde_json::json!(unnamed).to_string())
+    }
 }
 
 /// Plans for `wish`.
@@ -99,7 +120,7 @@ pub fn plan(wish: &Wish, observed: Observed) -> Planned {
         edit: observed.edit,
         cache: observed.cache,
     };
-    planned.plan.hash = digest(&serde_json::json!(planned).to_string());
+    planned.plan.hash = planned.hash();
     planned
 }
 
@@ -176,6 +197,21 @@ mod tests {
         assert_eq!(steps(&wish(WishedState::Installed), installed()), []);
         let gone = Observed { edit: None, ..fresh() };
         assert_eq!(steps(&wish(WishedState::Removed), gone), []);
+    }
+
+    #[test]
+    fn a_host_that_has_everything_is_proven_once_more_where_that_failed() {
+        let failed = |observed, state| plan(&wish(state), observed).once_more();
+        let proof = failed(installed(), WishedState::Installed);
+        assert_eq!(proof.plan.steps, [Step::Prove]);
+        assert_ne!(
+            proof.plan.hash,
+            plan(&wish(WishedState::Installed), installed()).plan.hash
+        );
+        let fresh_plan = plan(&wish(WishedState::Installed), fresh());
+        assert_eq!(failed(fresh(), WishedState::Installed), fresh_plan);
+        let gone = Observed { edit: None, ..fresh() };
+        assert!(failed(gone, WishedState::Removed).is_done());
     }
 
     #[test]

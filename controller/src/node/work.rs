@@ -47,6 +47,8 @@ pub enum StepError {
     Smoke(#[from] SmokeError),
     #[error("{0}; nothing was changed")]
     Refused(String),
+    #[error("{reason}; {again}")]
+    TakenBack { reason: String, again: &'static str },
     #[error("{reason}; the old configuration is back and containerd is healthy")]
     RolledBack { reason: String },
     #[error("{reason}; the old configuration is back, but {unhealthy}")]
@@ -65,7 +67,10 @@ impl StepError {
     /// Whether the host is again as it was before `step`, which failed with this.
     pub fn rolled_back(&self, step: Step) -> bool {
         match self {
-            StepError::RolledBack { .. } | StepError::Refused(_) | StepError::NoHelper(_) => true,
+            StepError::TakenBack { .. }
+            | StepError::RolledBack { .. }
+            | StepError::Refused(_)
+            | StepError::NoHelper(_) => true,
             // A file is wholly written or not at all, and what was there stays until then.
             StepError::Shim(_) | StepError::Write(_) => {
                 matches!(step, Step::StageShim | Step::WriteOptions | Step::SwitchShim)
@@ -270,34 +275,44 @@ impl Work<'_> {
         Ok(Helper::Started)
     }
 
-    /// Runs the module. A shim that fails gives way to the one before it, since pods would fail as well.
+    /// Runs the module. A shim or options that fail give way to those before, since pods would fail as well.
     async fn prove(&self, journal: &Journal) -> Result<(), StepError> {
         let (layout, planned) = (self.layout, &journal.planned);
         let socket = self.host.path(&self.containerd.socket);
-        let mut tries = TRIES;
-        let error = loop {
+        let run = async || -> Result<(), StepError> {
             let health = Cri::connect(&socket).await?.health().await?;
             let is_listed = health.handlers.contains_key(&planned.handler);
             if !is_listed && !planned.has(Step::RestartContainerd) {
                 return Err(StepError::AwaitsRestart);
             }
-            match smoke::run(&socket, layout, &health, &planned.handler).await {
+            Ok(smoke::run(&socket, layout, &health, &planned.handler).await?)
+        };
+        let mut tries = TRIES;
+        let error = loop {
+            match run().await {
                 Ok(()) => return Ok(keep(layout, journal)?),
+                Err(error) if error.waits() => return Err(error),
                 Err(error) if tries > 1 => tracing::warn!(%error, "the test module did not run; it is tried again"),
                 Err(error) => break error,
             }
             tries -= 1;
             tokio::time::sleep(AGAIN).await;
         };
-        match &journal.previous_shim {
-            Some(previous) if planned.has(Step::SwitchShim) && *previous != planned.shim => {
+        let again = match (&journal.previous_shim, &journal.previous_options) {
+            (Some(previous), _) if planned.has(Step::SwitchShim) && *previous != planned.shim => {
                 shim::switch(layout, previous)?;
-                Err(StepError::RolledBack {
-                    reason: format!("{error}; the stable path leads to the shim of before again"),
-                })
+                "the stable path leads to the shim of before again"
             }
-            _ => Err(error.into()),
-        }
+            (_, Some(previous)) if planned.has(Step::WriteOptions) && !planned.has(Step::SwitchShim) => {
+                durable::ensure(&layout.options(&planned.shim), previous.as_bytes(), 0o644)?;
+                "the options of before are back"
+            }
+            _ => return Err(error),
+        };
+        Err(StepError::TakenBack {
+            reason: error.to_string(),
+            again,
+        })
     }
 
     /// Removes everything of the runtime's, when nothing of it runs any more.

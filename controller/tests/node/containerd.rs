@@ -303,16 +303,12 @@ impl Drop for Swept<'_> {
 }
 
 /// The journal of a plan that has its permit, as the agent begins it.
-pub fn permitted(planned: Planned) -> Journal {
-    Journal {
-        permit: Permit {
-            plan: planned.plan.hash.clone(),
-            attempt: "1".into(),
-        },
-        planned,
-        previous_shim: None,
-        failed: None,
-    }
+pub fn permitted(node: &Node, planned: Planned) -> Journal {
+    let permit = Permit {
+        plan: planned.plan.hash.clone(),
+        attempt: "1".into(),
+    };
+    Journal::new(permit, planned, &node.layout)
 }
 
 /// What a command says that succeeds.

@@ -104,7 +104,7 @@ async fn journal(node: &Node, staged: &Staged) -> Journal {
             cache: None,
         },
     );
-    permitted(planned)
+    permitted(node, planned)
 }
 
 #[tokio::test]

@@ -11,12 +11,14 @@
 
 mod check;
 mod containerd;
+mod failed_proof;
 mod full_disk;
 mod install;
 mod proof;
 mod restart;
 mod resume;
 mod rollback;
+mod steps;
 
 /// Makes a test of each function, on each of these containerds.
 macro_rules! on_every_containerd {

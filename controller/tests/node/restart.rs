@@ -1,21 +1,18 @@
 //! What a restart of containerd would end is known before, and then it is not restarted.
 
 use std::fs;
-use std::path::PathBuf;
 use std::time::Duration;
 
-use kubewasi_controller::api::wasm_node::{Step, Wish};
+use kubewasi_controller::api::wasm_node::Step;
 use kubewasi_controller::node::host::{Containerd, Host, HostError};
-use kubewasi_controller::node::journal::Journal;
-use kubewasi_controller::node::observe::observe;
-use kubewasi_controller::node::plan::Planned;
 use kubewasi_controller::node::restart::refuse;
 use kubewasi_controller::node::transaction::Progress;
-use kubewasi_controller::node::work::{StepError, Work};
+use kubewasi_controller::node::work::StepError;
 use serde_json::json;
 
 use crate::containerd::{Node, Version, permitted};
 use crate::on_every_containerd;
+use crate::steps::{plan, step};
 
 on_every_containerd! {
     async fn a_container_that_a_restart_would_end_is_named_and_refuses_it(node) {
@@ -58,7 +55,7 @@ async fn a_unit_whose_restart_would_end_pods_is_not_restarted_to_uninstall_eithe
         let installed = node.config_text();
         let mut containerd = node.running().await;
         containerd.unit.kill_mode = "control-group".into();
-        let planned = plan(node, &containerd, "Removed", "Rolling");
+        let planned = plan(node, &containerd, json!({"state": "Removed"}));
         assert!(planned.has(Step::RestartContainerd));
         assert!(
             refusal_of(&containerd)
@@ -68,7 +65,7 @@ async fn a_unit_whose_restart_would_end_pods_is_not_restarted_to_uninstall_eithe
         );
 
         // A permit that came before the unit was changed.
-        let journal = permitted(planned);
+        let journal = permitted(node, planned);
         let refused = step(node, &containerd, Step::RestartContainerd, &journal)
             .await
             .unwrap_err();
@@ -86,9 +83,9 @@ async fn a_restart_that_is_somebody_elses_is_asked_for_and_the_plan_goes_on_afte
         let order = node.install_order().await;
         fs::write(node.config(), order.edit.unwrap().new.unwrap()).unwrap();
         let containerd = node.running().await;
-        let planned = plan(node, &containerd, "Installed", "Never");
+        let planned = plan(node, &containerd, json!({"containerdRestart": "Never"}));
         assert!(!planned.has(Step::RestartContainerd) && planned.has(Step::Prove));
-        let journal = permitted(planned);
+        let journal = permitted(node, planned);
         let waits = step(node, &containerd, Step::Prove, &journal).await.unwrap_err();
         assert_eq!((waits.waits(), waits.asks()), (true, Some("AwaitsRestart")), "{waits}");
 
@@ -97,32 +94,6 @@ async fn a_restart_that_is_somebody_elses_is_asked_for_and_the_plan_goes_on_afte
         step(node, &containerd, Step::Prove, &journal).await.unwrap();
     })
     .await;
-}
-
-/// What there is to do where a runtime is to be `state` and containerd may be restarted as `restart` says.
-fn plan(node: &Node, containerd: &Containerd, state: &str, restart: &str) -> Planned {
-    let wish: Wish = serde_json::from_value(json!({
-        "state": state,
-        "handler": "wasi",
-        "shimImage": "registry/shim:1",
-        "containerdRestart": restart,
-    }))
-    .unwrap();
-    observe(&Host::itself(), containerd, &node.layout, &staging(node), &wish).unwrap()
-}
-
-async fn step(node: &Node, containerd: &Containerd, step: Step, journal: &Journal) -> Result<(), StepError> {
-    let work = Work {
-        host: &Host::itself(),
-        containerd,
-        layout: &node.layout,
-        staging: staging(node),
-    };
-    work.step(step, journal).await
-}
-
-fn staging(node: &Node) -> PathBuf {
-    node.folder.join("staging")
 }
 
 async fn refusal(node: &Node) -> Option<String> {

@@ -19,3 +19,4 @@ mod rescue;
 mod second_runtime;
 mod steady;
 mod uninstall;
+mod unproven;
