@@ -11,8 +11,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
 
 use http_body_util::{BodyExt as _, Empty};
-use hyper::Request;
 use hyper::body::{Body, Bytes, Frame, SizeHint};
+use hyper::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
+use hyper::{Method, Request};
 use hyper_util::client::legacy;
 use wasmtime_wasi_http::{Error, WasiBody};
 
@@ -30,7 +31,11 @@ impl Again {
     /// Keeps what is needed of `request`, and returns it to be sent.
     pub fn new(request: Request<WasiBody>) -> (Again, Request<WasiBody>) {
         let (parts, body) = request.into_parts();
-        let is_empty = Arc::new(AtomicBool::new(body.is_end_stream()));
+        // Of a body without a length HTTP/1.1 sends nothing with these two methods, and asks for nothing of it.
+        let has_none = matches!(parts.method, Method::GET | Method::HEAD)
+            && !parts.headers.contains_key(CONTENT_LENGTH)
+            && !parts.headers.contains_key(TRANSFER_ENCODING);
+        let is_empty = Arc::new(AtomicBool::new(has_none || body.is_end_stream()));
         let again = Again {
             head: Request::from_parts(parts.clone(), ()),
             is_empty: is_empty.clone(),
@@ -85,6 +90,7 @@ impl Body for Watched {
     type Error = Error;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+        self.is_empty.store(false, Ordering::Relaxed);
         let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
         match &frame {
             None => self.is_empty.store(!self.had_any, Ordering::Relaxed),
