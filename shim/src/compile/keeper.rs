@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::mpsc;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep_until, timeout};
 
 use super::Artifacts;
 use crate::image::{Change, Images};
@@ -15,6 +15,10 @@ const AFTER_REMOVAL: Duration = Duration::from_secs(60);
 
 /// As many changes wait; containerd drops subscribers that are slow for long.
 const WAITING: usize = 256;
+
+/// So long it may take to look through one image, and through all of them: the next ones wait for it.
+const ONE_IMAGE: Duration = Duration::from_secs(60);
+const ALL_IMAGES: Duration = Duration::from_secs(600);
 
 /// Follows containerd's image events for as long as the server lives. Only wasm layers are compiled ahead: a file in a
 /// tar layer cannot be told to be an entry point before a container names it.
@@ -42,9 +46,10 @@ pub async fn keep(images: Arc<Images>, artifacts: Arc<Artifacts>) {
 }
 
 async fn arrived(images: &Images, artifacts: &Artifacts, namespace: &str, image: &str) {
-    let layers = match images.wasm_of(namespace, image).await {
-        Ok(layers) => layers,
-        Err(error) => return tracing::debug!(namespace, image, %error, "an image that arrived could not be read"),
+    let layers = match timeout(ONE_IMAGE, images.wasm_of(namespace, image)).await {
+        Err(_) => return tracing::debug!(namespace, image, "an image that arrived could not be read in time"),
+        Ok(Ok(layers)) => layers,
+        Ok(Err(error)) => return tracing::debug!(namespace, image, %error, "an image that arrived could not be read"),
     };
     for wasm in layers {
         match artifacts.get(images, &wasm).await {
@@ -64,12 +69,13 @@ async fn arrived(images: &Images, artifacts: &Artifacts, namespace: &str, image:
 }
 
 async fn sweep(images: &Images, artifacts: &Artifacts) {
-    match images.live().await {
-        Ok(live) => match artifacts.sweep(live).await {
+    match timeout(ALL_IMAGES, images.live()).await {
+        Err(_) => tracing::debug!("artifacts are not swept: the images could not be listed in time"),
+        Ok(Ok(live)) => match artifacts.sweep(live).await {
             Ok(removed) => tracing::info!(removed, "artifacts of removed images swept"),
             Err(error) => tracing::warn!(%error, "the artifacts of removed images could not be swept"),
         },
         // What could not be asked is not gone.
-        Err(error) => tracing::debug!(%error, "artifacts are not swept: the images could not be listed"),
+        Ok(Err(error)) => tracing::debug!(%error, "artifacts are not swept: the images could not be listed"),
     }
 }

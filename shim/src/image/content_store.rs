@@ -20,13 +20,14 @@ use tonic::transport::Channel;
 use tonic::{Code, Request, Status};
 
 use super::layers::{self, WasmLayer};
+use super::manifests::{MOST_MANIFESTS, Waiting};
 use super::{Digest, Reads, memory};
 
 /// One manifest of an image that may be the container's.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Manifest {
-    /// The os of the image config, when it says one.
-    pub os: Option<String>,
+    /// The os of the image config is one for wasm.
+    pub for_wasm: bool,
     pub wasm: Vec<WasmLayer>,
 }
 
@@ -35,7 +36,7 @@ pub struct Manifest {
 pub struct Image {
     pub name: String,
     /// The manifests whose content is on the node, the likeliest first.
-    pub manifests: Vec<Manifest>,
+    pub manifests: Arc<Vec<Manifest>>,
 }
 
 /// Why containerd could not be asked, or what it answered makes no sense.
@@ -52,6 +53,12 @@ pub enum StoreError {
     Timeout { what: String },
     #[error("{what} has {size} bytes; at most {most} are read")]
     TooLarge { what: String, size: u64, most: u64 },
+    #[error("image {image} has more than {most} {of}: so many are not looked through")]
+    TooMany {
+        image: String,
+        most: usize,
+        of: &'static str,
+    },
     #[error("{what} is not valid: {source}")]
     Json { what: String, source: serde_json::Error },
     #[error("{what} has the digest {found}: the content store is damaged, pull the image again")]
@@ -68,11 +75,14 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 /// The most bytes of a manifest, index or config (the distribution spec lets registries refuse more).
 const MOST_JSON: u64 = 4 << 20;
 
-/// Indexes in indexes are followed so deep.
-const MOST_INDEXES: usize = 3;
+/// So many wasm layers one image may have, in all its manifests for this node.
+const MOST_LAYERS: usize = 256;
 
 /// As many images are remembered; one takes a few hundred bytes.
 const MOST_IMAGES: usize = 1024;
+
+/// One that takes more is read anew each time, in bytes.
+const MOST_REMEMBERED: usize = 16 << 10;
 
 /// A namespace and the digest of an image's index or manifest.
 type Target = (String, String);
@@ -151,10 +161,10 @@ impl ContentStore {
         .await?;
         let target = answer.image.and_then(|image| image.target);
         let target = target.ok_or_else(|| StoreError::Incomplete { what: what() })?;
-        let manifests = self.manifests(namespace, &target.digest).await?;
+        let manifests = self.manifests(namespace, name, &target.digest).await?;
         Ok(Image {
             name: name.to_owned(),
-            manifests: manifests.to_vec(),
+            manifests,
         })
     }
 
@@ -174,8 +184,13 @@ impl ContentStore {
                 async move { client.list(request).await }
             })
             .await?;
-            for target in images.images.into_iter().filter_map(|image| image.target) {
-                let manifests = self.manifests(&namespace, &target.digest).await?;
+            for image in images.images {
+                let Some(target) = image.target else { continue };
+                let manifests = match self.manifests(&namespace, &image.name, &target.digest).await {
+                    // Of what is refused nothing was ever compiled, and the others are not to wait for it.
+                    Err(StoreError::TooMany { .. } | StoreError::TooLarge { .. }) => continue,
+                    manifests => manifests?,
+                };
                 digests.extend(
                     manifests
                         .iter()
@@ -201,16 +216,16 @@ impl ContentStore {
         Ok(file)
     }
 
-    /// The manifests behind the descriptor with this digest.
-    async fn manifests(&self, namespace: &str, target: &str) -> Result<Arc<Vec<Manifest>>, StoreError> {
+    /// The manifests behind the descriptor with this digest, which `image` means.
+    async fn manifests(&self, namespace: &str, image: &str, target: &str) -> Result<Arc<Vec<Manifest>>, StoreError> {
         let key = (namespace.to_owned(), target.to_owned());
         if let Some(known) = self.images.lock().unwrap_or_else(PoisonError::into_inner).get(&key) {
             return Ok(known.clone());
         }
-        let (manifests, whole) = self.read_manifests(namespace, target).await?;
+        let (manifests, whole) = self.read_manifests(namespace, image, target).await?;
         let manifests = Arc::new(manifests);
         // What is not on the node today may be pulled tomorrow: only the whole truth is remembered.
-        if whole {
+        if whole && weight(&manifests) <= MOST_REMEMBERED {
             let mut images = self.images.lock().unwrap_or_else(PoisonError::into_inner);
             if images.len() >= MOST_IMAGES {
                 images.clear();
@@ -221,10 +236,20 @@ impl ContentStore {
     }
 
     /// The manifests, and whether all that were looked for are on the node.
-    async fn read_manifests(&self, namespace: &str, target: &str) -> Result<(Vec<Manifest>, bool), StoreError> {
-        let mut waiting = vec![(target.to_owned(), 0)];
-        let (mut manifests, mut whole) = (Vec::new(), true);
-        while let Some((digest, depth)) = waiting.pop() {
+    async fn read_manifests(
+        &self,
+        namespace: &str,
+        image: &str,
+        target: &str,
+    ) -> Result<(Vec<Manifest>, bool), StoreError> {
+        let too_many = |most, of| StoreError::TooMany {
+            image: image.to_owned(),
+            most,
+            of,
+        };
+        let mut waiting = Waiting::new(target);
+        let (mut manifests, mut whole, mut layers) = (Vec::new(), true, 0);
+        while let Some((digest, depth)) = waiting.next() {
             let what = || format!("manifest {digest}");
             let Some(bytes) = self.json(namespace, &digest).await? else {
                 whole = false;
@@ -234,14 +259,11 @@ impl ContentStore {
             let value: serde_json::Value = serde_json::from_slice(&bytes).map_err(json_error)?;
             if value.get("manifests").is_some() {
                 let index: ImageIndex = serde_json::from_value(value).map_err(json_error)?;
-                if depth < MOST_INDEXES {
-                    let chosen = layers::candidates(&index, architecture());
-                    let deeper = chosen
-                        .iter()
-                        .rev()
-                        .map(|manifest| (manifest.digest().to_string(), depth + 1));
-                    waiting.extend(deeper);
-                }
+                let chosen = layers::candidates(&index, architecture());
+                let named = chosen.iter().map(|manifest| manifest.digest().to_string());
+                waiting
+                    .add(named, depth)
+                    .map_err(|_| too_many(MOST_MANIFESTS, "manifests for this node"))?;
                 continue;
             }
             let manifest: ImageManifest = serde_json::from_value(value).map_err(json_error)?;
@@ -250,9 +272,14 @@ impl ContentStore {
             let os = config
                 .and_then(|bytes| serde_json::from_slice::<Config>(&bytes).ok())
                 .and_then(|config| config.os);
+            let wasm = layers::wasm_layers(&manifest);
+            layers += wasm.len();
+            if layers > MOST_LAYERS {
+                return Err(too_many(MOST_LAYERS, "wasm layers"));
+            }
             manifests.push(Manifest {
-                os,
-                wasm: layers::wasm_layers(&manifest),
+                for_wasm: os.is_some_and(|os| layers::is_wasm_os(&os)),
+                wasm,
             });
         }
         Ok((manifests, whole))
@@ -321,6 +348,13 @@ impl ContentStore {
 #[derive(serde::Deserialize)]
 struct Config {
     os: Option<String>,
+}
+
+/// About how many bytes of memory an image's manifests take.
+fn weight(manifests: &[Manifest]) -> usize {
+    let layers = || manifests.iter().flat_map(|manifest| &manifest.wasm);
+    let titles: usize = layers().filter_map(|layer| layer.title.as_ref()).map(String::len).sum();
+    size_of_val(manifests) + layers().count() * size_of::<WasmLayer>() + titles
 }
 
 /// The node's architecture as Go and image indexes name it.

@@ -28,6 +28,12 @@ pub enum ChoiceError {
 /// The shortest piece of a digest that names a layer, in hex digits, as the tools show them.
 const SHORTEST_DIGEST: usize = 12;
 
+/// The longest title that is one, in bytes: no path is longer (PATH_MAX). A manifest may hold megabytes.
+const LONGEST_TITLE: usize = 4096;
+
+/// So many layers are listed in a message.
+const MOST_LISTED: usize = 16;
+
 /// Whether a layer of this media type holds a wasm binary: `application/wasm` (CNCF wasm artifacts) or one of the older
 /// names, which all are `application/vnd.…+wasm`.
 pub fn is_wasm(media_type: &str) -> bool {
@@ -39,13 +45,14 @@ pub fn is_wasm_os(os: &str) -> bool {
     matches!(os, "wasi" | "wasip1" | "wasip2" | "wasip3" | "wasm")
 }
 
-/// The wasm layers of a manifest, in its order.
+/// The wasm layers of a manifest, in its order. One whose title is longer than a path can be has none.
 pub fn wasm_layers(manifest: &ImageManifest) -> Vec<WasmLayer> {
     let layer = |layer: &Descriptor| {
         let title = layer
             .annotations()
             .as_ref()
-            .and_then(|all| all.get("org.opencontainers.image.title"));
+            .and_then(|all| all.get("org.opencontainers.image.title"))
+            .filter(|title| title.len() <= LONGEST_TITLE);
         let digest = layer.digest().to_string().parse().ok()?;
         is_wasm(layer.media_type().as_ref()).then(|| WasmLayer {
             digest,
@@ -117,18 +124,19 @@ pub fn candidates(index: &ImageIndex, architecture: &str) -> Vec<Descriptor> {
     }
 }
 
-/// `title (digest)` of each layer, separated by commas; `none` for none.
+/// `title (digest)` of each layer, separated by commas, of the first ones when they are many; `none` for none.
 pub fn list(layers: &[WasmLayer]) -> String {
     let mut text = String::new();
-    for layer in layers {
+    for layer in layers.iter().take(MOST_LISTED) {
         let comma = if text.is_empty() { "" } else { ", " };
         let title = layer.title.as_deref().unwrap_or("without a title");
         // Writing to a String cannot fail.
         let _ = write!(text, "{comma}{title} ({})", layer.digest);
     }
-    match text.is_empty() {
-        true => "none".to_owned(),
-        false => text,
+    match layers.len() {
+        0 => "none".to_owned(),
+        count if count > MOST_LISTED => format!("{text} and {} more", count - MOST_LISTED),
+        _ => text,
     }
 }
 

@@ -19,6 +19,7 @@ mod entry;
 mod executable;
 mod layers;
 mod lookup;
+mod manifests;
 pub mod memory;
 mod remembered;
 mod resolve;

@@ -146,12 +146,11 @@ impl Images {
 
 /// Whether everything the node has of the image is for wasm: with a native manifest beside it, the program may be that.
 fn is_wasm(image: &Image) -> bool {
-    let wasm = |os: &Option<String>| os.as_deref().is_some_and(layers::is_wasm_os);
     !image.manifests.is_empty()
         && image
             .manifests
             .iter()
-            .all(|manifest| wasm(&manifest.os) || !manifest.wasm.is_empty())
+            .all(|manifest| manifest.for_wasm || !manifest.wasm.is_empty())
 }
 
 /// The first bytes of a file, for a message: as text when they are, else in hex.

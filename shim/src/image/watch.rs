@@ -82,13 +82,16 @@ impl Images {
     /// The wasm layers of an image, as they would be compiled; empty when it has none.
     pub async fn wasm_of(&self, namespace: &str, name: &str) -> Result<Vec<Wasm>, StoreError> {
         let image = self.store.image(namespace, name).await?;
-        let layers = image.manifests.into_iter().flat_map(|manifest| manifest.wasm);
+        let layers = image.manifests.iter().flat_map(|manifest| &manifest.wasm);
         let wasm = layers.map(|layer| Wasm {
             digest: layer.digest,
             source: Source::Content {
                 namespace: namespace.to_owned(),
             },
-            name: layer.title.unwrap_or_else(|| format!("{name} ({})", layer.digest)),
+            name: layer
+                .title
+                .clone()
+                .unwrap_or_else(|| format!("{name} ({})", layer.digest)),
             export: None,
         });
         Ok(wasm.collect())

@@ -130,6 +130,26 @@ fn two_layers_of_one_title_are_ambiguous_and_the_same_layer_twice_is_not() {
 }
 
 #[test]
+fn a_title_longer_than_a_path_is_none_and_its_layer_is_named_by_digest() {
+    let long = "t".repeat(LONGEST_TITLE + 1);
+    let layers = wasm_layers(&manifest(&[
+        ("application/wasm", 1, Some(&long)),
+        ("application/wasm", 2, Some(&long[1..])),
+    ]));
+    assert_eq!(
+        (layers[0].title.as_ref(), layers[1].title.as_deref()),
+        (None, Some(&long[1..]))
+    );
+    assert!(choose(&layers, &number(1)).is_ok());
+}
+
+#[test]
+fn a_long_list_of_layers_is_cut() {
+    let layers = wasm_layers(&manifest(&[("application/wasm", 1, None); MOST_LISTED + 3]));
+    assert!(list(&layers).ends_with(") and 3 more"), "{}", list(&layers));
+}
+
+#[test]
 fn an_image_without_wasm_layers_has_nothing_to_choose() {
     assert_eq!(choose(&[], "app.wasm"), Err(ChoiceError::None));
     assert_eq!(list(&[]), "none");

@@ -180,15 +180,15 @@ async fn an_empty_first_argument_is_no_entry_point() {
 
 #[test]
 fn an_image_is_for_wasm_only_when_all_of_it_on_the_node_is() {
-    let manifest = |os: &str| crate::image::content_store::Manifest {
-        os: Some(os.to_owned()),
+    let manifest = |for_wasm| crate::image::content_store::Manifest {
+        for_wasm,
         wasm: Vec::new(),
     };
-    let image = |systems: &[&str]| Image {
+    let image = |manifests: &[bool]| Image {
         name: "i".to_owned(),
-        manifests: systems.iter().map(|os| manifest(os)).collect(),
+        manifests: Arc::new(manifests.iter().copied().map(manifest).collect()),
     };
-    assert!(is_wasm(&image(&["wasip1"])));
-    assert!(!is_wasm(&image(&["wasi", "linux"])));
+    assert!(is_wasm(&image(&[true])));
+    assert!(!is_wasm(&image(&[true, false])));
     assert!(!is_wasm(&image(&[])));
 }
