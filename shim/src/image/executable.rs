@@ -4,10 +4,12 @@
 //! the container gave it, so that `exec -- sh` does not run it under the name of sh.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::timeout;
 
+use super::entry::Places;
 use super::layers;
 use super::resolve::{Finding, shown};
 use super::rootfs;
@@ -47,11 +49,11 @@ impl Images {
         entry_point: &str,
     ) -> Result<Executable, ImageError> {
         let entry = request.entry()?;
-        let mut finding = self
-            .find(&request, rootfs::view(request.rootfs, request.root)?, None)
-            .await?;
+        let places = request.places()?;
+        let view = rootfs::view(request.rootfs, request.root)?;
+        let mut finding = self.find(places.clone(), view, None).await?;
         if matches!(finding, Finding::Missing) {
-            finding = self.find_live(&request, live).await?;
+            finding = self.find_live(entry, places, live).await?;
         }
         match finding {
             Finding::Wasm { digest, source, export } => Ok(Executable::Wasm(Wasm {
@@ -67,18 +69,18 @@ impl Images {
 
     /// Looks in the container's live root, volumes included. One that hangs must not take the server's threads, one a
     /// request, so few may look at once and none is waited for long.
-    async fn find_live(&self, request: &Request<'_>, live: &Path) -> Result<Finding, ImageError> {
+    async fn find_live(&self, entry: &str, places: Arc<Places>, live: &Path) -> Result<Finding, ImageError> {
         let hangs = |_| ImageError::Hangs {
-            entry: request.args.first().cloned().unwrap_or_default(),
+            entry: entry.to_owned(),
             seconds: LIVE.as_secs(),
         };
         timeout(LIVE, async {
-            let place = self.live_places.clone().acquire_owned().await;
-            let place = place.map_err(|error| ImageError::Internal {
+            let permit = self.live_places.clone().acquire_owned().await;
+            let permit = permit.map_err(|error| ImageError::Internal {
                 what: "looking into the container",
                 error: error.to_string(),
             })?;
-            self.find(request, rootfs::view(&[], live)?, Some(place)).await
+            self.find(places, rootfs::view(&[], live)?, Some(permit)).await
         })
         .await
         .map_err(hangs)?

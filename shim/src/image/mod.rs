@@ -35,6 +35,7 @@ pub use watch::Change;
 use tokio::sync::Semaphore;
 
 use content_store::ContentStore;
+use entry::Places;
 use remembered::Remembered;
 
 /// One mount of a container's root filesystem, as containerd sends it in Create (`containerd.types.Mount`).
@@ -71,6 +72,11 @@ impl Request<'_> {
     fn entry(&self) -> Result<&str, ImageError> {
         let entry = self.args.first().filter(|entry| !entry.is_empty());
         entry.map(String::as_str).ok_or(ImageError::NoEntryPoint)
+    }
+
+    /// Where it may be.
+    fn places(&self) -> Result<Arc<Places>, ImageError> {
+        Ok(Arc::new(Places::new(self.entry()?, self.cwd, self.path)?))
     }
 }
 
@@ -185,6 +191,8 @@ pub enum ImageError {
     TooLarge { name: String, size: u64 },
     #[error(transparent)]
     Choice(#[from] layers::ChoiceError),
+    #[error(transparent)]
+    Path(#[from] entry::PathError),
     #[error(transparent)]
     View(#[from] rootfs::ViewError),
     #[error(transparent)]

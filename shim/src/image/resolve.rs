@@ -9,7 +9,7 @@ use std::sync::Arc;
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::content_store::Image;
-use super::entry;
+use super::entry::{self, Places};
 use super::layers;
 use super::lookup::{Entry, Found, lookup};
 use super::remembered::{Identity, Remembered};
@@ -37,8 +37,9 @@ impl Images {
     /// Decides what the container runs and finds its bytes' digest, reading them only when it was never seen.
     pub async fn resolve(&self, request: Request<'_>) -> Result<Program, ImageError> {
         let entry = request.entry()?.to_owned();
+        let places = request.places()?;
         let view = rootfs::view(request.rootfs, request.root)?;
-        let finding = self.find(&request, view, None).await?;
+        let finding = self.find(places.clone(), view, None).await?;
         match finding {
             Finding::Wasm { digest, source, export } => Ok(Program::Wasm(Wasm {
                 digest,
@@ -71,8 +72,7 @@ impl Images {
             Finding::Missing => match self.choose_layer(request.namespace, request.id, &entry).await {
                 // Nobody but the container's own runtime sees what its volumes hold.
                 Err(ImageError::Missing { .. })
-                    if !entry.ends_with(".wasm")
-                        && entry::may_be_in(request.volumes, &entry::places(&entry, request.cwd, request.path)) =>
+                    if !entry.ends_with(".wasm") && entry::may_be_in(request.volumes, &places.whole) =>
                 {
                     Ok(Program::Native)
                 }
@@ -81,26 +81,22 @@ impl Images {
         }
     }
 
-    /// Looks for the entry point of `request` in `view`; `place` is given back when the look has come to an end.
+    /// Looks for the entry point at its `places` in `view`; `permit` is given back when the look has come to an end.
     pub(super) async fn find(
         &self,
-        request: &Request<'_>,
+        places: Arc<Places>,
         view: View,
-        place: Option<OwnedSemaphorePermit>,
+        permit: Option<OwnedSemaphorePermit>,
     ) -> Result<Finding, ImageError> {
-        let entry = request.entry()?.to_owned();
-        let (cwd, path) = (request.cwd.to_owned(), request.path.map(str::to_owned));
         let (remembered, reads) = (self.remembered.clone(), self.reads.clone());
         let work = move || {
-            let _place = place;
+            let _permit = permit;
             Search {
                 view: &view,
-                cwd: &cwd,
-                path: path.as_deref(),
                 remembered: &remembered,
                 reads: &reads,
             }
-            .find(&entry)
+            .find(&places)
         };
         tokio::task::spawn_blocking(work)
             .await
@@ -168,32 +164,29 @@ pub(super) fn shown(head: &[u8]) -> String {
 /// One entry point looked for in one root filesystem.
 struct Search<'a> {
     view: &'a View,
-    cwd: &'a str,
-    path: Option<&'a str>,
     remembered: &'a Remembered,
     reads: &'a Reads,
 }
 
 impl Search<'_> {
-    /// Looks for `entry` whole, then without `#export`.
-    fn find(&self, entry: &str) -> Result<Finding, ImageError> {
-        match (self.find_file(entry)?, entry::split_export(entry)) {
+    /// Looks for the whole argument, then for what it is without `#export`.
+    fn find(&self, places: &Places) -> Result<Finding, ImageError> {
+        match (self.find_file(&places.whole)?, &places.file) {
             (Some((found, name)), _) => self.classify(found, name, None),
             (None, Some((file, export))) => match self.find_file(file)? {
-                Some((found, name)) => self.classify(found, name, Some(export.to_owned())),
+                Some((found, name)) => self.classify(found, name, Some(export.clone())),
                 None => Ok(Finding::Missing),
             },
             (None, None) => Ok(Finding::Missing),
         }
     }
 
-    /// The first file at the places where `entry` may be; a folder in `PATH` is passed over, one that is named is not.
-    fn find_file(&self, entry: &str) -> Result<Option<(Found, String)>, ImageError> {
-        let places = entry::places(entry, self.cwd, self.path);
+    /// The first file at one of `places`; a folder in `PATH` is passed over, one that is named is not.
+    fn find_file(&self, places: &[PathBuf]) -> Result<Option<(Found, String)>, ImageError> {
         let mut wrong = None;
         for place in places {
             let name = || place.display().to_string();
-            match lookup(self.view, &place)? {
+            match lookup(self.view, place)? {
                 Entry::File(found) => return Ok(Some((found, name()))),
                 Entry::Directory => wrong = wrong.or(Some(ImageError::Directory { name: name() })),
                 Entry::Special => wrong = wrong.or(Some(ImageError::Special { name: name() })),
