@@ -28,6 +28,8 @@ const LONGEST: usize = 4096;
 /// Where a first argument may be in a root filesystem.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Places {
+    /// The argument itself.
+    pub name: String,
     /// The paths of the whole argument, the first one first.
     pub whole: Vec<PathBuf>,
     /// When it may name an export: the paths of the file, and the export.
@@ -42,6 +44,7 @@ impl Places {
             None => None,
         };
         Ok(Places {
+            name: entry.to_owned(),
             whole: places(entry, cwd, path)?,
             file,
         })

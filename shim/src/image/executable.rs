@@ -7,11 +7,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::timeout;
-
 use super::entry::Places;
 use super::layers;
-use super::resolve::{Finding, shown};
+use super::resolve::{Finding, Live, shown};
 use super::rootfs;
 use super::{ImageError, Images, Request, Wasm};
 
@@ -53,7 +51,7 @@ impl Images {
         let view = rootfs::view(request.rootfs, request.root)?;
         let mut finding = self.find(places.clone(), view, None).await?;
         if matches!(finding, Finding::Missing) {
-            finding = self.find_live(entry, places, live).await?;
+            finding = self.find_live(places, live).await?;
         }
         match finding {
             Finding::Wasm { digest, source, export } => Ok(Executable::Wasm(Wasm {
@@ -69,21 +67,13 @@ impl Images {
 
     /// Looks in the container's live root, volumes included. One that hangs must not take the server's threads, one a
     /// request, so few may look at once and none is waited for long.
-    async fn find_live(&self, entry: &str, places: Arc<Places>, live: &Path) -> Result<Finding, ImageError> {
-        let hangs = |_| ImageError::Hangs {
-            entry: entry.to_owned(),
-            seconds: LIVE.as_secs(),
+    async fn find_live(&self, places: Arc<Places>, live: &Path) -> Result<Finding, ImageError> {
+        let view = rootfs::view(&[], live)?;
+        let live = Live {
+            places: self.live_places.clone(),
+            patience: LIVE,
         };
-        timeout(LIVE, async {
-            let permit = self.live_places.clone().acquire_owned().await;
-            let permit = permit.map_err(|error| ImageError::Internal {
-                what: "looking into the container",
-                error: error.to_string(),
-            })?;
-            self.find(places, rootfs::view(&[], live)?, Some(permit)).await
-        })
-        .await
-        .map_err(hangs)?
+        self.find(places, view, Some(live)).await
     }
 
     async fn named_layer(

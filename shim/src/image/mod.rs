@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::{collections::HashSet, io};
 
 mod content_store;
+mod copies;
 mod digest;
 mod entry;
 mod executable;
@@ -27,6 +28,7 @@ mod rootfs;
 mod watch;
 
 pub use content_store::StoreError;
+pub use copies::Copy;
 pub use digest::Digest;
 pub use executable::Executable;
 pub use remembered::Identity;
@@ -35,6 +37,7 @@ pub use watch::Change;
 use tokio::sync::Semaphore;
 
 use content_store::ContentStore;
+use copies::Room;
 use entry::Places;
 use remembered::Remembered;
 
@@ -108,7 +111,7 @@ pub enum Source {
     /// A file of a committed layer, open for reading; it does not change.
     File(Arc<OwnedFd>),
     /// A sealed copy of a file that somebody else can write.
-    Copy(Arc<OwnedFd>),
+    Copy(Arc<Copy>),
     /// A blob in containerd's content store.
     Content { namespace: String },
 }
@@ -160,6 +163,10 @@ pub struct Images {
     store: ContentStore,
     remembered: Arc<Remembered>,
     reads: Arc<Reads>,
+    /// For copies of files in root filesystems.
+    room: Room,
+    /// For those of files in containers that run: a volume that hangs keeps what it has taken.
+    live_room: Room,
     /// So many look into containers that run, whose volumes may hang, at once.
     live_places: Arc<Semaphore>,
 }
@@ -189,6 +196,10 @@ pub enum ImageError {
     NotWasm { name: String, head: String },
     #[error("{name}: {size} bytes of wasm; at most {MOST_WASM} are supported")]
     TooLarge { name: String, size: u64 },
+    #[error(
+        "{name}: the server holds copies of other wasm files, and had no room for one of {size} bytes within {seconds} seconds: try again"
+    )]
+    NoRoom { name: String, size: u64, seconds: u64 },
     #[error(transparent)]
     Choice(#[from] layers::ChoiceError),
     #[error(transparent)]
@@ -215,6 +226,8 @@ impl Images {
             store: ContentStore::new(address, reads.clone()),
             remembered: Arc::default(),
             reads,
+            room: Room::default(),
+            live_room: Room::default(),
             live_places: Arc::new(Semaphore::new(executable::LIVE_PLACES)),
         }
     }
@@ -232,11 +245,14 @@ impl Images {
     /// Opens the bytes of `wasm` for reading: the file itself, or a sealed memfd filled from the content store. The
     /// file's offset is shared with other readers: read by position.
     pub async fn open(&self, wasm: &Wasm) -> Result<OwnedFd, ImageError> {
+        let read_error = |source| ImageError::Read {
+            path: PathBuf::from(&wasm.name),
+            source,
+        };
         match &wasm.source {
-            Source::File(fd) | Source::Copy(fd) => fd.try_clone().map_err(|source| ImageError::Read {
-                path: PathBuf::from(&wasm.name),
-                source,
-            }),
+            Source::File(fd) => fd.try_clone().map_err(read_error),
+            // What is being compiled is bounded by itself when the copy's room is given back before.
+            Source::Copy(copy) => copy.fd.try_clone().map_err(read_error),
             Source::Content { namespace } => {
                 let file: File = self.store.layer(namespace, wasm.digest, MOST_WASM).await?;
                 Ok(file.into())

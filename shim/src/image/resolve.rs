@@ -5,8 +5,10 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::Semaphore;
+use tokio::time::timeout;
 
 use super::content_store::Image;
 use super::entry::{self, Places};
@@ -14,10 +16,17 @@ use super::layers;
 use super::lookup::{Entry, Found, lookup};
 use super::remembered::{Identity, Remembered};
 use super::rootfs::{self, View};
-use super::{Digest, ImageError, Images, MOST_WASM, Program, Reads, Request, Source, Wasm, memory};
+use super::{Digest, ImageError, Images, MOST_WASM, Program, Reads, Request, Source, Wasm};
 
 /// What every wasm binary begins with, modules and components alike (core specification, binary format).
 const MAGIC: [u8; 4] = *b"\0asm";
+
+/// How long to look into a container that runs, whose volumes may hang.
+pub(super) struct Live {
+    /// A place is taken for as long as a thread reads.
+    pub places: Arc<Semaphore>,
+    pub patience: Duration,
+}
 
 /// What was found of the entry point in the root filesystem.
 pub(super) enum Finding {
@@ -31,6 +40,16 @@ pub(super) enum Finding {
         head: Vec<u8>,
     },
     Missing,
+}
+
+/// What is known before a file that others can write is copied.
+enum Looked {
+    Found(Finding),
+    Writable {
+        found: Found,
+        name: String,
+        export: Option<String>,
+    },
 }
 
 impl Images {
@@ -81,29 +100,44 @@ impl Images {
         }
     }
 
-    /// Looks for the entry point at its `places` in `view`; `permit` is given back when the look has come to an end.
+    /// Looks for the entry point at its `places` in `view`, and copies it when others can write it.
     pub(super) async fn find(
         &self,
         places: Arc<Places>,
         view: View,
-        permit: Option<OwnedSemaphorePermit>,
+        live: Option<Live>,
     ) -> Result<Finding, ImageError> {
-        let (remembered, reads) = (self.remembered.clone(), self.reads.clone());
-        let work = move || {
-            let _permit = permit;
-            Search {
+        let (remembered, reads, sought) = (self.remembered.clone(), self.reads.clone(), places.clone());
+        let look = move || {
+            let search = Search {
                 view: &view,
                 remembered: &remembered,
                 reads: &reads,
-            }
-            .find(&places)
+            };
+            search.find(&sought)
         };
-        tokio::task::spawn_blocking(work)
-            .await
-            .map_err(|error| ImageError::Internal {
-                what: "looking for the entry point",
-                error: error.to_string(),
-            })?
+        let (found, name, export) = match reading(&places, live.as_ref(), look).await? {
+            Looked::Found(finding) => return Ok(finding),
+            Looked::Writable { found, name, export } => (found, name, export),
+        };
+        let room = if live.is_some() { &self.live_room } else { &self.room };
+        // By nobody who has room or a place already: those who have end by themselves.
+        let taken = room.take(Identity::of(&found.stat).size, &name).await?;
+        let reads = self.reads.clone();
+        let copy = move || {
+            // Others may write here while we read: what is hashed must be what is compiled, so it is copied.
+            let (copy, digest, size) = taken.copy(&found.file).map_err(|source| ImageError::Read {
+                path: found.backing.clone(),
+                source,
+            })?;
+            reads.file(size);
+            Ok(Finding::Wasm {
+                digest,
+                source: Source::Copy(Arc::new(copy)),
+                export,
+            })
+        };
+        reading(&places, live.as_ref(), copy).await
     }
 
     /// The wasm layer of the container's image that `entry` means.
@@ -140,6 +174,38 @@ impl Images {
     }
 }
 
+/// Does what reads files in a thread that may wait for them, not for ever when they are a `live` container's.
+async fn reading<T: Send + 'static>(
+    places: &Places,
+    live: Option<&Live>,
+    work: impl FnOnce() -> Result<T, ImageError> + Send + 'static,
+) -> Result<T, ImageError> {
+    let internal = |error: &dyn std::fmt::Display| ImageError::Internal {
+        what: "looking for the entry point",
+        error: error.to_string(),
+    };
+    let Some(live) = live else {
+        return tokio::task::spawn_blocking(work)
+            .await
+            .map_err(|error| internal(&error))?;
+    };
+    let placed = async {
+        let place = live.places.clone().acquire_owned().await;
+        let place = place.map_err(|error| internal(&error))?;
+        let work = move || {
+            let _place = place;
+            work()
+        };
+        tokio::task::spawn_blocking(work)
+            .await
+            .map_err(|error| internal(&error))?
+    };
+    timeout(live.patience, placed).await.map_err(|_| ImageError::Hangs {
+        entry: places.name.clone(),
+        seconds: live.patience.as_secs(),
+    })?
+}
+
 /// Whether everything the node has of the image is for wasm: with a native manifest beside it, the program may be that.
 fn is_wasm(image: &Image) -> bool {
     !image.manifests.is_empty()
@@ -170,14 +236,14 @@ struct Search<'a> {
 
 impl Search<'_> {
     /// Looks for the whole argument, then for what it is without `#export`.
-    fn find(&self, places: &Places) -> Result<Finding, ImageError> {
+    fn find(&self, places: &Places) -> Result<Looked, ImageError> {
         match (self.find_file(&places.whole)?, &places.file) {
             (Some((found, name)), _) => self.classify(found, name, None),
             (None, Some((file, export))) => match self.find_file(file)? {
                 Some((found, name)) => self.classify(found, name, Some(export.clone())),
-                None => Ok(Finding::Missing),
+                None => Ok(Looked::Found(Finding::Missing)),
             },
-            (None, None) => Ok(Finding::Missing),
+            (None, None) => Ok(Looked::Found(Finding::Missing)),
         }
     }
 
@@ -196,14 +262,14 @@ impl Search<'_> {
         wrong.map_or(Ok(None), Err)
     }
 
-    fn classify(&self, found: Found, name: String, export: Option<String>) -> Result<Finding, ImageError> {
+    fn classify(&self, found: Found, name: String, export: Option<String>) -> Result<Looked, ImageError> {
         let read_error = |source| ImageError::Read {
             path: found.backing.clone(),
             source,
         };
         let head = head(&found.file).map_err(read_error)?;
         if !head.starts_with(&MAGIC) {
-            return Ok(Finding::Other { name, head });
+            return Ok(Looked::Found(Finding::Other { name, head }));
         }
         let identity = Identity::of(&found.stat);
         if identity.size > MOST_WASM {
@@ -213,24 +279,17 @@ impl Search<'_> {
             });
         }
         if !found.committed {
-            // Others may write here while we read: what is hashed must be what is compiled, so it is copied.
-            let (copy, digest, size) = memory::copy(&found.file, MOST_WASM).map_err(read_error)?;
-            self.reads.file(size);
-            return Ok(Finding::Wasm {
-                digest,
-                source: Source::Copy(Arc::new(copy.into())),
-                export,
-            });
+            return Ok(Looked::Writable { found, name, export });
         }
         let digest = match self.remembered.get(&identity) {
             Some(digest) => digest,
             None => self.hash(&found, identity).map_err(read_error)?,
         };
-        Ok(Finding::Wasm {
+        Ok(Looked::Found(Finding::Wasm {
             digest,
             source: Source::File(Arc::new(found.file.into())),
             export,
-        })
+        }))
     }
 
     fn hash(&self, found: &Found, identity: Identity) -> io::Result<Digest> {
