@@ -1,6 +1,7 @@
 //! Digests of files already read: known by the file's identity, also after a restart of the server.
 //!
-//! Only files of committed layers are remembered: their inode and change time vouch for their bytes. The list is kept in
+//! Only files of committed layers are remembered, on file systems where inode and change time vouch for their bytes.
+//! The list is kept in
 //! a root-only file. A digest holds for one boot, since device numbers may mean other disks after the next; that its
 //! file is still there is known for longer.
 
@@ -41,6 +42,25 @@ impl Identity {
             ),
         }
     }
+}
+
+/// The file systems (statfs(2)) whose kernel code alone sets change times, when a file changes: ext4, xfs, btrfs, f2fs
+/// and tmpfs. Images of EROFS and the like bring their files' times along, FUSE's servers say what they like, and an
+/// overlay, as containerd has below it on a node in a container, may show such files.
+const VOUCHING: [u32; 5] = [0xef53, 0x5846_5342, 0x9123_683e, 0xf2f5_2010, 0x0102_1994];
+
+/// Whether the [`Identity`] of `file` vouches for its bytes.
+///
+/// # Errors
+///
+/// What fstatfs(2) says.
+pub fn vouched(file: &File) -> io::Result<bool> {
+    Ok(vouches(rustix::fs::fstatfs(file)?.f_type as u32))
+}
+
+/// Whether a file system of this type sets change times by itself.
+fn vouches(kind: u32) -> bool {
+    VOUCHING.contains(&kind)
 }
 
 /// As many files as are remembered; one takes about 250 bytes in memory and in the file.
@@ -188,6 +208,20 @@ mod tests {
 
     fn identity(path: &Path) -> Identity {
         Identity::of(&rustix::fs::stat(path).expect("stat"))
+    }
+
+    #[test]
+    fn only_file_systems_that_set_change_times_by_themselves_vouch_for_files() {
+        let (folder, path, ..) = with_file();
+        let kind = rustix::fs::statfs(folder.path()).expect("statfs").f_type as u32;
+        assert_eq!(
+            vouched(&File::open(path).expect("open")).expect("fstatfs"),
+            vouches(kind)
+        );
+        assert!(!vouched(&File::open("/proc/self/stat").expect("open")).expect("fstatfs"));
+        let (ext4, erofs, fuse, overlay) = (0xef53, 0xe0f5_e1e2, 0x6573_5546, 0x794c_7630);
+        assert!(vouches(ext4));
+        assert!([erofs, fuse, overlay].iter().all(|kind| !vouches(*kind)));
     }
 
     fn with_file() -> (tempfile::TempDir, PathBuf, Identity, Digest) {

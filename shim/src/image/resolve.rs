@@ -14,7 +14,7 @@ use super::content_store::Image;
 use super::entry::{self, Places};
 use super::layers;
 use super::lookup::{Entry, Found, lookup};
-use super::remembered::{Identity, Remembered};
+use super::remembered::{self, Identity, Remembered};
 use super::rootfs::{self, View};
 use super::{Digest, ImageError, Images, MOST_WASM, Program, Reads, Request, Source, Wasm};
 
@@ -282,8 +282,8 @@ impl Search<'_> {
             return Ok(Looked::Writable { found, name, export });
         }
         let digest = match self.remembered.get(&identity) {
-            Some(digest) => digest,
-            None => self.hash(&found, identity).map_err(read_error)?,
+            Some(digest) if remembered::vouched(&found.file).map_err(read_error)? => digest,
+            _ => self.hash(&found, identity).map_err(read_error)?,
         };
         Ok(Looked::Found(Finding::Wasm {
             digest,
@@ -295,6 +295,10 @@ impl Search<'_> {
     fn hash(&self, found: &Found, identity: Identity) -> io::Result<Digest> {
         let (digest, size) = Digest::of_file(&found.file, |_| Ok(()))?;
         self.reads.file(size);
+        // One that is read each time is known all the same: that its image is still there.
+        if self.remembered.get(&identity) == Some(digest) {
+            return Ok(digest);
+        }
         let saved = self.remembered.insert(identity, digest, PathBuf::from(&found.backing));
         if let Err(error) = saved {
             tracing::warn!(path = %found.backing.display(), %error, "the digest of a wasm file could not be saved: it will be read again after a restart");
