@@ -50,12 +50,22 @@ pub enum LookupError {
         "{path:?} was moved or copied up without its data in the overlay (redirect or metacopy), which cannot be read without mounting"
     )]
     Redirected { path: PathBuf },
+    #[error(
+        "{path:?} leads more than {MAX_DEPTH} folders deep, or through more than {MAX_OPEN} of all layers together"
+    )]
+    Deep { path: PathBuf },
     #[error("{path:?} was exchanged while it was being opened")]
     Raced { path: PathBuf },
 }
 
 /// As many as the kernel follows (path_resolution(7)).
 const MAX_LINKS: usize = 40;
+
+/// So deep may a path lead, links followed: each folder is held open in each layer that has it.
+const MAX_DEPTH: usize = 255;
+
+/// So many folders of all layers are held open at once for one path.
+const MAX_OPEN: usize = 4096;
 
 /// A folder of one layer in the merged view.
 struct Open {
@@ -89,7 +99,13 @@ pub fn lookup(view: &View, path: &Path) -> Result<Entry, LookupError> {
             .map_or_else(|| root.clone(), |(_, folder)| folder.clone());
         match walk.step(&here, &name)? {
             Step::Missing => return Ok(Entry::Missing),
-            Step::Directory(merged) => folders.push((name, Rc::new(merged))),
+            Step::Directory(merged) => {
+                let open: usize = folders.iter().map(|(_, folder)| folder.len()).sum();
+                if folders.len() >= MAX_DEPTH || open + merged.len() > MAX_OPEN {
+                    return Err(LookupError::Deep { path: path.to_owned() });
+                }
+                folders.push((name, Rc::new(merged)));
+            }
             Step::Link(target) => {
                 links += 1;
                 if links > MAX_LINKS {

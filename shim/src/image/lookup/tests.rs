@@ -189,6 +189,45 @@ fn links_in_a_circle_end_in_an_error() {
 }
 
 #[test]
+fn paths_that_lead_too_deep_are_refused_also_through_links() {
+    let layers = Layers::new();
+    let deep = |levels: usize| vec!["d"; levels].join("/");
+    write(&layers.bottom, &format!("{}/app.wasm", deep(MAX_DEPTH + 1)), "deep");
+    symlink(deep(MAX_DEPTH), layers.top.join("link")).expect("link");
+    let (whole, up) = (format!("{}/app.wasm", deep(MAX_DEPTH + 1)), "d/../".repeat(1000));
+    for path in [whole.as_str(), "link/d/app.wasm"] {
+        let error = layers.lookup(path).expect_err("too deep");
+        assert!(matches!(error, LookupError::Deep { .. }), "{error}");
+    }
+    assert_eq!(layers.read("link"), "<directory>");
+    assert_eq!(
+        layers.read(&format!("{up}d")),
+        "<directory>",
+        "what was left is not counted"
+    );
+}
+
+#[test]
+fn a_path_is_refused_that_holds_too_many_folders_of_all_layers() {
+    let layers = Layers::new();
+    let path = vec!["d"; 200].join("/");
+    write(&layers.bottom, &format!("{path}/app.wasm"), "deep");
+    let view = |count: usize| View {
+        layers: vec![
+            Layer {
+                folder: layers.bottom.clone(),
+                committed: true,
+            };
+            count
+        ],
+        opaque: "user.overlay.opaque",
+    };
+    assert!(matches!(lookup(&view(2), Path::new(&path)), Ok(Entry::Directory)));
+    let refused = lookup(&view(MAX_OPEN / 200 + 1), Path::new(&path));
+    assert!(matches!(refused, Err(LookupError::Deep { .. })), "{refused:?}");
+}
+
+#[test]
 fn fifos_and_devices_are_special_and_not_opened() {
     let layers = Layers::new();
     rustix::fs::mknodat(CWD, layers.bottom.join("fifo"), FileType::Fifo, Mode::RWXU, 0).expect("fifo");
