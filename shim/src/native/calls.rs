@@ -241,6 +241,7 @@ impl Spawner for Tethered {
     async fn execute(&self, mut program: Command) -> runc::Result<(ExitStatus, u32, String, String)> {
         program.kill_on_drop(true);
         command::die_with_us(&mut program);
+        command::limit_open_files(&mut program);
         let child = program.spawn().map_err(runc::error::Error::ProcessSpawnFailed)?;
         // The program holds the container's streams, and would keep them open.
         drop(program);

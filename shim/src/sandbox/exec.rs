@@ -7,7 +7,7 @@ use oci_spec::runtime::{Process, Spec};
 
 use super::plan::{self, Confinement, PlanError, Role, Root};
 use super::users::{self, User};
-use crate::sys::credentials::{Capabilities, capability};
+use crate::sys::credentials::{Capabilities, Limit, Name, capability};
 
 /// What the plan of an exec'd process is made from.
 pub struct Request<'a> {
@@ -22,6 +22,8 @@ pub struct Request<'a> {
     pub terminal: bool,
     pub role: Role,
     pub options: Guest,
+    /// The limit of open files of a native process whose spec has none, in place of the launcher's own.
+    pub open_files: Option<Limit>,
 }
 
 /// Plans a process that joins the container's: no namespaces of its own, no root, its own credentials.
@@ -39,12 +41,17 @@ pub fn plan(request: Request<'_>) -> Result<Confinement, PlanError> {
         terminal,
         role,
         options,
+        open_files,
     } = request;
     let linux = spec.linux().as_ref().ok_or(PlanError::Missing("linux"))?;
     plan::refuse_process(process)?;
     let native = matches!(role, Role::Native { .. });
     let containers = spec.process().as_ref();
     let ids = plan::ids(process);
+    let mut limits = plan::limits(process)?;
+    if native && limits.iter().all(|limit| limit.resource != Name::Nofile) {
+        limits.extend(open_files);
+    }
     let capabilities = plan::capabilities(process)?;
     let capabilities = match native {
         true => without_tracing(capabilities),
@@ -80,7 +87,7 @@ pub fn plan(request: Request<'_>) -> Result<Confinement, PlanError> {
         capabilities,
         labels: plan::labels(process, None),
         no_new_privileges: process.no_new_privileges().unwrap_or(false),
-        limits: plan::limits(process)?,
+        limits,
         // The container's, as runc has it: clients leave it out.
         oom_score_adj: containers.and_then(Process::oom_score_adj),
         terminal,
@@ -128,8 +135,15 @@ mod tests {
             terminal: true,
             role,
             options: Guest::default(),
+            open_files: Some(FILES),
         })
     }
+
+    const FILES: Limit = Limit {
+        resource: Name::Nofile,
+        soft: 1024,
+        hard: 4096,
+    };
 
     fn native() -> Role {
         Role::Native { path: "/bin/sh".into() }
@@ -156,6 +170,27 @@ mod tests {
         let nothing = Capabilities::default();
         let bounding = capability("KILL").unwrap();
         assert_eq!(exec.capabilities, Capabilities { bounding, ..nothing });
+    }
+
+    #[test]
+    fn a_native_process_without_a_limit_of_open_files_does_not_get_the_servers() {
+        let process =
+            |limits: &str| format!(r#"{{"user":{{"uid":0,"gid":0}},"args":["sh"],"cwd":"/","rlimits":[{limits}]}}"#);
+        let limits = |limits: &str, role| confinement(&process(limits), role).unwrap().limits;
+        assert_eq!(limits("", native()), [FILES]);
+        let own = limits(r#"{"type":"RLIMIT_NOFILE","soft":7,"hard":8}"#, native());
+        assert_eq!(
+            own,
+            [Limit {
+                soft: 7,
+                hard: 8,
+                ..FILES
+            }]
+        );
+        let other = limits(r#"{"type":"RLIMIT_CORE","soft":0,"hard":0}"#, native());
+        assert_eq!((other.len(), other.last()), (2, Some(&FILES)));
+        let world = crate::compile::World::Module;
+        assert_eq!(limits("", Role::Guest { world, export: None }), []);
     }
 
     #[test]

@@ -17,6 +17,7 @@ pub mod memory;
 pub mod mounts;
 pub mod namespaces;
 pub mod oom;
+pub mod open_files;
 pub mod pidfd;
 pub mod pty;
 pub mod seccomp;

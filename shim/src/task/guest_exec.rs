@@ -15,6 +15,7 @@ use crate::sandbox::exec;
 use crate::sandbox::plan::Role;
 use crate::sandbox::process::Guest;
 use crate::stdio::{self, terminal};
+use crate::sys::open_files;
 
 /// Runs `process` beside `guest`, and gives it its streams.
 ///
@@ -35,6 +36,7 @@ pub async fn run(node: &Node, guest: &Guest, process: &Process) -> Result<(), Ta
         terminal: facts.terminal,
         role,
         options: create::options(node, &spec)?,
+        open_files: open_files::before(),
     })?;
     let opened = stdio::open(&facts.streams, facts.terminal, terminal::size_of(asked))?;
     let started = node

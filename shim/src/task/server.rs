@@ -10,7 +10,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use rustix::process::{Resource, Rlimit};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{sleep, sleep_until, timeout};
 
@@ -30,7 +29,7 @@ use crate::image::Images;
 use crate::native;
 use crate::observe::metrics::Metrics;
 use crate::sandbox::control::{Launcher, SandboxError};
-use crate::sys::{cgroup, standard};
+use crate::sys::{cgroup, open_files, standard};
 
 /// How long the last requests and events may take when the server ends.
 const FAREWELL: Duration = Duration::from_secs(5);
@@ -120,12 +119,7 @@ fn prepare(folder: &Path, sinks: &Arc<Sinks>) -> Result<(Settings, tokio::runtim
 
 /// A container costs the server half a dozen descriptors: the usual soft limit of 1024 ends at 150 containers.
 fn raise_open_files() {
-    let limit = rustix::process::getrlimit(Resource::Nofile);
-    let raised = Rlimit {
-        current: limit.maximum,
-        maximum: limit.maximum,
-    };
-    if let Err(error) = rustix::process::setrlimit(Resource::Nofile, raised) {
+    if let Err(error) = open_files::raise() {
         tracing::warn!(%error, "cannot raise the limit of open files");
     }
 }

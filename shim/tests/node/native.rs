@@ -77,6 +77,22 @@ on_every_containerd! {
         Run::of_spec(node, &spec).fail().expect_refusal(&["OCI runtime create failed", "/program", "permission denied"]);
     }
 
+    fn a_native_process_may_open_as_many_files_as_under_runc(node) {
+        let asks = "ulimit -Sn; ulimit -Hn";
+        let mut spec = shell(node, asks);
+        // containerd's client asks for 1024 by itself.
+        spec["process"]["rlimits"] = json!([]);
+        let runcs = Run::of_spec(node, &spec).runtime("io.containerd.runc.v2").finish().ok().stdout;
+        assert_eq!(Run::of_spec(node, &spec).finish().ok().stdout, runcs);
+        let root = Path::new(spec["root"]["path"].as_str().unwrap());
+        fs::write(root.join("probe.wasm"), Probe::P1.bytes()).unwrap();
+        spec["process"]["args"] = json!(["/probe.wasm", "idle"]);
+        spec["linux"]["cgroupsPath"] = format!("/{}/guest", node.namespace).into();
+        let (id, _) = Run::of_spec(node, &spec).detach();
+        assert_eq!(exec(node, &id, &["/bin/busybox", "sh", "-c", asks]).ok().stdout, runcs);
+        node.remove(&id);
+    }
+
     fn a_runtime_that_is_not_there_is_refused_with_the_option_that_names_it(node) {
         node.configure("idle_timeout = 0\nrunc_binary = \"/nowhere/runc\"");
         let image = busybox(node);
