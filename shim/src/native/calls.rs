@@ -21,6 +21,7 @@ use super::failure::NativeError;
 use super::streams::Ends;
 use crate::stdio::{Console, Kept, Streams};
 use crate::sys::child::Child;
+use crate::sys::children::Children;
 use crate::sys::{command, pidfd};
 
 /// The runtime's state, in the bundle.
@@ -50,8 +51,14 @@ pub struct Born {
 }
 
 impl Calls {
-    /// Makes the container; its first process waits for [`Calls::start`].
-    pub async fn create(&self, streams: &Streams, terminal: bool) -> Result<Born, NativeError> {
+    /// Makes the container; its first process, one of `children`, waits for [`Calls::start`].
+    pub async fn create(
+        &self,
+        children: &Arc<Children>,
+        streams: &Streams,
+        terminal: bool,
+    ) -> Result<Born, NativeError> {
+        let _expected = children.expect();
         let ends = self.open(streams, terminal)?;
         let pid_file = self.scratch("pid");
         let options = CreateOpts {
@@ -66,11 +73,18 @@ impl Calls {
             runtime.create(&self.id, &self.bundle, Some(&options)).await
         })
         .await?;
-        self.born(&pid_file, ends).await
+        self.born(children, &pid_file, ends).await
     }
 
-    /// Runs one more process in the container.
-    pub async fn exec(&self, process: &Process, streams: &Streams, terminal: bool) -> Result<Born, NativeError> {
+    /// Runs one more process in the container, one of `children`.
+    pub async fn exec(
+        &self,
+        children: &Arc<Children>,
+        process: &Process,
+        streams: &Streams,
+        terminal: bool,
+    ) -> Result<Born, NativeError> {
+        let _expected = children.expect();
         let ends = self.open(streams, terminal)?;
         let pid_file = self.scratch("pid");
         let options = ExecOpts {
@@ -83,7 +97,7 @@ impl Calls {
             runtime.exec(&self.id, process, Some(&options)).await
         })
         .await?;
-        self.born(&pid_file, ends).await
+        self.born(children, &pid_file, ends).await
     }
 
     pub async fn start(&self) -> Result<(), NativeError> {
@@ -173,8 +187,8 @@ impl Calls {
     }
 
     /// The process that a call has made, with its streams.
-    async fn born(&self, pid_file: &Scratch, ends: Ends) -> Result<Born, NativeError> {
-        let child = Arc::new(self.child(&pid_file.0)?);
+    async fn born(&self, children: &Arc<Children>, pid_file: &Scratch, ends: Ends) -> Result<Born, NativeError> {
+        let child = Arc::new(self.child(children, &pid_file.0)?);
         match ends.settle().await {
             Ok((kept, console)) => Ok(Born { child, kept, console }),
             Err(cause) => {
@@ -190,7 +204,7 @@ impl Calls {
 
     /// The process whose pid a call has written. Its parent, the runtime, is gone, so it is our child, and keeps its pid
     /// until we reap it.
-    fn child(&self, pid_file: &Path) -> Result<Child, NativeError> {
+    fn child(&self, children: &Arc<Children>, pid_file: &Path) -> Result<Child, NativeError> {
         let text = fs::read_to_string(pid_file).map_err(|cause| NativeError::Bundle {
             act: "read",
             path: pid_file.to_owned(),
@@ -203,11 +217,20 @@ impl Calls {
             text,
         })?;
         let raw = pid.as_raw_nonzero().get();
-        let child = pidfd::open(pid).and_then(|handle| Child::watch(raw, handle, || None));
-        child.map_err(|cause| NativeError::Watch {
-            binary: self.binary.clone(),
-            pid: raw,
-            cause,
+        children.watch(raw);
+        let watched = children.clone();
+        let reaped = move || {
+            watched.forget(raw);
+            None
+        };
+        let child = pidfd::open(pid).and_then(|handle| Child::watch(raw, handle, reaped));
+        child.map_err(|cause| {
+            children.forget(raw);
+            NativeError::Watch {
+                binary: self.binary.clone(),
+                pid: raw,
+                cause,
+            }
         })
     }
 

@@ -16,6 +16,7 @@ use crate::image::Mount;
 use crate::stdio::{Console, Kept, Streams};
 use crate::sys::cgroup::{self, Cgroup, Hierarchies};
 use crate::sys::child::Child;
+use crate::sys::children::Children;
 use crate::sys::freezer;
 use crate::sys::user_namespace::{Mappings, Range};
 
@@ -27,6 +28,8 @@ pub struct Runtime {
     hierarchies: Hierarchies,
     /// Beside those of v1 a runtime also uses the unified one, where systemd's hybrid layout has it.
     unified: Option<Hierarchies>,
+    /// Where what it makes is known as watched.
+    children: Arc<Children>,
 }
 
 /// What a container is made of.
@@ -48,15 +51,16 @@ pub struct Container {
     cgroup: Cgroup,
     /// Its processes may outlive the first one: that is not pid 1 of a namespace of theirs.
     shares_pids: bool,
+    children: Arc<Children>,
 }
 
 impl Runtime {
-    /// The runtime that `options` name, on this machine's cgroups.
+    /// The runtime that `options` name, on this machine's cgroups. What it makes is among `children`.
     ///
     /// # Errors
     ///
     /// When there is no cgroup file system.
-    pub fn new(options: &Options) -> io::Result<Runtime> {
+    pub fn new(options: &Options, children: Arc<Children>) -> io::Result<Runtime> {
         let root = Path::new(cgroup::ROOT);
         Ok(Runtime {
             binary: options.runc_binary.clone(),
@@ -64,6 +68,7 @@ impl Runtime {
             no_new_keyring: options.runc_no_new_keyring,
             hierarchies: Hierarchies::find(root)?,
             unified: Hierarchies::find(&root.join("unified")).ok(),
+            children,
         })
     }
 
@@ -111,6 +116,7 @@ impl Runtime {
                     child: born.child,
                     cgroup,
                     shares_pids,
+                    children: self.children.clone(),
                 };
                 Ok((container, born.kept, born.console))
             }
@@ -131,7 +137,7 @@ impl Runtime {
             path: calls.bundle.clone(),
             cause: io::Error::other(panic),
         })??;
-        let born = calls.create(request.streams, request.terminal).await?;
+        let born = calls.create(&self.children, request.streams, request.terminal).await?;
         let cgroup = self.cgroup_of(calls, &born.child)?;
         Ok((born, cgroup))
     }
@@ -236,7 +242,7 @@ impl Container {
 
     /// Runs one more process.
     pub async fn exec(&self, process: &Process, streams: &Streams, terminal: bool) -> Result<Born, NativeError> {
-        self.calls.exec(process, streams, terminal).await
+        self.calls.exec(&self.children, process, streams, terminal).await
     }
 
     /// Sends `signal` to the first process, or to all. SIGKILL works on a paused container too.
@@ -302,7 +308,9 @@ impl Container {
             return Ok(());
         }
         let cgroup = self.cgroup.clone();
-        blocking(move || cgroup.kill()).await
+        let ended = blocking(move || cgroup.kill()).await;
+        self.children.sweep_soon();
+        ended
     }
 }
 

@@ -17,7 +17,6 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::Mutex;
 use tokio::time::timeout;
 
-use super::children::Children;
 use super::group::{Group, GroupError};
 use super::plan::{Confinement, Plan, Role};
 use super::process::{Guest, receive};
@@ -28,6 +27,7 @@ use crate::guest::http::figures::COUNTERS;
 use crate::image::memory;
 use crate::stdio::Stdio;
 use crate::sys::cgroup::{self, Hierarchies};
+use crate::sys::children::Children;
 use crate::sys::memory::MemoryFolder;
 use crate::sys::{counters, fds, mounts, seqpacket};
 
@@ -92,12 +92,12 @@ impl Drop for Running {
 
 impl Launcher {
     /// Starts a launcher process with the engine of `options`, to be renewed after so many forks and so long as they say:
-    /// a new one has another address layout.
+    /// a new one has another address layout. What it forks is among `children`.
     ///
     /// # Errors
     ///
     /// When there is no cgroup file system or the process cannot be started.
-    pub async fn start(options: &Options) -> Result<Launcher, SandboxError> {
+    pub async fn start(options: &Options, children: Arc<Children>) -> Result<Launcher, SandboxError> {
         let hierarchies = Hierarchies::find(Path::new(cgroup::ROOT)).map_err(SandboxError::Cgroups)?;
         let program = mounts::open_read_only(Path::new("/proc/self/exe")).map_err(SandboxError::StartLauncher)?;
         let running = Running::start(&program, &options.engine).map_err(SandboxError::StartLauncher)?;
@@ -110,7 +110,7 @@ impl Launcher {
             max_age: options.launcher_max_age,
             engine: options.engine,
             running: Mutex::new(running),
-            children: Arc::default(),
+            children,
             starts: 1.into(),
         })
     }
@@ -246,6 +246,7 @@ impl Launcher {
         let counters = serves.then(|| counters::create("counters", COUNTERS)).transpose();
         let counters = counters.map_err(resource("counters"))?;
         let shared = counters.as_ref().map(AsFd::as_fd);
+        let expected = self.children.expect();
         let (socket, answer, handle) = match self.request(&fds, artifact, shared, beside).await {
             Err(SandboxError::LauncherGone(_)) => self.request(&fds, artifact, shared, beside).await?,
             result => result?,
@@ -256,6 +257,7 @@ impl Launcher {
             (answer, _) => {
                 // A guest that lost its helper reads that nobody is there, and ends.
                 let _ = rustix::net::shutdown(socket.get_ref(), rustix::net::Shutdown::Write);
+                drop(expected);
                 self.children.sweep_soon();
                 let said = match answer {
                     Answer::Failed { message } => message,
@@ -269,10 +271,17 @@ impl Launcher {
             }
         };
         // Before anybody can reap it: until then the pid is its own, and so is the start time.
-        if let Some(pid) = Pid::from_raw(pid) {
-            settle(pid).await?;
+        self.children.watch(pid);
+        if let Some(own) = Pid::from_raw(pid)
+            && let Err(error) = settle(own).await
+        {
+            // Nobody will wait for it. It ends with its socket.
+            self.children.forget(pid);
+            self.children.sweep_soon();
+            return Err(error);
         }
         let guest = Guest::new(pid, handle, socket, group, counters, self.children.clone())?;
+        drop(expected);
         if confinement.awaits_scope {
             // One that has ended meanwhile is heard of below.
             let _ = guest.enter();

@@ -13,7 +13,6 @@
 mod attached;
 mod beside;
 pub mod child;
-mod children;
 pub mod control;
 pub mod exec;
 mod execute;

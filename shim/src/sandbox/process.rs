@@ -9,12 +9,12 @@ use oci_spec::runtime::LinuxResources;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-use super::children::Children;
 use super::control::SandboxError;
 use super::group::{Group, GroupError};
 use super::protocol::{ADOPTED, MADE, MESSAGE, Report, START, decode};
 use crate::sys::cgroup::Cgroup;
 use crate::sys::child::Child;
+use crate::sys::children::Children;
 use crate::sys::{freezer, seqpacket};
 
 /// The next report; `None` when the process is gone.

@@ -3,6 +3,7 @@
 pub mod allocator;
 pub mod cgroup;
 pub mod child;
+pub mod children;
 pub mod command;
 pub mod counters;
 pub mod credentials;

@@ -46,6 +46,11 @@ impl Stat {
         self.field(4)?.parse().ok()
     }
 
+    /// The session, by its leader's pid.
+    pub fn session(&self) -> Option<i32> {
+        self.field(6)?.parse().ok()
+    }
+
     pub fn threads(&self) -> Option<usize> {
         self.field(20)?.parse().ok()
     }

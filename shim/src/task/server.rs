@@ -29,6 +29,7 @@ use crate::image::Images;
 use crate::native;
 use crate::observe::metrics::Metrics;
 use crate::sandbox::control::{Launcher, SandboxError};
+use crate::sys::children::Children;
 use crate::sys::{cgroup, open_files, standard};
 
 /// How long the last requests and events may take when the server ends.
@@ -148,6 +149,8 @@ async fn serve(folder: &Path, settings: &Settings, sinks: Arc<Sinks>, stdout: &m
         memory: options.compile_memory,
         engine: options.engine,
     })?);
+    let children = Arc::<Children>::default();
+    let reaper = tokio::spawn(children.clone().keep_sweeping());
     let keeper = tokio::spawn(keep(images.clone(), artifacts.clone()));
     let node = Arc::new(Node {
         containers: Containers::new(Instant::now() + RESERVATION),
@@ -156,9 +159,10 @@ async fn serve(folder: &Path, settings: &Settings, sinks: Arc<Sinks>, stdout: &m
         images,
         metrics: Arc::new(Metrics::new(&shown, artifacts.clone())),
         artifacts,
-        launcher: Launcher::start(options).await?,
+        launcher: Launcher::start(options, children.clone()).await?,
         options: options.clone(),
-        natives: native::Runtime::new(options).map_err(io_error("find cgroups at", Path::new(cgroup::ROOT)))?,
+        natives: native::Runtime::new(options, children)
+            .map_err(io_error("find cgroups at", Path::new(cgroup::ROOT)))?,
         sockets: Sockets::new(settings.socket.clone()),
         requests: AtomicUsize::new(0),
     });
@@ -181,6 +185,7 @@ async fn serve(folder: &Path, settings: &Settings, sinks: Arc<Sinks>, stdout: &m
         _ = int.recv() => end_all(folder, &node).await,
     }
     keeper.abort();
+    reaper.abort();
     control.abort();
     metrics.abort();
     let answered = async {

@@ -187,6 +187,26 @@ on_every_containerd! {
         node.remove(&id);
     }
 
+    fn what_a_native_container_without_a_pid_namespace_leaves_behind_is_reaped(node) {
+        let host = |script: &str| {
+            let mut spec = shell(node, script);
+            spec["linux"]["namespaces"].as_array_mut().unwrap().retain(|namespace| namespace["type"] != "pid");
+            spec
+        };
+        let (id, pid) = Run::of_spec(node, &host("(sleep 1 &); (sleep 1 &); sleep 1000")).detach();
+        let server = server::pid(node);
+        let zombies = || children(server).into_iter().filter(|child| gone(child.unsigned_abs())).count();
+        eventually("they are the server's zombies", Duration::from_secs(20), || (zombies() == 2).then_some(()));
+        let mut other = host("exit 5");
+        other["linux"]["cgroupsPath"] = format!("/{}/other", node.namespace).into();
+        Run::of_spec(node, &other).finish().expect_code(5);
+        eventually("they are reaped", Duration::from_secs(20), || (zombies() == 0).then_some(()));
+        assert!(!gone(pid), "the container lives");
+        node.ctr(&["task", "kill", "--signal", "SIGKILL", &id]).ok();
+        node.wait_until(&id, "STOPPED");
+        assert_eq!(node.delete(&id), 137, "its exit was not taken from its watcher");
+    }
+
     fn a_server_that_is_told_to_end_takes_its_native_containers_along(node) {
         let image = busybox(node);
         let (id, pid) = node.run(&image).args(&["sleep", "1000"]).detach();
