@@ -212,11 +212,11 @@ impl Container {
         self.exec_processes()
     }
 
-    /// Forgets a process that was exec'd.
+    /// Forgets a process that was exec'd; not another one that has its id by now.
     pub fn remove_exec(&self, process: &Process) {
-        if let Some(exec_id) = &process.facts.exec_id {
-            self.execs().processes.remove(exec_id);
-        }
+        self.execs()
+            .processes
+            .retain(|_, other| !std::ptr::eq(&**other, process));
     }
 
     fn execs(&self) -> MutexGuard<'_, Execs> {

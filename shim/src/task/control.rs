@@ -12,14 +12,19 @@ use crate::sandbox::limits;
 /// The greatest signal number (signal(7), SIGRTMAX).
 const SIGNAL_MAX: u32 = 64;
 
-/// Sends a signal to a process, or, by the container's first one, to `all`.
+/// Sends a signal to a process, or, by the container's first one, to `all`. An exec'd process that is being started gets
+/// it when it is.
 pub async fn kill(container: &Container, process: &Process, signal: u32, all: bool) -> Result<(), TaskError> {
     let id = || process.facts.name();
     let number = i32::try_from(signal)
         .ok()
         .filter(|_| (1..=SIGNAL_MAX).contains(&signal))
         .ok_or(TaskError::Signal(signal))?;
-    if process.phase().over() {
+    let phase = match process.facts.exec_id {
+        None => process.phase(),
+        Some(_) => process.until(|phase| !phase.starting()).await,
+    };
+    if phase.over() {
         return Err(TaskError::Finished { id: id() });
     }
     let killed = match process.facts.exec_id {

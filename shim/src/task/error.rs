@@ -45,6 +45,8 @@ pub enum TaskError {
     GivenUp(String),
     #[error("the process of container {id} ended before it was started")]
     DeadAtStart { id: String },
+    #[error("the process {id} was deleted while it was being started")]
+    Discarded { id: String },
     #[error("signal {0} is not a signal, it must be 1 to 64")]
     Signal(u32),
     #[error("{0:?} is not a bundle's absolute path")]
@@ -95,9 +97,10 @@ impl TaskError {
         match self {
             TaskError::NoContainer { .. } | TaskError::NoProcess { .. } | TaskError::Finished { .. } => Code::NOT_FOUND,
             TaskError::Exists { .. } | TaskError::ExecExists { .. } => Code::ALREADY_EXISTS,
-            TaskError::Phase { .. } | TaskError::NoProcessYet { .. } | TaskError::DeadAtStart { .. } => {
-                Code::FAILED_PRECONDITION
-            }
+            TaskError::Phase { .. }
+            | TaskError::NoProcessYet { .. }
+            | TaskError::DeadAtStart { .. }
+            | TaskError::Discarded { .. } => Code::FAILED_PRECONDITION,
             TaskError::Signal(_)
             | TaskError::BundlePath(_)
             | TaskError::LimitsType(_)

@@ -49,12 +49,36 @@ pub async fn start(node: &Arc<Node>, container: &Arc<Container>, process: &Arc<P
     if let Err(error) = body.exec(node, process).await {
         tracing::warn!(%error, process = process.facts.name(), "cannot exec");
         process.step(Move::FailStart, &node.events)?;
+        if process.phase().over() {
+            container.remove_exec(process);
+        }
         return Err(error);
     }
-    tokio::spawn(watch(node.clone(), process.clone()).instrument(container.span.clone()));
     process.step(Move::Started, &node.events)?;
+    if process.phase().over() {
+        return Err(discarded(node, container, process).await);
+    }
+    tokio::spawn(watch(node.clone(), process.clone()).instrument(container.span.clone()));
     tracing::info!(pid = process.pid(), process = process.facts.name(), "process started");
     Ok(process.pid())
+}
+
+/// Ends a process that was started and is to be forgotten: nobody is left who would.
+async fn discarded(node: &Arc<Node>, container: &Container, process: &Arc<Process>) -> TaskError {
+    if let Ok(child) = process.child() {
+        // One that has ended already is what is wanted.
+        let _ = child.kill(libc::SIGKILL);
+        child.exited().await;
+    }
+    service::end_streams(node, process);
+    container.remove_exec(process);
+    tracing::info!(
+        process = process.facts.name(),
+        "process discarded, it was deleted while it was started"
+    );
+    TaskError::Discarded {
+        id: process.facts.name(),
+    }
 }
 
 /// Waits for the end of the process and tells of it.
@@ -69,19 +93,20 @@ async fn watch(node: Arc<Node>, process: Arc<Process>) {
     }
 }
 
-/// Forgets a process that has ended, or never was started: then there is no exit.
+/// Forgets a process that has ended, or never was started: then there is no exit. One that is being started is ended and
+/// forgotten by its start.
 pub fn delete(node: &Arc<Node>, container: &Container, process: &Arc<Process>) -> Result<Option<Exit>, TaskError> {
-    let exit = if process.phase() == Phase::Created {
-        process.step(Move::Discard, &node.events)?;
-        None
-    } else {
-        process.step(Move::Delete, &node.events)?;
-        service::end_streams(node, process);
-        process.step(Move::Deleted, &node.events)?;
-        process.phase().exit().cloned()
-    };
+    if process.step(Move::Discard, &node.events).is_ok() {
+        if process.phase() != Phase::Discarding {
+            container.remove_exec(process);
+        }
+        return Ok(None);
+    }
+    process.step(Move::Delete, &node.events)?;
+    service::end_streams(node, process);
+    process.step(Move::Deleted, &node.events)?;
     container.remove_exec(process);
-    Ok(exit)
+    Ok(process.phase().exit().cloned())
 }
 
 /// How long the end of a container waits for an exec that is being started.
@@ -92,7 +117,7 @@ const STARTING: Duration = Duration::from_secs(10);
 pub async fn end_all(container: &Container) {
     for process in container.close_execs() {
         // One that is being started ends by itself or is there to be killed; one that hangs in a volume does neither.
-        let started = timeout(STARTING, process.until(|phase| *phase != Phase::Starting)).await;
+        let started = timeout(STARTING, process.until(|phase| !phase.starting())).await;
         let Ok(phase) = started else {
             tracing::warn!(process = process.facts.name(), "a start hangs, and is not waited for");
             continue;

@@ -6,6 +6,7 @@
 //!    v                      v                        │
 //! Deleted            EndedEarly ── start is out ─────┘
 //!
+//! Starting ─> Discarding ─> Deleted                         an exec'd process that is deleted while it is started
 //! Running ─> Pausing ─> Paused ─> Resuming ─> Running       an exit stops it from each of them
 //! ```
 //!
@@ -23,6 +24,8 @@ pub enum Phase {
     Created,
     /// The start was given and is not yet answered.
     Starting,
+    /// As Starting, but it was deleted meanwhile: what is started is to be ended, and nobody is told.
+    Discarding,
     /// It ended while its start was being answered.
     EndedEarly(Exit),
     Running,
@@ -71,7 +74,7 @@ pub enum Move {
     /// It could not be removed and may be tried again.
     FailDelete,
     Deleted,
-    /// It is forgotten before it was run: for a process that is exec'd.
+    /// It is forgotten before it was run, or while it is started: for a process that is exec'd.
     Discard,
 }
 
@@ -106,6 +109,8 @@ impl Phase {
             (Phase::Creating, Move::Create) => (Phase::Created, vec![Owed::Create]),
             (Phase::Creating, Move::FailCreate) => (Phase::Deleted(None), vec![]),
             (Phase::Created, Move::Discard) => (Phase::Deleted(None), vec![]),
+            (Phase::Starting, Move::Discard) => (Phase::Discarding, vec![]),
+            (Phase::Discarding, Move::Started | Move::FailStart) => (Phase::Deleted(None), vec![]),
             (Phase::Created, Move::Start) => (Phase::Starting, vec![]),
             (Phase::Created | Phase::Running | Phase::Pausing | Phase::Paused | Phase::Resuming, Move::Exit(exit)) => {
                 (Phase::Stopped(exit.clone()), vec![Owed::Exit(exit)])
@@ -169,12 +174,18 @@ impl Phase {
         matches!(self, Phase::Stopped(_) | Phase::Deleting(_) | Phase::Deleted(_))
     }
 
+    /// Whether a start is on its way, of which nobody knows yet how it ends.
+    pub fn starting(&self) -> bool {
+        matches!(self, Phase::Starting | Phase::Discarding)
+    }
+
     /// The phase as messages name it.
     pub fn name(&self) -> &'static str {
         match self {
             Phase::Creating => "being created",
             Phase::Created => "created",
             Phase::Starting | Phase::EndedEarly(_) => "being started",
+            Phase::Discarding => "being discarded",
             Phase::Running => "running",
             Phase::Pausing => "being paused",
             Phase::Paused => "paused",
@@ -321,6 +332,18 @@ mod tests {
     #[test]
     fn a_failed_create_tells_nothing() {
         assert_eq!(walk(vec![Move::FailCreate]), (Phase::Deleted(None), vec![]));
+    }
+
+    #[test]
+    fn a_process_that_is_deleted_while_it_is_started_is_gone_with_its_start_and_nothing_is_told() {
+        let moves = |end| vec![Move::Create, Move::Start, Move::Discard, end];
+        for end in [Move::Started, Move::FailStart] {
+            assert_eq!(walk(moves(end)), (Phase::Deleted(None), vec![Owed::Create]));
+        }
+        assert!(Phase::Starting.starting() && Phase::Discarding.starting() && !Phase::Discarding.over());
+        let refused = Phase::Discarding.step(Move::Discard).unwrap_err().to_string();
+        assert_eq!(refused, "cannot delete a container that is being discarded");
+        assert!(Phase::Running.step(Move::Discard).is_err());
     }
 
     #[test]

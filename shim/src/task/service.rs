@@ -281,7 +281,8 @@ impl Task for TaskService {
     async fn kill(&self, _: &TtrpcContext, request: KillRequest) -> ttrpc::Result<Empty> {
         let _answering = Answering::new(&self.node.requests);
         let (container, process) = self.process(&request.id, &request.exec_id)?;
-        control::kill(&container, &process, request.signal, request.all).await?;
+        // One that waits for a start is sent also when its client does not wait so long.
+        whole(async move { control::kill(&container, &process, request.signal, request.all).await }).await?;
         Ok(Empty::new())
     }
 
@@ -422,7 +423,9 @@ impl Task for TaskService {
 fn state(process: &Process) -> StateResponse {
     let phase = process.phase();
     let status = match &phase {
-        Phase::Creating | Phase::Created | Phase::Starting | Phase::EndedEarly(_) => Status::CREATED,
+        Phase::Creating | Phase::Created | Phase::Starting | Phase::Discarding | Phase::EndedEarly(_) => {
+            Status::CREATED
+        }
         Phase::Running => Status::RUNNING,
         Phase::Pausing => Status::PAUSING,
         Phase::Paused | Phase::Resuming => Status::PAUSED,

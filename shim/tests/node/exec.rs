@@ -168,7 +168,7 @@ on_every_containerd! {
 }
 
 /// The Process of an Exec request.
-fn process(args: &[&str]) -> Any {
+pub fn process(args: &[&str]) -> Any {
     let process = json!({"user": {"uid": 0, "gid": 0}, "args": args, "cwd": "/"});
     Any {
         type_url: "types.containerd.io/opencontainers/runtime-spec/1/Process".to_owned(),

@@ -106,6 +106,7 @@ mod run;
 mod sandbox;
 mod security;
 mod sockets;
+mod starting;
 mod stdio;
 mod systemd;
 mod task_api;
