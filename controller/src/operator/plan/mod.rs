@@ -21,6 +21,7 @@ pub mod nodes;
 mod quantity;
 mod rollout;
 mod selection;
+mod silence;
 mod standing;
 mod status;
 

@@ -6,10 +6,11 @@
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::Node;
 
+use super::silence::agents_are_away;
 use super::standing::{Standing, standing};
 use crate::api::labels;
 use crate::api::wasm_node::Proof;
-use crate::operator::view::{View, is_labelled, is_node_ready, label};
+use crate::operator::view::{View, is_labelled, label};
 use crate::operator::write::{Seen, Write};
 
 /// The time in which at most a tenth of the nodes may lose their label.
@@ -18,7 +19,7 @@ pub const WINDOW: SignedDuration = SignedDuration::from_mins(1);
 /// Decides about labels and startup taints, at most one write a node.
 pub fn decide(view: &View) -> Vec<Write> {
     let mut room = (view.wasm_nodes.len() / 10).max(1).saturating_sub(taken_lately(view));
-    let rolling = agents_are_rolling(view);
+    let away = agents_are_away(view);
     let mut writes = Vec::new();
     for (name, node) in &view.nodes {
         let standing = view.wasm_nodes.get(name).map(|wasm_node| standing(view, wasm_node));
@@ -29,7 +30,7 @@ pub fn decide(view: &View) -> Vec<Write> {
             _ if !labelled => {}
             // Who deletes the runtime means every node of it.
             Some(Standing::Leaving) if view.is_deleting() => writes.push(take(view, node, "the runtime is deleted")),
-            Some(Standing::Silent) if rolling => {}
+            Some(Standing::Silent) if away => {}
             _ if room == 0 => {}
             Some(Standing::Disproved(why)) => {
                 room -= 1;
@@ -60,24 +61,6 @@ fn taken_lately(view: &View) -> usize {
 /// Whether a label taken away then still counts.
 pub fn is_recent(now: Timestamp, taken: Timestamp) -> bool {
     now.duration_since(taken) < WINDOW
-}
-
-/// Whether agents are being replaced by a change of ours, so that silence is expected. Nodes that are not ready do not
-/// count: their agent may never come back.
-fn agents_are_rolling(view: &View) -> bool {
-    let Some(agents) = &view.agents else {
-        return true;
-    };
-    let Some(status) = &agents.status else {
-        return true;
-    };
-    let dead = view
-        .wasm_nodes
-        .keys()
-        .filter(|name| !view.nodes.get(*name).is_some_and(|node| is_node_ready(node)))
-        .count();
-    let old = status.desired_number_scheduled - status.updated_number_scheduled.unwrap_or(0);
-    status.observed_generation < agents.metadata.generation || usize::try_from(old).is_ok_and(|old| old > dead)
 }
 
 fn proven(view: &View, node: &Node, proof: &Proof) -> Option<Write> {

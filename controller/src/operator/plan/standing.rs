@@ -1,8 +1,6 @@
 //! What a report says about a node: for its label, and for the rollout.
 
-use jiff::Timestamp;
-use kube::ResourceExt;
-
+use super::silence::is_silent;
 use crate::api::WasmNode;
 use crate::api::wasm_node::{DisproofReason, Phase, Proof, WishedState};
 use crate::operator::view::View;
@@ -30,8 +28,7 @@ pub fn standing(view: &View, wasm_node: &WasmNode) -> Standing {
     if view.is_deleting() || wasm_node.spec.wish.state == WishedState::Removed {
         return Standing::Leaving;
     }
-    let silence = silence(view, wasm_node);
-    if silence > i64::from(view.runtime.spec.stale_after_seconds) {
+    if is_silent(view, wasm_node) {
         return Standing::Silent;
     }
     let Some(status) = &wasm_node.status else {
@@ -61,18 +58,6 @@ pub fn standing(view: &View, wasm_node: &WasmNode) -> Standing {
         ),
         _ => Standing::Open,
     }
-}
-
-/// For how many seconds nothing was heard, counted from when somebody could have been heard.
-fn silence(view: &View, wasm_node: &WasmNode) -> i64 {
-    let heard = wasm_node
-        .status
-        .as_ref()
-        .and_then(|status| status.reported_at.as_ref())
-        .map(|at| at.0)
-        .or(wasm_node.creation_timestamp().map(|at| at.0))
-        .unwrap_or(Timestamp::MIN);
-    view.now.duration_since(heard.max(view.since)).as_secs()
 }
 
 /// How far a node is with its wish, in one try of the rollout.

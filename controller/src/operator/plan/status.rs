@@ -4,6 +4,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
 use super::Decisions;
 use super::selection::Conflict;
+use super::silence::{self, agents_are_away};
 use super::standing::{Progress, Standing, standing};
 use crate::api::wasm_node::WishedState;
 use crate::api::wasm_runtime::{Attention, NodeCounts, WasmRuntimeStatus};
@@ -16,6 +17,9 @@ const MOST_ATTENTION: usize = 10;
 const MOST_NAMES: usize = 5;
 /// How many characters of the API server's reason a message has: it says first what is wrong.
 const MOST_REASON: usize = 1000;
+
+/// Why a node is listed whose agent does not report.
+const SILENT: &str = "Silent";
 
 /// A condition without its times.
 struct Verdict {
@@ -238,6 +242,18 @@ fn degraded(
     if let Err(error) = view.runtime.spec.shim.options.check() {
         return verdict("InvalidOptions", format!("spec.shim.options: {error}"));
     }
+    let stopped = silence::stopped(view);
+    // Each change of the agents stops them for a moment.
+    if stopped > 0 && agents_are_away(view) && attention.iter().any(|needs| needs.reason == SILENT) {
+        return verdict(
+            "AgentsNotRunning",
+            format!(
+                "{stopped} agents do not start; look at their pods in namespace {}, at spec.shim.image and at the agents' \
+                 image; nodes keep their label meanwhile",
+                view.settings.namespace
+            ),
+        );
+    }
     if !decisions.classes.foreign.is_empty() {
         return verdict(
             "RuntimeClassTaken",
@@ -305,7 +321,7 @@ fn attention(view: &View, decisions: &Decisions) -> Vec<Attention> {
                 (_, Standing::Disproved(message)) => ("Disproved".to_owned(), message),
                 // How long would be a write each minute.
                 (_, Standing::Silent) => (
-                    "Silent".to_owned(),
+                    SILENT.to_owned(),
                     "the agent does not report; look at its pod and its node".to_owned(),
                 ),
                 _ => return None,

@@ -121,32 +121,65 @@ fn silence_before_the_watches_were_current_is_nobodys() {
     assert_eq!(silence(&mut world, 2), 1);
 }
 
+/// Says how many of the agents are of the last template and how many run.
+fn agents_run(world: &mut World, desired: i32, updated: i32, available: i32) {
+    let status = world.agents.get_mut("wasi").unwrap().status.as_mut().unwrap();
+    status.desired_number_scheduled = desired;
+    status.updated_number_scheduled = Some(updated);
+    status.number_available = Some(available);
+}
+
 #[test]
 fn silence_while_agents_are_replaced_takes_no_label_away() {
     let mut world = World::with_workers(1);
     world.settle();
-    let status = world.agents.get_mut("wasi").unwrap().status.as_mut().unwrap();
-    status.desired_number_scheduled = 1;
-    status.updated_number_scheduled = Some(0);
+    agents_run(&mut world, 1, 0, 0);
     assert_eq!(silence(&mut world, 30), 0);
-    world
-        .agents
-        .get_mut("wasi")
-        .unwrap()
-        .status
-        .as_mut()
-        .unwrap()
-        .updated_number_scheduled = Some(1);
+    agents_run(&mut world, 1, 1, 1);
     assert_eq!(silence(&mut world, 1), 1);
+}
+
+#[test]
+fn agents_that_do_not_start_cost_no_node_its_label_and_are_told_of() {
+    for workers in [1, 20] {
+        let mut world = World::with_workers(workers);
+        world.settle();
+        // Every pod is of the new template at once, and none can pull its image.
+        let all = i32::try_from(workers).unwrap();
+        agents_run(&mut world, all, all, 0);
+        assert_eq!(silence(&mut world, 9), 0);
+        assert_eq!(world.condition("wasi", "Degraded").0, "AsExpected");
+        assert_eq!(silence(&mut world, 30), 0);
+        assert_eq!(world.ready("wasi").len(), workers);
+        let (reason, message) = world.condition("wasi", "Degraded");
+        assert_eq!(reason, "AgentsNotRunning");
+        assert!(message.starts_with(&format!("{all} agents do not start")), "{message}");
+        let attention = &world.runtimes["wasi"].status.as_ref().unwrap().attention;
+        assert!(attention.iter().all(|needs| needs.reason == "Silent"), "{attention:?}");
+        assert_eq!(attention.len(), workers.min(10));
+    }
+}
+
+#[test]
+fn one_agent_of_many_that_does_not_start_keeps_no_label() {
+    let mut world = World::with_workers(20);
+    world.settle();
+    agents_run(&mut world, 20, 20, 19);
+    for _ in 0..22 {
+        world.pass(30);
+        world.everyone_reports();
+        let told = Time(world.since);
+        world.set_report("wasi.worker-07", |report| report.reported_at = Some(told));
+        world.reconcile("wasi");
+    }
+    assert_eq!(world.ready("wasi").len(), 19);
 }
 
 #[test]
 fn a_dead_node_whose_agent_is_never_replaced_does_not_keep_the_label() {
     let mut world = World::with_workers(1);
     world.settle();
-    let status = world.agents.get_mut("wasi").unwrap().status.as_mut().unwrap();
-    status.desired_number_scheduled = 1;
-    status.updated_number_scheduled = Some(0);
+    agents_run(&mut world, 1, 0, 0);
     let status = world.nodes.get_mut("worker-00").unwrap().status.as_mut().unwrap();
     status.conditions.as_mut().unwrap()[0].status = "Unknown".to_owned();
     assert_eq!(silence(&mut world, 11), 1);
