@@ -16,6 +16,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use super::bounds::{MOST_COUNTED, MOST_MESSAGE, MOST_WORD, cut, instant};
 use super::shim_options::ShimOptions;
 use super::wasm_runtime::ContainerdRestart;
 
@@ -112,9 +113,11 @@ pub struct Permit {
 pub struct WasmNodeStatus {
     /// The hash of the wish that the report speaks of.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = MOST_WORD))]
     pub observed_wish: Option<String>,
     /// When the agent last reported; renewed with each proof.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(transform = instant)]
     pub reported_at: Option<Time>,
     /// Where the node stands.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -139,6 +142,7 @@ pub struct WasmNodeStatus {
     pub failure: Option<Failure>,
     /// How many pod sandboxes of the handler containerd has.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(max = MOST_COUNTED))]
     pub sandboxes: Option<u32>,
 }
 
@@ -164,8 +168,10 @@ pub enum Phase {
 #[serde(rename_all = "camelCase")]
 pub struct Plan {
     /// The first 16 hex digits of the SHA-256 of all that the plan would do.
+    #[schemars(length(max = MOST_WORD))]
     pub hash: String,
     /// What will be done, in order.
+    #[schemars(length(max = 20))]
     pub steps: Vec<Step>,
 }
 
@@ -202,18 +208,25 @@ pub enum Step {
 #[serde(rename_all = "camelCase")]
 pub struct Proof {
     /// The wish that the node fulfils; an older one while an upgrade waits.
+    #[schemars(length(max = MOST_WORD))]
     pub wish: String,
     /// The kernel's boot id.
+    #[schemars(length(max = MOST_WORD))]
     pub boot_id: String,
     /// When containerd was started.
+    #[schemars(transform = instant)]
     pub containerd_started: Time,
     /// The hash of the configuration that containerd runs with.
+    #[schemars(length(max = MOST_WORD))]
     pub config_hash: String,
     /// The SHA-256 of the shim, in hex.
+    #[schemars(length(max = MOST_WORD))]
     pub shim_digest: String,
     /// The version that the shim says it is; the value of a label.
+    #[schemars(length(max = MOST_WORD))]
     pub shim_version: String,
     /// When the module ran.
+    #[schemars(transform = instant)]
     pub proven_at: Time,
 }
 
@@ -224,10 +237,13 @@ pub struct Disproof {
     /// What was seen.
     pub reason: DisproofReason,
     /// What exactly, for people.
+    #[schemars(length(max = MOST_MESSAGE))]
     pub message: String,
     /// How often in a row.
+    #[schemars(range(max = MOST_COUNTED))]
     pub times: u32,
     /// Since when.
+    #[schemars(transform = instant)]
     pub since: Time,
 }
 
@@ -245,8 +261,10 @@ pub enum DisproofReason {
 #[serde(rename_all = "camelCase")]
 pub struct Refusal {
     /// A word in CamelCase, like NoSystemd.
+    #[schemars(length(max = MOST_WORD))]
     pub reason: String,
     /// What was found, and what an admin can do about it.
+    #[schemars(length(max = MOST_MESSAGE))]
     pub message: String,
 }
 
@@ -255,20 +273,39 @@ pub struct Refusal {
 #[serde(rename_all = "camelCase")]
 pub struct Failure {
     /// The permit's attempt.
+    #[schemars(length(max = MOST_WORD))]
     pub attempt: String,
     /// The permit's plan.
+    #[schemars(length(max = MOST_WORD))]
     pub plan: String,
     /// The step that failed.
     pub step: Step,
     /// What happened.
+    #[schemars(length(max = MOST_MESSAGE))]
     pub message: String,
     /// Whether the host is again as it was before the plan.
     pub rolled_back: bool,
     /// When.
+    #[schemars(transform = instant)]
     pub at: Time,
 }
 
 impl WasmNodeStatus {
+    /// Cuts what may be longer than the schema allows: a report that is refused would tell nothing at all.
+    pub fn fit(&mut self) {
+        let texts = [
+            self.disproof.as_mut().map(|disproof| &mut disproof.message),
+            self.refusal.as_mut().map(|refusal| &mut refusal.message),
+            self.failure.as_mut().map(|failure| &mut failure.message),
+        ];
+        for text in texts.into_iter().flatten() {
+            cut(text, MOST_MESSAGE);
+        }
+        if let Some(proof) = &mut self.proof {
+            cut(&mut proof.shim_version, MOST_WORD);
+        }
+    }
+
     /// The age of the report in seconds, if there is one.
     pub fn age(&self, now: Timestamp) -> Option<i64> {
         self.reported_at.as_ref().map(|at| now.duration_since(at.0).as_secs())

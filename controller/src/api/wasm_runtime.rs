@@ -9,6 +9,7 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::bounds::MOST_COUNTED;
 use super::shim_options::ShimOptions;
 use super::toleration::{TAINT_KEY, strict};
 
@@ -158,7 +159,8 @@ fn default_overhead_memory() -> String {
 pub struct Rollout {
     /// How many nodes may be changed at once: a number, or a part of the selected nodes like 10%, rounded down, at least one.
     #[serde(default = "default_max_unavailable")]
-    #[x_kube(validation = ("type(self) == int ? self >= 1 : self.matches('^[1-9][0-9]?%$|^100%$')",
+    #[schemars(extend("nullable" = false))]
+    #[x_kube(validation = ("type(self) == int ? self >= 1 && self <= 2147483647 : self.matches('^[1-9][0-9]?%$|^100%$')",
         "maxUnavailable must be at least 1, or 1% to 100%"))]
     pub max_unavailable: IntOrString,
     /// No node is changed while this is set.
@@ -240,16 +242,22 @@ pub struct WasmRuntimeStatus {
 #[serde(rename_all = "camelCase")]
 pub struct NodeCounts {
     /// Should have the runtime.
+    #[schemars(range(max = MOST_COUNTED))]
     pub selected: u32,
     /// Have the label: pods can be scheduled.
+    #[schemars(range(max = MOST_COUNTED))]
     pub ready: u32,
     /// Proved what the spec says now.
+    #[schemars(range(max = MOST_COUNTED))]
     pub updated: u32,
     /// Hold a permit.
+    #[schemars(range(max = MOST_COUNTED))]
     pub working: u32,
     /// Failed, and are not tried again.
+    #[schemars(range(max = MOST_COUNTED))]
     pub failed: u32,
     /// Are left alone by their agent.
+    #[schemars(range(max = MOST_COUNTED))]
     pub refused: u32,
 }
 

@@ -37,6 +37,7 @@ impl Reporter {
     ///
     /// A report that fails is only logged: the next look makes another one.
     pub async fn report(&mut self, node: &WasmNode, mut status: WasmNodeStatus, renew: Duration) {
+        status.fit();
         if self
             .last
             .as_ref()

@@ -9,12 +9,12 @@ use serde_json::{Value, json};
 use crate::agents::wait_for;
 use crate::control_plane::ControlPlane;
 
-fn runtimes(client: &Client) -> Api<DynamicObject> {
+pub fn runtimes(client: &Client) -> Api<DynamicObject> {
     let kind = GroupVersionKind::gvk("kubewasi.dev", "v1alpha1", "WasmRuntime");
     Api::all_with(client.clone(), &ApiResource::from_gvk(&kind))
 }
 
-fn runtime(name: &str, edit: impl FnOnce(&mut Value)) -> DynamicObject {
+pub fn runtime(name: &str, edit: impl FnOnce(&mut Value)) -> DynamicObject {
     let mut object = json!({
         "apiVersion": "kubewasi.dev/v1alpha1",
         "kind": "WasmRuntime",
@@ -25,7 +25,8 @@ fn runtime(name: &str, edit: impl FnOnce(&mut Value)) -> DynamicObject {
     serde_json::from_value(object).unwrap()
 }
 
-async fn served() -> ControlPlane {
+/// An API server that serves the definitions.
+pub async fn served() -> ControlPlane {
     let control_plane = ControlPlane::start().await;
     let api = Api::all(control_plane.client.clone());
     for crd in crds::all() {
@@ -197,6 +198,12 @@ async fn a_wrong_runtime_is_refused_with_field_and_reason() {
             json!({"maxUnavailable": "200%"}),
             "spec.rollout.maxUnavailable",
             "1% to 100%",
+        ),
+        (
+            "/spec/rollout",
+            json!({"maxUnavailable": 3_000_000_000_u64}),
+            "spec.rollout.maxUnavailable",
+            "must be at least 1",
         ),
         (
             "/spec/rollout",

@@ -12,5 +12,6 @@ mod crds;
 mod faults;
 mod lifecycle;
 mod package;
+mod readable;
 mod refused;
 mod reports;

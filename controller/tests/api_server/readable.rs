@@ -1,0 +1,112 @@
+//! What the API server takes, the controller can read: an object that it could not would be one that it never sees.
+
+use kube::Api;
+use kube::api::{DynamicObject, Patch, PatchParams, PostParams};
+use kube::core::{ApiResource, GroupVersionKind};
+use kubewasi_controller::api::{WasmNode, WasmRuntime};
+use serde_json::{Value, json};
+
+use crate::agents::wait_for;
+use crate::control_plane::ControlPlane;
+use crate::crds::{runtime, runtimes, served};
+
+/// An API server with the WasmNode `wasi.node-a`.
+async fn with_wasm_node() -> (ControlPlane, Api<DynamicObject>) {
+    let control_plane = served().await;
+    let kind = GroupVersionKind::gvk("kubewasi.dev", "v1alpha1", "WasmNode");
+    let api: Api<DynamicObject> = Api::all_with(control_plane.client.clone(), &ApiResource::from_gvk(&kind));
+    let wasm_node: DynamicObject = serde_json::from_value(wasm_node("node-a")).unwrap();
+    wait_for("the definition of WasmNodes", async || {
+        api.create(&PostParams::default(), &wasm_node).await.is_ok()
+    })
+    .await;
+    (control_plane, api)
+}
+
+fn wasm_node(node: &str) -> Value {
+    json!({
+        "apiVersion": "kubewasi.dev/v1alpha1",
+        "kind": "WasmNode",
+        "metadata": {"name": format!("wasi.{node}")},
+        "spec": {
+            "nodeName": node,
+            "runtime": "wasi",
+            "wish": {
+                "state": "Installed",
+                "handler": "wasi",
+                "shimImage": "registry/shim:1",
+                "containerdRestart": "Rolling",
+            },
+        },
+    })
+}
+
+fn disproof(field: &str, value: Value) -> Value {
+    let mut disproof = json!({
+        "reason": "SmokeFailed", "message": "no", "times": 1, "since": "2024-01-01T00:00:00Z",
+    });
+    disproof[field] = value;
+    json!({"disproof": disproof})
+}
+
+#[tokio::test]
+async fn a_report_that_cannot_be_read_is_refused() {
+    let (control_plane, api) = with_wasm_node().await;
+    let report = async |status: &Value| {
+        let patch = Patch::Merge(json!({"status": status}));
+        api.patch_status("wasi.node-a", &PatchParams::default(), &patch).await
+    };
+    let wrong = [
+        json!({"sandboxes": 5_000_000_000_u64}),
+        json!({"sandboxes": -1}),
+        disproof("times", json!(5_000_000_000_u64)),
+        disproof("since", json!("2024-01-01T00:00:00+99:99")),
+        disproof("message", json!("m".repeat(8193))),
+        json!({"observedWish": "w".repeat(254)}),
+        json!({"reportedAt": "2024-01-01T00:00:00+99:99"}),
+        json!({"reportedAt": "2024-01-01T00:00:00ZT"}),
+        json!({"reportedAt": "2023-02-29T00:00:00Z"}),
+        json!({"reportedAt": "2024-04-31T00:00:00Z"}),
+        json!({"reportedAt": "9999-12-31T23:59:59Z"}),
+    ];
+    for status in wrong {
+        let answer = report(&status).await;
+        let Err(kube::Error::Api(refusal)) = answer else {
+            panic!("{status} was accepted");
+        };
+        assert_eq!(refusal.code, 422, "{status}: {}", refusal.message);
+    }
+    let read: Api<WasmNode> = Api::all(control_plane.client.clone());
+    let right = [
+        json!({"sandboxes": 2_147_483_647, "reportedAt": "2024-02-29T23:59:59Z"}),
+        json!({"reportedAt": "2024-01-01T00:00:00.123456789Z"}),
+        json!({"reportedAt": null, "sandboxes": null}),
+        disproof("message", json!("ä".repeat(8192))),
+        disproof("times", json!(2_147_483_647)),
+    ];
+    for status in right {
+        if let Err(error) = report(&status).await {
+            panic!("{status}: {error}");
+        }
+        read.get("wasi.node-a").await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn what_a_runtime_says_nothing_of_has_its_default() {
+    let control_plane = served().await;
+    let silent = runtime("wasi", |object| {
+        object["spec"]["rollout"] = json!({"maxUnavailable": null, "failureThreshold": null, "paused": null});
+        object["spec"]["overhead"] = json!({"memory": null, "cpu": null});
+        object["spec"]["staleAfterSeconds"] = json!(null);
+    });
+    let api = runtimes(&control_plane.client);
+    api.create(&PostParams::default(), &silent).await.unwrap();
+    let most = runtime("most", |object| {
+        object["spec"]["rollout"] = json!({"maxUnavailable": 2_147_483_647});
+    });
+    api.create(&PostParams::default(), &most).await.unwrap();
+    let read: Api<WasmRuntime> = Api::all(control_plane.client.clone());
+    assert_eq!(read.get("wasi").await.unwrap().spec.rollout, Default::default());
+    read.get("most").await.unwrap();
+}
