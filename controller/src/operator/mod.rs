@@ -18,6 +18,7 @@ pub mod run;
 mod serve;
 mod settings;
 pub mod uninstall;
+mod unreadable;
 mod view;
 mod watch;
 pub mod write;

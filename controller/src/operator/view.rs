@@ -28,6 +28,8 @@ pub struct View {
     pub nodes: BTreeMap<String, Arc<Node>>,
     /// This runtime's WasmNodes by the name of their node.
     pub wasm_nodes: BTreeMap<String, Arc<WasmNode>>,
+    /// The names of its WasmNodes that are there and cannot be read, with the reason: their nodes are left as they are.
+    pub unreadable: BTreeMap<String, String>,
     /// This runtime's DaemonSet.
     pub agents: Option<Arc<DaemonSet>>,
     /// All RuntimeClasses by name.
@@ -62,6 +64,11 @@ impl View {
     /// Whether the runtime is to go.
     pub fn is_deleting(&self) -> bool {
         self.runtime.metadata.deletion_timestamp.is_some()
+    }
+
+    /// Whether any node has a WasmNode of the runtime.
+    pub fn has_wasm_nodes(&self) -> bool {
+        !self.wasm_nodes.is_empty() || !self.unreadable.is_empty()
     }
 
     /// Whether pods stand between some node and what it should be: only then need they be listed.

@@ -10,7 +10,8 @@ use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::DaemonSet;
 use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::api::node::v1::RuntimeClass;
-use kube::runtime::reflector::store::WriterDropped;
+use kube::core::DeserializeGuard;
+use kube::runtime::reflector::store::{Writer, WriterDropped};
 use kube::runtime::reflector::{self, ObjectRef, Store};
 use kube::runtime::utils::Backoff;
 use kube::runtime::{WatchStreamExt, watcher};
@@ -19,6 +20,7 @@ use serde::de::DeserializeOwned;
 
 use super::plan::agents;
 use super::settings::Settings;
+use super::unreadable::Unreadable;
 use super::view::{View, WasmPod};
 use crate::api::{WasmNode, WasmRuntime, labels};
 
@@ -29,6 +31,7 @@ pub struct Stores {
     wasm_nodes: Store<WasmNode>,
     daemon_sets: Store<DaemonSet>,
     classes: Store<RuntimeClass>,
+    unreadable: Unreadable,
     since: Since,
 }
 
@@ -67,9 +70,10 @@ pub fn all(client: &Client, settings: &Settings) -> (Stores, Changes) {
     let since = Since::now();
     let agents = watcher::Config::default().labels(labels::RUNTIME);
     let namespaced = Api::<DaemonSet>::namespaced(client.clone(), &settings.namespace);
-    let (runtimes, runtime_changes) = watch(Api::all(client.clone()), watcher::Config::default(), &since, |_| {});
+    let unreadable = Unreadable::default();
+    let (runtimes, runtime_changes) = watch_ours(Api::all(client.clone()), &since, &Unreadable::default());
     let (nodes, node_changes) = watch(Api::all(client.clone()), watcher::Config::default(), &since, prune);
-    let (wasm_nodes, wasm_node_changes) = watch(Api::all(client.clone()), watcher::Config::default(), &since, |_| {});
+    let (wasm_nodes, wasm_node_changes) = watch_ours(Api::all(client.clone()), &since, &unreadable);
     let (daemon_sets, daemon_set_changes) = watch(namespaced, agents, &since, |_| {});
     let (classes, class_changes) = watch(Api::all(client.clone()), watcher::Config::default(), &since, |_| {});
     (
@@ -79,6 +83,7 @@ pub fn all(client: &Client, settings: &Settings) -> (Stores, Changes) {
             wasm_nodes,
             daemon_sets,
             classes,
+            unreadable,
             since,
         },
         Changes {
@@ -96,8 +101,39 @@ where
     K: Resource<DynamicType = ()> + Clone + std::fmt::Debug + DeserializeOwned + Send + Sync + 'static,
 {
     let (store, writer) = reflector::store();
+    let changes = keep(watcher(api, config), writer, since, prune);
+    (store, changes)
+}
+
+/// The same for what others may write in our kinds: one object that cannot be read leaves the store without itself, not
+/// empty.
+fn watch_ours<K>(api: Api<DeserializeGuard<K>>, since: &Since, unreadable: &Unreadable) -> (Store<K>, Changed<K>)
+where
+    K: Resource<DynamicType = ()> + Clone + std::fmt::Debug + DeserializeOwned + Send + Sync + 'static,
+{
+    let (store, writer) = reflector::store();
+    let (filled, unreadable) = (store.clone(), unreadable.clone());
+    let readable = watcher(api, watcher::Config::default()).filter_map(move |event| {
+        std::future::ready(match event {
+            Ok(event) => unreadable.part(event, &filled).map(Ok),
+            Err(error) => Some(Err(error)),
+        })
+    });
+    let changes = keep(readable, writer, since, |_| {});
+    (store, changes)
+}
+
+fn keep<K>(
+    events: impl Stream<Item = watcher::Result<watcher::Event<K>>> + Send + 'static,
+    writer: Writer<K>,
+    since: &Since,
+    prune: fn(&mut K),
+) -> Changed<K>
+where
+    K: Resource<DynamicType = ()> + Clone + Send + Sync + 'static,
+{
     let since = since.clone();
-    let changes = watcher(api, config)
+    events
         .modify(move |object: &mut K| {
             object.managed_fields_mut().clear();
             prune(object);
@@ -111,8 +147,7 @@ where
         })
         // It has waited for itself: whoever heard of the error would have every other watch wait as well.
         .filter(|change| std::future::ready(change.is_ok()))
-        .boxed();
-    (store, changes)
+        .boxed()
 }
 
 /// How long a watch that broke waits before it is begun again: a second, and twice as long each time, up to eight.
@@ -173,6 +208,7 @@ impl Stores {
                 .filter(|wasm_node| wasm_node.spec.runtime == name)
                 .map(|wasm_node| (wasm_node.spec.node_name.clone(), wasm_node))
                 .collect(),
+            unreadable: self.unreadable.of(&name),
             agents: self.daemon_sets.get(&agents),
             classes: by_name(&self.classes),
             pods: Vec::<WasmPod>::new(),

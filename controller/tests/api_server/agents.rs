@@ -6,6 +6,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::api::{ListParams, Patch, PatchParams, PostParams};
+use kube::core::DeserializeGuard;
 use kube::{Api, Client, ResourceExt};
 use kubewasi_controller::api::wasm_node::{Phase, Plan, Proof, Step, WishedState};
 use kubewasi_controller::api::{WasmNode, WasmNodeStatus, WasmRuntime};
@@ -59,16 +60,14 @@ pub struct Agents(JoinHandle<()>);
 impl Agents {
     /// Starts them.
     pub fn start(client: &Client) -> Agents {
+        // One that cannot be read is another agent's affair.
+        let all: Api<DeserializeGuard<WasmNode>> = Api::all(client.clone());
         let api: Api<WasmNode> = Api::all(client.clone());
         Agents(tokio::spawn(async move {
             loop {
                 // Nothing is served before the controller has applied the definitions.
-                for wasm_node in api
-                    .list(&ListParams::default())
-                    .await
-                    .map(|list| list.items)
-                    .unwrap_or_default()
-                {
+                let listed = all.list(&ListParams::default()).await.map(|list| list.items);
+                for wasm_node in listed.unwrap_or_default().into_iter().filter_map(|guard| guard.0.ok()) {
                     let next = report(&wasm_node);
                     if wasm_node.status.as_ref() != Some(&next) {
                         let patch = Patch::Merge(json!({"status": whole(&next)}));

@@ -1,13 +1,15 @@
 //! What the API server takes, the controller can read: an object that it could not would be one that it never sees.
 
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::Api;
 use kube::api::{DynamicObject, Patch, PatchParams, PostParams};
 use kube::core::{ApiResource, GroupVersionKind};
-use kubewasi_controller::api::{WasmNode, WasmRuntime};
+use kubewasi_controller::api::{WasmNode, WasmRuntime, labels};
 use serde_json::{Value, json};
 
-use crate::agents::wait_for;
+use crate::agents::{Agents, make_nodes, make_runtime, ready_nodes, wait_for};
 use crate::control_plane::ControlPlane;
+use crate::controller::Controller;
 use crate::crds::{runtime, runtimes, served};
 
 /// An API server with the WasmNode `wasi.node-a`.
@@ -109,4 +111,55 @@ async fn what_a_runtime_says_nothing_of_has_its_default() {
     let read: Api<WasmRuntime> = Api::all(control_plane.client.clone());
     assert_eq!(read.get("wasi").await.unwrap().spec.rollout, Default::default());
     read.get("most").await.unwrap();
+}
+
+#[tokio::test]
+async fn one_object_that_cannot_be_read_hides_no_other() {
+    let control_plane = ControlPlane::start().await;
+    let client = &control_plane.client;
+    make_nodes(client, &["node-a", "node-b"]).await;
+    let controller = Controller::start(&control_plane, "one").await;
+    let _agents = Agents::start(client);
+    make_runtime(client, json!({})).await;
+    wait_for("all nodes ready", async || ready_nodes(client).await.len() == 2).await;
+
+    // Somebody has a definition that allows more, which is left to them.
+    let definitions: Api<CustomResourceDefinition> = Api::all(client.clone());
+    let path = "/spec/versions/0/schema/openAPIV3Schema/properties/status/properties/sandboxes/maximum";
+    let looser: Patch<()> = Patch::Json(
+        serde_json::from_value(json!([
+            {"op": "remove", "path": path},
+            {"op": "add", "path": format!("/metadata/annotations/{}", labels::SCHEMA.replace('/', "~1")), "value": "1000"},
+        ]))
+        .unwrap(),
+    );
+    let name = "wasmnodes.kubewasi.dev";
+    definitions.patch(name, &PatchParams::default(), &looser).await.unwrap();
+    let kind = GroupVersionKind::gvk("kubewasi.dev", "v1alpha1", "WasmNode");
+    let wasm_nodes: Api<DynamicObject> = Api::all_with(client.clone(), &ApiResource::from_gvk(&kind));
+    let wrong = Patch::Merge(json!({"status": {"sandboxes": 5_000_000_000_u64}}));
+    wait_for("a WasmNode that cannot be read", async || {
+        wasm_nodes
+            .patch_status("wasi.node-a", &PatchParams::default(), &wrong)
+            .await
+            .is_ok()
+    })
+    .await;
+
+    let runtimes: Api<WasmRuntime> = Api::all(client.clone());
+    let told = async || {
+        let status = runtimes.get("wasi").await.unwrap().status.unwrap_or_default();
+        let mut attention = status.attention.iter();
+        attention.any(|needs| needs.node == "node-a" && needs.reason == "Unreadable")
+    };
+    // Once for a watch that is current, and once for a controller that starts.
+    wait_for("the node in attention", async || told().await).await;
+    drop(controller);
+    let _controller = Controller::start(&control_plane, "one").await;
+    make_nodes(client, &["node-c"]).await;
+    wait_for("the new node ready", async || {
+        ready_nodes(client).await == ["node-a", "node-b", "node-c"]
+    })
+    .await;
+    assert!(told().await);
 }

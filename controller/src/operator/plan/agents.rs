@@ -25,7 +25,7 @@ use crate::operator::write::{Seen, Write};
 
 /// What becomes of the DaemonSet, and the generation of it that is right.
 pub fn decide(view: &View) -> (Vec<Write>, Option<i64>) {
-    if view.is_deleting() && view.wasm_nodes.is_empty() {
+    if view.is_deleting() && !view.has_wasm_nodes() {
         let delete = view
             .agents
             .as_ref()

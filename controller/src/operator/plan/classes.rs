@@ -26,8 +26,7 @@ pub fn decide(view: &View) -> Decision {
     for name in &view.runtime.spec.runtime_classes {
         let existing = view.classes.get(name);
         // The kubelet looks the class up at each start of a sandbox, so it stays while a pod may start one again.
-        let needed =
-            !view.is_deleting() || !view.wasm_nodes.is_empty() || view.pods.iter().any(|pod| pod.class == *name);
+        let needed = !view.is_deleting() || view.has_wasm_nodes() || view.pods.iter().any(|pod| pod.class == *name);
         match existing {
             Some(class) if !is_ours(view, class) => decision.foreign.push(name.clone()),
             Some(class) if !needed => decision

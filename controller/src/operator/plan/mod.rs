@@ -136,7 +136,7 @@ fn decide(view: &View) -> (Vec<Write>, Decisions) {
 
 /// Whether nothing of a deleted runtime is left but itself.
 fn is_gone(view: &View) -> bool {
-    view.wasm_nodes.is_empty() && view.agents.is_none() && view.pods.is_empty()
+    !view.has_wasm_nodes() && view.agents.is_none() && view.pods.is_empty()
 }
 
 fn once_an_object(writes: Vec<Write>) -> Vec<Write> {

@@ -6,6 +6,7 @@
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::Node;
 
+use super::nodes::is_unreadable;
 use super::silence::agents_are_away;
 use super::standing::{Standing, standing};
 use crate::api::labels;
@@ -22,6 +23,9 @@ pub fn decide(view: &View) -> Vec<Write> {
     let away = agents_are_away(view);
     let mut writes = Vec::new();
     for (name, node) in &view.nodes {
+        if is_unreadable(view, name) {
+            continue;
+        }
         let standing = view.wasm_nodes.get(name).map(|wasm_node| standing(view, wasm_node));
         let labelled = is_labelled(node, &view.name()) || label(node, &labels::version(&view.name())).is_some();
         match standing {

@@ -32,7 +32,8 @@ pub fn decide(view: &View) -> Decision {
     let mut decision = Decision::default();
     for (name, node) in &view.nodes {
         let existing = view.wasm_nodes.get(name);
-        let selected = !view.is_deleting() && is_selected(&view.runtime, node, existing.is_some());
+        let unreadable = is_unreadable(view, name);
+        let selected = !view.is_deleting() && is_selected(&view.runtime, node, existing.is_some() || unreadable);
         let conflict = if selected { conflict(view, node) } else { None };
         let wanted = selected && conflict.is_none();
         if let Some(conflict) = conflict {
@@ -40,6 +41,9 @@ pub fn decide(view: &View) -> Decision {
         }
         if wanted {
             decision.wanted.push(name.clone());
+        }
+        if unreadable {
+            continue;
         }
         let membership = membership(view, node, existing, wanted);
         if matches!(membership, Some(Write::CreateWasmNode(_) | Write::ChangeWish { .. })) {
@@ -128,6 +132,11 @@ fn new(view: &View, node: &Node) -> WasmNode {
         },
         status: None,
     }
+}
+
+/// Whether the node's WasmNode is there, and nobody knows what it says.
+pub fn is_unreadable(view: &View, node: &str) -> bool {
+    !view.unreadable.is_empty() && view.unreadable.contains_key(&wasm_node_name(&view.name(), node))
 }
 
 /// The name of a runtime's WasmNode: `wasi.node-1`, shortened with a digest where a node's name is too long for that.

@@ -75,6 +75,11 @@ pub fn decide(view: &View, nodes: &nodes::Decision) -> Decision {
         // A permit that is withdrawn just now is still held by all that anybody knows.
         decision.permitted.push(name.clone());
     }
+    // Nobody knows whether they are still at work.
+    let listed = view.runtime.status.iter().flat_map(|status| &status.permitted);
+    decision
+        .permitted
+        .extend(listed.filter(|name| nodes::is_unreadable(view, name)).cloned());
     if !stopped {
         admit(view, &mut decision);
     }

@@ -333,6 +333,7 @@ fn attention(view: &View, decisions: &Decisions) -> Vec<Attention> {
             })
         })
         .collect();
+    list.extend(view.unreadable.iter().map(|(name, why)| unreadable(view, name, why)));
     list.extend(
         decisions
             .nodes
@@ -341,6 +342,16 @@ fn attention(view: &View, decisions: &Decisions) -> Vec<Attention> {
             .map(|(node, conflict)| conflicted(node, conflict)),
     );
     list
+}
+
+fn unreadable(view: &View, wasm_node: &str, why: &str) -> Attention {
+    let name = view.name();
+    let why: String = why.chars().take(MOST_REASON).collect();
+    Attention {
+        node: wasm_node.strip_prefix(&format!("{name}.")).unwrap_or(wasm_node).to_owned(),
+        reason: "Unreadable".to_owned(),
+        message: format!("WasmNode {wasm_node} cannot be read: {why}; delete it, and it is made anew"),
+    }
 }
 
 fn conflicted(node: &str, conflict: &Conflict) -> Attention {

@@ -137,6 +137,52 @@ fn a_wasm_node_of_a_node_that_is_gone_goes_too() {
 }
 
 #[test]
+fn a_wasm_node_that_cannot_be_read_is_told_of_and_its_node_left_as_it_is() {
+    let mut world = World::with_workers(2);
+    world.settle();
+    let hidden = world.wasm_nodes.remove("wasi.worker-00").unwrap();
+    let why = "sandboxes: invalid value".to_owned();
+    world.unreadable.insert("wasi.worker-00".to_owned(), why);
+    world.reconcile("wasi");
+    assert_eq!(world.reconcile("wasi"), Vec::<&str>::new());
+    assert_eq!(world.ready("wasi"), ["worker-00", "worker-01"]);
+    let attention = &world.runtimes["wasi"].status.as_ref().unwrap().attention;
+    assert_eq!(
+        (attention[0].node.as_str(), attention[0].reason.as_str()),
+        ("worker-00", "Unreadable")
+    );
+    assert!(
+        attention[0].message.contains("sandboxes: invalid value"),
+        "{attention:?}"
+    );
+    // It is not gone, so neither is the runtime.
+    world.delete("wasi");
+    world.settle();
+    assert!(world.wasm_nodes.is_empty() && world.classes.contains_key("wasi") && world.agents.contains_key("wasi"));
+    world.unreadable.clear();
+    world.wasm_nodes.insert("wasi.worker-00".to_owned(), hidden);
+    world.settle();
+    assert!(world.runtimes.is_empty());
+}
+
+#[test]
+fn a_wasm_node_that_cannot_be_read_keeps_its_place_in_the_rollout() {
+    let mut world = World::with_workers(2);
+    while world.permits().is_empty() {
+        world.reconcile("wasi");
+        world.agents_act();
+    }
+    assert_eq!(world.permits(), ["worker-00"]);
+    world.wasm_nodes.remove("wasi.worker-00");
+    world
+        .unreadable
+        .insert("wasi.worker-00".to_owned(), "status".to_owned());
+    world.settle();
+    assert_eq!(world.permits(), Vec::<&str>::new());
+    assert_eq!(world.runtimes["wasi"].status.as_ref().unwrap().permitted, ["worker-00"]);
+}
+
+#[test]
 fn a_daemon_set_that_somebody_changed_is_put_right_once() {
     let mut world = World::with_workers(1);
     world.settle();

@@ -39,6 +39,7 @@ struct World {
     agents: BTreeMap<String, DaemonSet>,
     classes: BTreeMap<String, RuntimeClass>,
     pods: Vec<WasmPod>,
+    unreadable: BTreeMap<String, String>,
     forbidden: Option<String>,
     taken: Vec<Timestamp>,
     version: u64,
@@ -61,6 +62,7 @@ impl World {
             agents: BTreeMap::new(),
             classes: BTreeMap::new(),
             pods: Vec::new(),
+            unreadable: BTreeMap::new(),
             forbidden: None,
             taken: Vec::new(),
             version: 0,
@@ -144,6 +146,7 @@ impl World {
                 .filter(|wasm_node| wasm_node.spec.runtime == runtime)
                 .map(|wasm_node| (wasm_node.spec.node_name.clone(), Arc::new(wasm_node.clone())))
                 .collect(),
+            unreadable: self.unreadable.clone(),
             agents: self.agents.get(runtime).cloned().map(Arc::new),
             classes: self
                 .classes
