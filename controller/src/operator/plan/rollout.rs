@@ -102,6 +102,8 @@ fn step(wasm_node: &WasmNode, progress: Progress, attempt: &str, open: bool) -> 
     match (progress, plan) {
         // What has begun is finished, whatever changed meanwhile.
         (Progress::Working, _) => Step::Keep,
+        // Whether the next node may be tried, the proof of this one says.
+        (Progress::Unproven, _) if held.is_some() => Step::Keep,
         (Progress::Planned, Some(plan)) => {
             let wanted = Permit {
                 plan: plan.hash.clone(),
@@ -155,7 +157,7 @@ fn admit(view: &View, decision: &mut Decision) {
                 Progress::Unseen => view.nodes.get(name).is_some_and(|node| is_node_ready(node)),
                 Progress::Planned => is_candidate(name, wasm_node),
                 Progress::Working => true,
-                Progress::Done | Progress::Failed | Progress::Refused => false,
+                Progress::Unproven | Progress::Done | Progress::Failed | Progress::Refused => false,
             }
     });
     if room > 0 && !worker_is_open && admitted.is_empty() && decision.permitted.is_empty() {

@@ -69,7 +69,9 @@ pub enum Progress {
     Planned,
     /// A permitted plan is carried out.
     Working,
-    /// The wish is fulfilled.
+    /// The agent is through with its plan, and no module ran since that would show it.
+    Unproven,
+    /// The wish is fulfilled, and proven where something was installed.
     Done,
     /// The plan failed in this attempt.
     Failed,
@@ -97,7 +99,15 @@ pub fn progress(wasm_node: &WasmNode, attempt: &str) -> Progress {
     }
     match (&status.plan, status.phase) {
         (_, Some(Phase::Refused)) => Progress::Refused,
-        (None, Some(Phase::Ready | Phase::Removed)) => Progress::Done,
+        (None, Some(Phase::Ready)) if wasm_node.spec.wish.state == WishedState::Installed => {
+            let proven = status.proof.as_ref().map(|proof| &proof.wish);
+            if proven == status.observed_wish.as_ref() {
+                Progress::Done
+            } else {
+                Progress::Unproven
+            }
+        }
+        (None, Some(Phase::Removed)) if wasm_node.spec.wish.state == WishedState::Removed => Progress::Done,
         (Some(_), _) => Progress::Planned,
         (None, _) => Progress::Unseen,
     }

@@ -141,7 +141,8 @@ fn progressing(view: &View, decisions: &Decisions, counts: &NodeCounts) -> Verdi
     }
     let open = decisions.rollout.count(Progress::Unseen)
         + decisions.rollout.count(Progress::Planned)
-        + decisions.rollout.count(Progress::Working);
+        + decisions.rollout.count(Progress::Working)
+        + decisions.rollout.count(Progress::Unproven);
     if decisions.rollout.halted {
         return verdict(
             false,

@@ -4,6 +4,7 @@ mod conflicts;
 mod deletion;
 mod labels;
 mod membership;
+mod proof;
 mod rollout;
 
 use std::collections::BTreeMap;
@@ -402,7 +403,7 @@ impl World {
             Some(_) => {
                 status.plan = None;
                 status.step = None;
-                status.failure = None;
+                (status.failure, status.disproof) = (None, None);
                 status.reported_at = Some(Time(self.now));
                 status.sandboxes = Some(0);
                 let removed = wish.state == WishedState::Removed;
