@@ -9,6 +9,7 @@
 mod asked;
 mod definitions;
 mod events;
+mod heard;
 mod lead;
 mod metrics;
 mod perform;

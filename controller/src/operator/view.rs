@@ -28,6 +28,8 @@ pub struct View {
     pub nodes: BTreeMap<String, Arc<Node>>,
     /// This runtime's WasmNodes by the name of their node.
     pub wasm_nodes: BTreeMap<String, Arc<WasmNode>>,
+    /// When the controller last saw a node's agent report something new, by the name of the node.
+    pub heard: BTreeMap<String, Timestamp>,
     /// The names of its WasmNodes that are there and cannot be read, with the reason: their nodes are left as they are.
     pub unreadable: BTreeMap<String, String>,
     /// This runtime's DaemonSet.

@@ -18,6 +18,7 @@ use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
 
+use super::heard::Heard;
 use super::plan::agents;
 use super::settings::Settings;
 use super::unreadable::Unreadable;
@@ -32,6 +33,7 @@ pub struct Stores {
     daemon_sets: Store<DaemonSet>,
     classes: Store<RuntimeClass>,
     unreadable: Unreadable,
+    heard: Mutex<Heard>,
     since: Since,
 }
 
@@ -84,6 +86,7 @@ pub fn all(client: &Client, settings: &Settings) -> (Stores, Changes) {
             daemon_sets,
             classes,
             unreadable,
+            heard: Mutex::default(),
             since,
         },
         Changes {
@@ -196,18 +199,25 @@ impl Stores {
     pub fn view(&self, runtime: Arc<WasmRuntime>, taken: Vec<Timestamp>, settings: Arc<Settings>) -> View {
         let name = runtime.name_any();
         let agents = ObjectRef::new(&agents::name(&name)).within(&settings.namespace);
+        let now = Timestamp::now();
+        let all = self.wasm_nodes.state();
+        let mut heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
+        heard.listen(now, all.iter().map(Arc::as_ref));
+        let wasm_nodes: BTreeMap<String, Arc<WasmNode>> = all
+            .into_iter()
+            .filter(|wasm_node| wasm_node.spec.runtime == name)
+            .map(|wasm_node| (wasm_node.spec.node_name.clone(), wasm_node))
+            .collect();
         View {
-            now: Timestamp::now(),
+            now,
             since: self.since.get(),
             runtimes: self.runtimes.state(),
             nodes: by_name(&self.nodes),
-            wasm_nodes: self
-                .wasm_nodes
-                .state()
-                .into_iter()
-                .filter(|wasm_node| wasm_node.spec.runtime == name)
-                .map(|wasm_node| (wasm_node.spec.node_name.clone(), wasm_node))
+            heard: wasm_nodes
+                .iter()
+                .filter_map(|(node, wasm_node)| Some((node.clone(), heard.last(wasm_node)?)))
                 .collect(),
+            wasm_nodes,
             unreadable: self.unreadable.of(&name),
             agents: self.daemon_sets.get(&agents),
             classes: by_name(&self.classes),

@@ -1,8 +1,5 @@
 //! Who has not been heard for too long, and when that says nothing about the nodes.
 
-use jiff::Timestamp;
-use kube::ResourceExt;
-
 use crate::api::WasmNode;
 use crate::operator::view::{View, is_node_ready};
 
@@ -13,14 +10,10 @@ pub fn is_silent(view: &View, wasm_node: &WasmNode) -> bool {
 
 /// For how many seconds nothing was heard, counted from when somebody could have been heard.
 fn silence(view: &View, wasm_node: &WasmNode) -> i64 {
-    let heard = wasm_node
-        .status
-        .as_ref()
-        .and_then(|status| status.reported_at.as_ref())
-        .map(|at| at.0)
-        .or(wasm_node.creation_timestamp().map(|at| at.0))
-        .unwrap_or(Timestamp::MIN);
-    view.now.duration_since(heard.max(view.since)).as_secs()
+    let heard = view.heard.get(&wasm_node.spec.node_name).copied();
+    view.now
+        .duration_since(heard.map_or(view.since, |heard| heard.max(view.since)))
+        .as_secs()
 }
 
 /// Whether silence is expected, since agents are being replaced by a change of ours or so many of them do not run that

@@ -111,6 +111,24 @@ fn a_report_that_grows_old_takes_the_label_away() {
 }
 
 #[test]
+fn what_a_nodes_clock_says_keeps_no_label_and_takes_none() {
+    for skew in [-7200, 7200] {
+        let mut world = World::with_workers(1);
+        world.settle();
+        let report = |world: &mut World| {
+            let told = Time(world.now + SignedDuration::from_secs(skew));
+            world.set_report("wasi.worker-00", |report| report.reported_at = Some(told));
+        };
+        for _ in 0..6 {
+            report(&mut world);
+            assert_eq!(silence(&mut world, 5), 0, "{skew}");
+        }
+        assert_eq!(silence(&mut world, 4), 0, "{skew}");
+        assert_eq!(silence(&mut world, 2), 1, "{skew}");
+    }
+}
+
+#[test]
 fn silence_before_the_watches_were_current_is_nobodys() {
     let mut world = World::with_workers(1);
     world.settle();

@@ -7,6 +7,7 @@ mod membership;
 mod proof;
 mod rollout;
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -21,6 +22,7 @@ use serde_json::json;
 use super::plan;
 use crate::api::wasm_node::{Failure, Phase, Plan as AgentPlan, Proof, Step, WishedState};
 use crate::api::{WasmNode, WasmNodeStatus, WasmRuntime, WasmRuntimeSpec, labels as names};
+use crate::operator::heard::Heard;
 use crate::operator::settings::Settings;
 use crate::operator::view::{View, WasmPod};
 use crate::operator::write::{LabelChange, Seen, Write};
@@ -34,6 +36,7 @@ struct Outdated;
 struct World {
     now: Timestamp,
     since: Timestamp,
+    heard: RefCell<Heard>,
     runtimes: BTreeMap<String, WasmRuntime>,
     nodes: BTreeMap<String, Node>,
     wasm_nodes: BTreeMap<String, WasmNode>,
@@ -57,6 +60,7 @@ impl World {
         let mut world = World {
             now: start,
             since: start,
+            heard: RefCell::default(),
             runtimes: BTreeMap::new(),
             nodes: BTreeMap::new(),
             wasm_nodes: BTreeMap::new(),
@@ -135,6 +139,8 @@ impl World {
                 .map(|(name, o)| (name.clone(), Arc::new(o.clone())))
                 .collect()
         };
+        let mut heard = self.heard.borrow_mut();
+        heard.listen(self.now, self.wasm_nodes.values());
         let mut view = View {
             now: self.now,
             since: self.since,
@@ -146,6 +152,12 @@ impl World {
                 .values()
                 .filter(|wasm_node| wasm_node.spec.runtime == runtime)
                 .map(|wasm_node| (wasm_node.spec.node_name.clone(), Arc::new(wasm_node.clone())))
+                .collect(),
+            heard: self
+                .wasm_nodes
+                .values()
+                .filter(|wasm_node| wasm_node.spec.runtime == runtime)
+                .filter_map(|wasm_node| Some((wasm_node.spec.node_name.clone(), heard.last(wasm_node)?)))
                 .collect(),
             unreadable: self.unreadable.clone(),
             agents: self.agents.get(runtime).cloned().map(Arc::new),
