@@ -8,7 +8,7 @@ use k8s_openapi::api::core::v1::Node;
 
 use super::nodes::is_unreadable;
 use super::silence::agents_are_away;
-use super::standing::{Standing, standing};
+use super::standing::{Standing, is_of, standing};
 use crate::api::labels;
 use crate::api::wasm_node::Proof;
 use crate::operator::view::{View, is_labelled, label};
@@ -26,7 +26,9 @@ pub fn decide(view: &View) -> Vec<Write> {
         if is_unreadable(view, name) {
             continue;
         }
-        let standing = view.wasm_nodes.get(name).map(|wasm_node| standing(view, wasm_node));
+        // What was said of a node that had the name before is not said of this one.
+        let own = view.wasm_nodes.get(name).filter(|wasm_node| is_of(wasm_node, node));
+        let standing = own.map(|wasm_node| standing(view, wasm_node));
         let labelled = is_labelled(node, &view.name()) || label(node, &labels::version(&view.name())).is_some();
         match standing {
             Some(Standing::Proven(proof)) => writes.extend(proven(view, node, &proof)),

@@ -8,7 +8,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference}
 use kube::Resource;
 
 use super::selection::{Conflict, conflict, is_selected};
-use super::standing::is_untouched;
+use super::standing::{is_of, is_untouched};
 use crate::api::wasm_node::{Phase, WishedState, digest};
 use crate::api::{WasmNode, WasmNodeSpec, labels};
 use crate::operator::view::{View, label};
@@ -46,7 +46,13 @@ pub fn decide(view: &View) -> Decision {
             continue;
         }
         let membership = membership(view, node, existing, wanted);
-        if matches!(membership, Some(Write::CreateWasmNode(_) | Write::ChangeWish { .. })) {
+        let is_past = match membership {
+            Some(Write::CreateWasmNode(_) | Write::ChangeWish { .. }) => true,
+            // It is of another node, and will be made anew.
+            Some(_) => wanted,
+            None => false,
+        };
+        if is_past {
             decision.outdated.insert(name.clone());
         }
         decision.writes.extend(membership);
@@ -68,7 +74,7 @@ fn membership(view: &View, node: &Node, existing: Option<&Arc<WasmNode>>, wanted
         return wanted.then(|| Write::CreateWasmNode(Box::new(new(view, node))));
     };
     let seen = Seen::of(wasm_node.as_ref());
-    if !wanted && is_clean(view, wasm_node) {
+    if !is_of(wasm_node, node) || (!wanted && is_clean(view, wasm_node)) {
         return Some(Write::DeleteWasmNode(seen));
     }
     let wish = if wanted {

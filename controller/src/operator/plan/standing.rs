@@ -1,9 +1,12 @@
 //! What a report says about a node: for its label, and for the rollout.
 
+use k8s_openapi::api::core::v1::Node;
+use kube::{Resource, ResourceExt};
+
 use super::silence::is_silent;
-use crate::api::WasmNode;
-use crate::api::wasm_node::{DisproofReason, Phase, Proof, WishedState};
-use crate::operator::view::View;
+use crate::api::wasm_node::{DisproofReason, Phase, Proof, Step, WishedState};
+use crate::api::{WasmNode, WasmNodeStatus};
+use crate::operator::view::{View, is_labelled};
 
 /// How often in a row the smoke module must fail: once may be a full disk or a busy node.
 const SMOKE_FAILURES: u32 = 3;
@@ -56,8 +59,37 @@ pub fn standing(view: &View, wasm_node: &WasmNode) -> Standing {
                 .as_ref()
                 .map_or_else(|| "the plan failed".to_owned(), |failure| failure.message.clone()),
         ),
+        (None, Some(Phase::Waiting)) if is_said_ready(view, wasm_node) && changes_containerd(status) => {
+            Standing::Disproved(
+                "the node's containerd has the runtime no more; its agent waits to install it".to_owned(),
+            )
+        }
         _ => Standing::Open,
     }
+}
+
+/// Whether the node's label says that pods can run, as it does on a node that was given a new disk.
+fn is_said_ready(view: &View, wasm_node: &WasmNode) -> bool {
+    let node = view.nodes.get(&wasm_node.spec.node_name);
+    node.is_some_and(|node| is_labelled(node, &view.name()))
+}
+
+/// Whether the runtime is not even in what containerd runs with.
+fn changes_containerd(status: &WasmNodeStatus) -> bool {
+    let steps = status.plan.iter().flat_map(|plan| &plan.steps);
+    steps
+        .into_iter()
+        .any(|step| matches!(step, Step::WriteConfig | Step::RestartContainerd))
+}
+
+/// Whether a WasmNode is of this very Node, and not of one that had the name before.
+pub fn is_of(wasm_node: &WasmNode, node: &Node) -> bool {
+    let owners = wasm_node.owner_references();
+    let mut uids = owners
+        .iter()
+        .filter(|owner| owner.kind == Node::kind(&()) && owner.name == node.name_any())
+        .map(|owner| &owner.uid);
+    uids.all(|uid| node.metadata.uid.as_ref() == Some(uid))
 }
 
 /// How far a node is with its wish, in one try of the rollout.
