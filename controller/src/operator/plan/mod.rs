@@ -16,6 +16,7 @@
 pub mod agents;
 mod classes;
 mod drain;
+mod held;
 pub mod node_labels;
 pub mod nodes;
 mod quantity;

@@ -3,6 +3,7 @@
 use k8s_openapi::api::core::v1::Node;
 use kube::{Resource, ResourceExt};
 
+use super::held::is_leaving;
 use super::silence::is_silent;
 use crate::api::wasm_node::{DisproofReason, Phase, Proof, Step, WishedState};
 use crate::api::{WasmNode, WasmNodeStatus};
@@ -28,7 +29,7 @@ pub enum Standing {
 
 /// Where a node stands.
 pub fn standing(view: &View, wasm_node: &WasmNode) -> Standing {
-    if view.is_deleting() || wasm_node.spec.wish.state == WishedState::Removed {
+    if is_leaving(view, wasm_node) {
         return Standing::Leaving;
     }
     if is_silent(view, wasm_node) {

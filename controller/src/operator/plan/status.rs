@@ -3,18 +3,17 @@
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
 use super::Decisions;
+use super::held;
 use super::selection::Conflict;
-use super::silence::{self, agents_are_away};
+use super::silence::{self, agents_are_away, is_silent};
 use super::standing::{Progress, Standing, standing};
 use crate::api::wasm_node::WishedState;
 use crate::api::wasm_runtime::{Attention, NodeCounts, WasmRuntimeStatus};
-use crate::operator::view::{View, WasmPod, is_labelled};
+use crate::operator::view::{View, is_labelled};
 use crate::operator::write::Refusal;
 
 /// How many nodes that need somebody are listed; who has more of them has one problem, not many.
 const MOST_ATTENTION: usize = 10;
-/// How many pods or names a message lists.
-const MOST_NAMES: usize = 5;
 /// How many characters of the API server's reason a message has: it says first what is wrong.
 const MOST_REASON: usize = 1000;
 
@@ -133,11 +132,7 @@ fn available(counts: &NodeCounts) -> Verdict {
 fn progressing(view: &View, decisions: &Decisions, counts: &NodeCounts) -> Verdict {
     let verdict = |holds, reason, message| Verdict { holds, reason, message };
     if view.is_deleting() {
-        let message = match waiting_for(view) {
-            Some(pods) => pods,
-            None => format!("the runtime is being taken from {} nodes", view.wasm_nodes.len()),
-        };
-        return verdict(true, "Deleting", message);
+        return verdict(true, "Deleting", held::deleting(view, decisions));
     }
     let open = decisions.rollout.count(Progress::Unseen)
         + decisions.rollout.count(Progress::Planned)
@@ -169,39 +164,12 @@ fn progressing(view: &View, decisions: &Decisions, counts: &NodeCounts) -> Verdi
             format!("{open} nodes wait, since spec.rollout.paused is set"),
         );
     }
-    let pods = waiting_for(view).map_or_else(String::new, |pods| format!("; {pods}"));
+    let held: String = held::held(view).map(|what| format!("; {what}")).collect();
     verdict(
         true,
         "RollingOut",
-        format!("{open} nodes to go, {} at work{pods}", counts.working),
+        format!("{open} nodes to go, {} at work{held}", counts.working),
     )
-}
-
-/// The pods that keep a node from being cleaned.
-fn waiting_for(view: &View) -> Option<String> {
-    let pods: Vec<&WasmPod> = view
-        .pods
-        .iter()
-        .filter(|pod| {
-            view.wasm_nodes
-                .get(&pod.node)
-                .is_some_and(|wasm_node| wasm_node.spec.wish.state == WishedState::Removed)
-        })
-        .collect();
-    if pods.is_empty() {
-        return None;
-    }
-    let names: Vec<String> = pods
-        .iter()
-        .take(MOST_NAMES)
-        .map(|pod| format!("{}/{}", pod.namespace, pod.name))
-        .collect();
-    let more = if pods.len() > MOST_NAMES { " and others" } else { "" };
-    Some(format!(
-        "waiting for {} wasm pods to end: {}{more}",
-        pods.len(),
-        names.join(", ")
-    ))
 }
 
 fn degraded(
@@ -321,7 +289,7 @@ fn attention(view: &View, decisions: &Decisions) -> Vec<Attention> {
                 (Some(Progress::Refused), _) => return None,
                 (_, Standing::Disproved(message)) => ("Disproved".to_owned(), message),
                 // How long would be a write each minute.
-                (_, Standing::Silent) => (
+                (_, Standing::Silent | Standing::Leaving) if is_silent(view, wasm_node) => (
                     SILENT.to_owned(),
                     "the agent does not report; look at its pod and its node".to_owned(),
                 ),
@@ -349,7 +317,10 @@ fn unreadable(view: &View, wasm_node: &str, why: &str) -> Attention {
     let name = view.name();
     let why: String = why.chars().take(MOST_REASON).collect();
     Attention {
-        node: wasm_node.strip_prefix(&format!("{name}.")).unwrap_or(wasm_node).to_owned(),
+        node: wasm_node
+            .strip_prefix(&format!("{name}."))
+            .unwrap_or(wasm_node)
+            .to_owned(),
         reason: "Unreadable".to_owned(),
         message: format!("WasmNode {wasm_node} cannot be read: {why}; delete it, and it is made anew"),
     }

@@ -40,6 +40,51 @@ fn a_runtime_with_pods_waits_for_them_and_names_them() {
 }
 
 #[test]
+fn a_deletion_that_cannot_go_on_says_what_holds_it() {
+    let mut world = World::with_workers(3);
+    world.settle();
+    world.edit("wasi", |spec| spec.rollout.paused = true);
+    world.delete("wasi");
+    world.settle();
+    let message = |world: &World| {
+        let (reason, message) = world.condition("wasi", "Progressing");
+        assert_eq!(reason, "Deleting");
+        message
+    };
+    assert_eq!(
+        message(&world),
+        "the runtime is being taken from 3 nodes; no node is cleaned while spec.rollout.paused is set"
+    );
+    world.edit("wasi", |spec| spec.rollout.paused = false);
+
+    let status = world.nodes.get_mut("worker-01").unwrap().status.as_mut().unwrap();
+    status.conditions.as_mut().unwrap()[0].status = "Unknown".to_owned();
+    world.broken = vec!["worker-02".to_owned()];
+    world.settle();
+    world.pass(601);
+    world.reconcile("wasi");
+    let told = message(&world);
+    for part in [
+        "waiting for 1 nodes that are not ready, whose Node may be deleted if they do not come back: worker-01",
+        "waiting for the agents of 1 nodes, which do not report: worker-02",
+        "1 nodes failed, which is spec.rollout.failureThreshold",
+    ] {
+        assert!(told.contains(part), "{told}");
+    }
+    let attention = &world.runtimes["wasi"].status.as_ref().unwrap().attention;
+    let needing: Vec<(&str, &str)> = attention
+        .iter()
+        .map(|needs| (needs.node.as_str(), needs.reason.as_str()))
+        .collect();
+    assert_eq!(needing, [("worker-01", "Silent"), ("worker-02", "Failed")]);
+    world.nodes.remove("worker-01");
+    world.broken.clear();
+    world.edit("wasi", |_| {});
+    world.settle();
+    assert!(world.runtimes.is_empty());
+}
+
+#[test]
 fn a_runtime_class_that_is_deleted_with_its_owner_is_made_again_while_a_pod_needs_it() {
     let mut world = World::with_workers(1);
     world.settle();
