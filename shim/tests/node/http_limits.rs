@@ -5,6 +5,12 @@ use std::net::TcpListener;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use http_body_util::Empty;
+use hyper::Request;
+use hyper::body::Bytes;
+use hyper::client::conn::http2;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+
 use crate::command::{eventually, run};
 use crate::container::{Run, root_folder, spec};
 use crate::guests::{Service, wat};
@@ -208,6 +214,42 @@ on_newest_containerd! {
                 assert!(replies[2].head.to_lowercase().contains("retry-after: 1"), "{:?}", replies[2]);
             });
             assert_eq!(served.end(), 0);
+        }
+    }
+
+    fn clients_of_http2_that_let_nothing_be_sent_keep_their_places_for_a_minute(node) {
+        for service in Service::ALL {
+            let served = Served::start(node, service, &["max-concurrent-requests=2", "max-queued-requests=0"]);
+            served.inside(|| {
+                let stream = served.connect().unwrap();
+                stream.set_nonblocking(true).unwrap();
+                let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+                let _kept = runtime.block_on(async {
+                    let stream = TokioIo::new(tokio::net::TcpStream::from_std(stream).unwrap());
+                    let mut http = http2::Builder::new(TokioExecutor::new());
+                    let opened = http.initial_stream_window_size(0).handshake(stream).await;
+                    let (mut sender, connection) = opened.unwrap();
+                    tokio::spawn(connection);
+                    let mut kept = Vec::new();
+                    for path in ["hello", "drip"] {
+                        let request = Request::get(format!("http://pod/{path}")).body(Empty::<Bytes>::new()).unwrap();
+                        let reply = sender.send_request(request).await.unwrap();
+                        assert_eq!(reply.status(), 200, "{service:?} {path}");
+                        kept.push(reply);
+                    }
+                    (sender, kept)
+                });
+                assert_eq!(served.get("/hello").status, 503, "{service:?}");
+                eventually("both places are free", SECOND * 90, || {
+                    let replies = [served.connect(), served.connect()].map(|stream| {
+                        let mut stream = stream.unwrap();
+                        stream.write_all(b"GET /slow HTTP/1.0\r\nHost: pod\r\n\r\n").unwrap();
+                        stream
+                    });
+                    replies.map(crate::service::Reply::read).iter().all(|reply| reply.status == 200).then_some(())
+                });
+            });
+            assert_eq!(served.end(), 0, "{service:?}");
         }
     }
 

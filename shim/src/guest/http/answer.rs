@@ -8,7 +8,7 @@ use std::time::Duration;
 use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
 use hyper::body::{Body as _, Bytes, Incoming};
 use hyper::header::{CONTENT_LENGTH, CONTENT_TYPE, HOST, HeaderValue, RETRY_AFTER};
-use hyper::{Request, Response, StatusCode};
+use hyper::{Request, Response, StatusCode, Version};
 use tokio::time::timeout;
 use wasmtime_wasi_http::handler::{ProxyHandler, TrapOrPanicError};
 use wasmtime_wasi_http::{Error, WasiBody};
@@ -18,6 +18,7 @@ use super::admission::Admission;
 use super::figures::Figures;
 use super::instances::Instances;
 use super::sent::Sent;
+use super::unread::Readers;
 use super::{body, busy_poll, client};
 use crate::guest::trap;
 
@@ -27,6 +28,8 @@ pub struct Answers {
     pub admission: Arc<Admission>,
     pub limits: Limits,
     pub figures: Figures,
+    /// Those of its answers over HTTP/2.
+    pub readers: Readers,
     /// So many connections its thread has.
     pub open: Arc<AtomicUsize>,
 }
@@ -45,6 +48,7 @@ impl Answers {
     /// Answers `request`, whatever becomes of it, on the connection of `sent`.
     pub async fn answer(&self, peer: SocketAddr, sent: Arc<Sent>, request: Request<Incoming>) -> Response<WasiBody> {
         busy_poll::asked(self.open.load(Ordering::Relaxed));
+        let version = request.version();
         let mut counted = self.figures.request();
         let mut record = self.limits.access_log.then(|| Record::new(peer, &request));
         let answered = match self.refusal(&request) {
@@ -56,6 +60,9 @@ impl Answers {
                 counted.answered(response.status());
                 if let Some(record) = &mut record {
                     record.answered(response.status());
+                }
+                if version == Version::HTTP_2 {
+                    self.readers.add(presence.client().clone());
                 }
                 response.map(|body| body::answer(body, sent, presence, counted, record, self.limits.timeout))
             }

@@ -69,6 +69,10 @@ impl Answer {
     }
 
     fn poll_guest(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+        // Its instance may be gone by now, and what that has not ended would end here.
+        if self.presence.as_ref().is_some_and(|presence| !presence.asks()) {
+            return Poll::Ready(Some(Err(Error::ConnectionWriteTimeout)));
+        }
         if let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(cx) {
             self.waiting = None;
             return Poll::Ready(frame);
@@ -96,9 +100,16 @@ impl Body for Answer {
                     }
                     self.piece = self.sent.hand_out();
                     self.look();
+                    if let Some(presence) = &self.presence {
+                        presence.takes();
+                    }
                     return Poll::Ready(Some(Ok(frame)));
                 }
-                Some(Err(error)) => self.broken = Some(error),
+                Some(Err(error)) => {
+                    self.broken = Some(error);
+                    // Nobody needs to wait for what comes no more.
+                    self.presence = None;
+                }
                 None => {
                     if let Some(presence) = self.presence.take() {
                         presence.served();
@@ -117,5 +128,94 @@ impl Body for Answer {
 
     fn size_hint(&self) -> SizeHint {
         self.body.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::admission::Admission;
+    use super::super::client::arrives;
+    use super::super::figures::tests::figures;
+    use super::super::gathered::Gathered;
+    use super::super::unread::{Readers, tests::look_in_vain};
+    use super::*;
+    use std::convert::Infallible;
+
+    use futures_util::{FutureExt as _, stream};
+    use http_body_util::{Empty, StreamBody};
+    use hyper::body::Incoming;
+    use hyper::client::conn::http2;
+    use hyper::service::service_fn;
+    use hyper::{Request, Response};
+    use hyper_util::rt::{TokioExecutor, TokioIo};
+    use hyper_util::server::conn::auto::Builder;
+    use tokio::io::duplex;
+    use tokio::time::timeout;
+
+    const LONG: Duration = Duration::from_secs(3600);
+
+    /// A guest's body, which does not say when its last piece has come.
+    fn pieces(pieces: &[&'static str]) -> WasiBody {
+        let frames: Vec<_> = pieces
+            .iter()
+            .map(|piece| Ok(Frame::data(Bytes::from_static(piece.as_bytes()))))
+            .collect();
+        StreamBody::new(stream::iter(frames)).boxed_unsync()
+    }
+
+    fn present(admission: &Admission) -> Presence {
+        arrives(admission.enter().now_or_never().unwrap().unwrap()).1
+    }
+
+    #[test]
+    fn a_body_breaks_off_when_its_reader_has_taken_nothing_for_too_long() {
+        let (admission, readers, sent) = (
+            Admission::new(1, 0),
+            Readers::new(Duration::ZERO),
+            Arc::<Sent>::default(),
+        );
+        let presence = present(&admission);
+        readers.add(presence.client().clone());
+        let body = pieces(&["one", "two"]);
+        let mut body = answer(body, sent.clone(), presence, figures().request(), None, LONG);
+        let frame = body.frame().now_or_never().unwrap().unwrap();
+        assert_eq!(frame.unwrap().into_data().unwrap(), "one");
+        look_in_vain(&readers);
+        assert!(admission.enter().now_or_never().unwrap().is_some(), "its place is free");
+        sent.all_written();
+        let frame = body.frame().now_or_never().unwrap().unwrap();
+        assert!(matches!(frame, Err(Error::ConnectionWriteTimeout)), "{frame:?}");
+    }
+
+    #[tokio::test]
+    async fn a_client_of_http2_that_lets_nothing_be_sent_keeps_its_place_no_longer_than_it_may() {
+        let (client, server) = duplex(4096);
+        let admission = Arc::new(Admission::new(1, 1));
+        let readers = Arc::new(Readers::new(Duration::from_millis(500)));
+        let watched = readers.clone();
+        tokio::spawn(async move { watched.watch().await });
+        let (sent, let_in) = (Arc::<Sent>::default(), admission.clone());
+        let stream = Gathered::new(TokioIo::new(server), sent.clone(), LONG);
+        let service = service_fn(move |_: Request<Incoming>| {
+            let presence = present(&let_in);
+            readers.add(presence.client().clone());
+            let body = pieces(&["one", "two"]);
+            let body = answer(body, sent.clone(), presence, figures().request(), None, LONG);
+            async move { Ok::<_, Infallible>(Response::new(body)) }
+        });
+        tokio::spawn(async move {
+            let http = Builder::new(TokioExecutor::new());
+            let _ = http.serve_connection(stream, service).await;
+        });
+        let mut http = http2::Builder::new(TokioExecutor::new());
+        http.initial_stream_window_size(0);
+        let (mut sender, connection) = http.handshake(TokioIo::new(client)).await.unwrap();
+        tokio::spawn(connection);
+        let request = Request::get("http://pod/").body(Empty::<Bytes>::new()).unwrap();
+        let reply = sender.send_request(request).await.unwrap();
+        assert_eq!(reply.status(), 200);
+        assert!(admission.enter().now_or_never().is_none(), "it is being read");
+        let permit = timeout(Duration::from_secs(20), admission.enter()).await;
+        assert!(permit.unwrap().is_some());
     }
 }

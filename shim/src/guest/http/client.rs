@@ -14,6 +14,7 @@ use wasmtime_wasi_http::handler::{WorkerExpiration, WorkerStatus};
 
 use super::admission::Permit;
 use super::places::Places;
+use super::unread::Progress;
 
 const WAITS: u8 = 0;
 const SERVED: u8 = 1;
@@ -30,13 +31,21 @@ pub struct Client {
     /// Its instance's, once it has one.
     count: OnceLock<Arc<Count>>,
     answer: AtomicWaker,
-    remains: Mutex<Option<Remains>>,
+    /// How its answer is read.
+    pub progress: Progress,
+    held: Mutex<Held>,
+}
+
+/// What is held for a client until it is gone.
+#[derive(Default)]
+struct Held {
+    _permit: Option<Permit>,
+    remains: Option<Remains>,
 }
 
 /// The connection's end: whoever drops it before it is [`Presence::served`] has left.
 pub struct Presence {
     client: Arc<Client>,
-    _permit: Permit,
 }
 
 /// A client that waits, and its presence, which holds the request's permit.
@@ -45,12 +54,13 @@ pub fn arrives(permit: Permit) -> (Arc<Client>, Presence) {
         state: AtomicU8::new(WAITS),
         count: OnceLock::new(),
         answer: AtomicWaker::new(),
-        remains: Mutex::default(),
+        progress: Progress::default(),
+        held: Mutex::new(Held {
+            _permit: Some(permit),
+            remains: None,
+        }),
     });
-    let presence = Presence {
-        client: client.clone(),
-        _permit: permit,
-    };
+    let presence = Presence { client: client.clone() };
     (client, presence)
 }
 
@@ -58,6 +68,25 @@ impl Presence {
     /// It has got the whole answer.
     pub fn served(self) {
         self.client.ends(SERVED);
+    }
+
+    /// Whose it is.
+    pub fn client(&self) -> &Arc<Client> {
+        &self.client
+    }
+
+    /// It asks for the next piece of its answer; false when it has waited too long with that, and counts as one that left.
+    pub fn asks(&self) -> bool {
+        let is_here = !self.client.progress.is_over();
+        if is_here {
+            self.client.progress.asks();
+        }
+        is_here
+    }
+
+    /// It has got a piece.
+    pub fn takes(&self) {
+        self.client.progress.takes();
     }
 
     /// Whether its instance has failed; else `cx` is woken when it does.
@@ -69,12 +98,18 @@ impl Presence {
 
 impl Drop for Presence {
     fn drop(&mut self) {
-        self.client.ends(LEFT);
-        *self.client.remains() = None;
+        self.client.leaves();
     }
 }
 
 impl Client {
+    /// It is gone, and has left unless its answer was over before: nothing is held for it any more.
+    pub fn leaves(&self) {
+        self.ends(LEFT);
+        self.progress.ends();
+        drop(std::mem::take(&mut *self.held()));
+    }
+
     /// It waits no more, for this reason, if it did until now.
     fn ends(&self, reason: u8) {
         let changed = self
@@ -91,8 +126,8 @@ impl Client {
         self.state.load(Ordering::Acquire) == WAITS
     }
 
-    fn remains(&self) -> MutexGuard<'_, Option<Remains>> {
-        self.remains.lock().unwrap_or_else(PoisonError::into_inner)
+    fn held(&self) -> MutexGuard<'_, Held> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -158,7 +193,7 @@ impl Clients {
     /// Their instance has failed: who waits for the rest of an answer gets what there is in its remains.
     pub fn fail(&self, remains: &Remains) {
         for client in self.all().iter().filter(|client| client.waits()) {
-            *client.remains() = Some(remains.clone());
+            client.held().remains = Some(remains.clone());
             client.ends(FAILED);
             client.answer.wake();
         }

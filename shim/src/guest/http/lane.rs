@@ -23,8 +23,9 @@ use crate::sys::allocator;
 /// How long a client may take to begin, to send the head of a request, or keep a connection without one.
 const HEAD: Duration = Duration::from_secs(60);
 
-/// How long a client may leave what was sent to it unread, before its connection is closed.
-const UNREAD: Duration = Duration::from_secs(60);
+/// How long a client may leave what was sent to it unread, before its connection is closed; and a piece of an answer that
+/// HTTP/2 has no room for, before its place is given to others.
+pub const UNREAD: Duration = Duration::from_secs(60);
 
 /// As many requests one HTTP/2 connection has open.
 const STREAMS: u32 = 128;
@@ -52,6 +53,8 @@ impl Lane {
         if instances.are_fresh() {
             tokio::spawn(spare::keep(instances.clone()));
         }
+        let answers = self.answers.clone();
+        tokio::spawn(async move { answers.readers.watch().await });
         let http: &'static Builder<TokioExecutor> = Box::leak(Box::new(self.http()));
         let connections = GracefulShutdown::new();
         while let Some((stream, peer)) = dealt.recv().await {

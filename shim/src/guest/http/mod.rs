@@ -3,7 +3,7 @@
 //! ```text
 //! listener ── threads: deal connections ──> lane, one a thread: hyper ── answer: admission, limits, deadline
 //!                                             └── instances: wasmtime's ProxyHandler, stores from the pool
-//! client: whether anybody waits for an answer        ticker: the epoch, so that a guest that spins is interrupted
+//! client, unread: whether anybody waits for an answer  ticker: the epoch, so that a guest that spins is interrupted
 //! opening: a connection's first bytes                 gathered, sent: what it writes
 //! places: who may hold an instance              spare, busy_poll: what a thread does before it sleeps
 //! ```
@@ -46,6 +46,7 @@ mod sent;
 mod spare;
 mod threads;
 mod ticker;
+mod unread;
 
 pub use policy::instances;
 

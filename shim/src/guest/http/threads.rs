@@ -18,9 +18,10 @@ use super::admission::Admission;
 use super::answer::{Answers, Limits};
 use super::instances::Instances;
 use super::instantiations::Instantiations;
-use super::lane::{Dealt, Lane};
+use super::lane::{Dealt, Lane, UNREAD};
 use super::places::Places;
 use super::ticker::Ticker;
+use super::unread::Readers;
 use super::{Service, Settings, access_log, exposition, listener, policy};
 use crate::guest::context::{Surroundings, Thread};
 use crate::guest::limits::Budget;
@@ -95,6 +96,7 @@ pub async fn serve(service: Service, settings: &Settings<'_>, budget: Budget) ->
                 admission: admission.clone(),
                 limits,
                 figures,
+                readers: Readers::new(UNREAD),
                 open: open.clone(),
             }),
             head: size(options.max_header_size),
