@@ -181,6 +181,30 @@ on_newest_containerd! {
         }
     }
 
+    fn sigterm_lets_requests_that_have_just_come_be_answered(node) {
+        for service in Service::ALL {
+            let served = Served::start(node, service, &[]);
+            let signal = |name: &str| run(Command::new("kill").args(["-s", name, &served.pid.to_string()])).ok();
+            let replies = served.inside(|| {
+                signal("STOP");
+                let streams: Vec<_> = (0..200)
+                    .map(|_| {
+                        let mut stream = served.connect().unwrap();
+                        stream.write_all(b"GET /hello HTTP/1.1\r\nHost: pod\r\nConnection: close\r\n\r\n").unwrap();
+                        stream
+                    })
+                    .collect();
+                signal("TERM");
+                signal("CONT");
+                streams.into_iter().map(Reply::read).collect::<Vec<_>>()
+            });
+            let answered = replies.iter().filter(|reply| reply.status == 200 && reply.body.contains("hello")).count();
+            assert_eq!(answered, replies.len(), "{service:?}");
+            node.wait_until(&served.id, "STOPPED");
+            assert_eq!(node.delete(&served.id), 0);
+        }
+    }
+
     fn sigterm_cuts_no_request_of_a_guest_to_others_though_another_thread_opened_the_connection_and_has_ended(node) {
         let fetch = b"GET /fetch/ HTTP/1.1\r\nHost: pod\r\nConnection: close\r\n\r\n";
         for service in Service::ALL {

@@ -13,6 +13,7 @@ use hyper_util::server::graceful::GracefulShutdown;
 use rustix::net::sockopt;
 use tokio::net::TcpStream;
 use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::time::sleep;
 
 use super::answer::Answers;
 use super::gathered::Gathered;
@@ -26,6 +27,9 @@ const HEAD: Duration = Duration::from_secs(60);
 /// How long a client may leave what was sent to it unread, before its connection is closed; and a piece of an answer that
 /// HTTP/2 has no room for, before its place is given to others.
 pub const UNREAD: Duration = Duration::from_secs(60);
+
+/// How long a connection that came last has until it is read for the first time.
+const FIRST: Duration = Duration::from_millis(50);
 
 /// As many requests one HTTP/2 connection has open.
 const STREAMS: u32 = 128;
@@ -73,6 +77,8 @@ impl Lane {
                 drop(open);
             });
         }
+        // hyper closes what it has not read from yet, with the request that is in it.
+        sleep(FIRST).await;
         connections.shutdown().await;
     }
 

@@ -11,6 +11,7 @@ use std::time::Duration;
 use futures_util::FutureExt as _;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
+use tokio::task::unconstrained;
 use tokio::time::{sleep, timeout};
 use wasmtime_wasi_http::handler::ProxyHandler;
 
@@ -167,10 +168,19 @@ async fn deal(listener: TcpListener, seats: &[Seat], ended: &mut Signal) -> io::
             },
         }
     }
-    while let Some(Ok((stream, peer))) = listener.accept().now_or_never() {
-        give(seats, (stream.into_std()?, peer));
-    }
-    Ok(())
+    deal_rest(&listener, seats).await
+}
+
+/// Deals those that wait by now.
+async fn deal_rest(listener: &tokio::net::TcpListener, seats: &[Seat]) -> io::Result<()> {
+    // A task that may do only so much at a time would see no more of them then.
+    unconstrained(async {
+        while let Some(Ok((stream, peer))) = listener.accept().now_or_never() {
+            give(seats, (stream.into_std()?, peer));
+        }
+        Ok(())
+    })
+    .await
 }
 
 /// To the thread that has the fewest: a client that keeps its connection stays where it is, so chance would not do.
@@ -179,5 +189,39 @@ fn give(seats: &[Seat], dealt: Dealt) {
         seat.open.fetch_add(1, Ordering::Relaxed);
         // A thread lives as long as its seat.
         let _ = seat.deal.send(dealt);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::TcpStream;
+
+    #[tokio::test]
+    async fn all_that_have_come_are_dealt_however_many() {
+        // More than a task of tokio's does at a time.
+        const CLIENTS: usize = 300;
+        let socket = listener::bind(0, listener::Use::Requests).unwrap();
+        let listener = listener::listen(socket, 0, listener::Use::Requests).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let listener = tokio::net::TcpListener::from_std(listener).unwrap();
+        let connect = || TcpStream::connect(("127.0.0.1", port)).unwrap();
+        let _clients: Vec<_> = (0..CLIENTS).map(|_| connect()).collect();
+        let (deal, mut dealt) = mpsc::unbounded_channel();
+        let seats = [Seat {
+            deal,
+            open: Arc::default(),
+        }];
+        // Until the event loop knows of them.
+        while dealt.is_empty() {
+            tokio::task::yield_now().await;
+            deal_rest(&listener, &seats).await.unwrap();
+        }
+        drop(seats);
+        let mut count = 0;
+        while dealt.recv().await.is_some() {
+            count += 1;
+        }
+        assert_eq!(count, CLIENTS);
     }
 }
