@@ -60,7 +60,7 @@ fn expect_rest(served: &Served<'_>) {
 }
 
 on_newest_containerd! {
-    fn a_service_does_not_listen_before_an_instance_could_be_made(node) {
+    fn a_service_does_not_listen_before_an_instance_could_be_made_and_ends_meanwhile_when_it_is_told_to(node) {
         let started = |start: &str| {
             let root = root_folder(node, &[("service.wasm", &starting_with(start))]);
             Run::of_spec(node, &spec(node, &root, &["/service.wasm"]))
@@ -72,7 +72,9 @@ on_newest_containerd! {
         let (id, pid) = started("(loop (br 0))").detach();
         eventually("the start function has run for a while", SECOND * 10, || (ticks(pid) > 30).then_some(()));
         assert!(!listens(pid));
-        node.remove(&id);
+        node.ctr(&["task", "kill", "--signal", "SIGTERM", &id]).ok();
+        node.wait_until(&id, "STOPPED");
+        assert_eq!(node.delete(&id), 0);
 
         started("unreachable").finish().expect_error(&["unreachable"]);
     }

@@ -76,7 +76,11 @@ pub async fn serve(service: Service, settings: &Settings<'_>, budget: Budget) ->
         figures,
         spare: Arc::default(),
     };
-    instances.try_one().await?;
+    tokio::select! {
+        made = instances.try_one() => made?,
+        // Nobody has been let in.
+        _ = ended.recv() => return Ok(()),
+    }
     let admission = Arc::new(Admission::new(
         size(options.max_concurrent_requests),
         size(options.max_queued_requests),
