@@ -88,31 +88,53 @@ impl Limits {
 
     fn grow(&mut self, current: usize, desired: usize, unit: usize) -> bool {
         let more = desired.saturating_sub(current).saturating_mul(unit) as u64;
+        // Taken before it is judged, so that two threads do not take the last of it.
+        let all = self
+            .account
+            .granted
+            .fetch_add(more, Ordering::Relaxed)
+            .saturating_add(more);
         // A pod's seccomp profile may deny the reading; the cgroup's limit is then all there is.
-        let granted = !self.instantiated || self.account.has_room(more).unwrap_or(true);
-        if granted {
-            self.granted = self.granted.saturating_add(more);
-            self.account.granted.fetch_add(more, Ordering::Relaxed);
+        let granted = !self.instantiated || self.account.has_room(all, more).unwrap_or(true);
+        match granted {
+            true => self.granted = self.granted.saturating_add(more),
+            false => give_back(&self.account.granted, more),
         }
         granted
+    }
+
+    /// Takes `more` bytes of linear memory; whether the cap has room for them.
+    fn take_linear(&mut self, more: u64) -> bool {
+        let cap = self.account.cap;
+        let taken = |linear: u64| linear.checked_add(more).filter(|all| *all <= cap);
+        let linear = &self.account.linear;
+        let is_taken = linear.fetch_update(Ordering::Relaxed, Ordering::Relaxed, taken).is_ok();
+        if is_taken {
+            self.linear += more;
+        }
+        is_taken
     }
 }
 
 impl Drop for Limits {
     fn drop(&mut self) {
-        self.account.granted.fetch_sub(self.granted, Ordering::Relaxed);
-        self.account.linear.fetch_sub(self.linear, Ordering::Relaxed);
+        give_back(&self.account.granted, self.granted);
+        give_back(&self.account.linear, self.linear);
     }
 }
 
+fn give_back(counter: &AtomicU64, bytes: u64) {
+    counter.fetch_sub(bytes, Ordering::Relaxed);
+}
+
 impl Account {
-    fn has_room(&self, more: u64) -> io::Result<bool> {
+    /// Whether the cgroup has room for `more` bytes, when all that were granted are `all` with them.
+    fn has_room(&self, all: u64, more: u64) -> io::Result<bool> {
         let Some(memory) = &self.memory else { return Ok(true) };
         let Some(limit) = memory.limit()? else { return Ok(true) };
         let most = most(limit);
         // Granted and not touched yet, so not in the usage.
-        let granted = self.granted.load(Ordering::Relaxed);
-        let promised = self.base.saturating_add(granted).saturating_add(more);
+        let promised = self.base.saturating_add(all);
         Ok(promised <= most && used(memory, most.saturating_sub(more))?.saturating_add(more) <= most)
     }
 }
@@ -132,30 +154,37 @@ fn used(memory: &Memory, enough: u64) -> io::Result<u64> {
 }
 
 impl ResourceLimiter for Limits {
-    fn memory_growing(&mut self, current: usize, desired: usize, _maximum: Option<usize>) -> wasmtime::Result<bool> {
+    fn memory_growing(&mut self, current: usize, desired: usize, maximum: Option<usize>) -> wasmtime::Result<bool> {
+        if exceeds(desired, maximum) {
+            return Ok(false);
+        }
         let more = desired.saturating_sub(current) as u64;
-        let account = &self.account;
-        if account.linear.load(Ordering::Relaxed).saturating_add(more) > account.cap {
+        if !self.take_linear(more) {
             // What is declared is had or the program does not run, so the reason is worth more than a failed growth.
             return match self.instantiated {
                 true => Ok(false),
                 false => Err(wasmtime::format_err!(
                     "its memory of {desired} bytes exceeds memory_limit, which is {} bytes",
-                    account.cap
+                    self.account.cap
                 )),
             };
         }
         let granted = self.grow(current, desired, 1);
-        if granted {
-            self.linear += more;
-            self.account.linear.fetch_add(more, Ordering::Relaxed);
+        if !granted {
+            self.linear -= more;
+            give_back(&self.account.linear, more);
         }
         Ok(granted)
     }
 
-    fn table_growing(&mut self, current: usize, desired: usize, _maximum: Option<usize>) -> wasmtime::Result<bool> {
-        Ok(self.grow(current, desired, ELEMENT))
+    fn table_growing(&mut self, current: usize, desired: usize, maximum: Option<usize>) -> wasmtime::Result<bool> {
+        Ok(!exceeds(desired, maximum) && self.grow(current, desired, ELEMENT))
     }
+}
+
+/// Whether a growth fails whatever is granted: wasmtime asks before it looks, and would not say so then.
+fn exceeds(desired: usize, maximum: Option<usize>) -> bool {
+    maximum.is_some_and(|maximum| desired > maximum)
 }
 
 #[cfg(test)]
@@ -247,6 +276,57 @@ mod tests {
         assert!(limits.memory_growing(MIB, 2 * MIB, None).unwrap());
         assert!(!limits.memory_growing(2 * MIB, 2 * MIB + 1, None).unwrap());
         assert!(limits.table_growing(0, MIB, None).unwrap(), "tables are the cgroup's");
+    }
+
+    #[test]
+    fn what_is_refused_is_charged_to_nobody() {
+        let (root, memory) = memory("refused", &(8 * MIB).to_string(), 0, 0);
+        let budget = Budget::new(Some(memory), 16 * MIB as u64);
+        let mut limits = budget.limits();
+        limits.instantiated();
+        for _ in 0..3 {
+            assert!(
+                !limits.memory_growing(0, 6 * MIB, Some(4 * MIB)).unwrap(),
+                "its maximum"
+            );
+            assert!(!limits.table_growing(0, 3, Some(2)).unwrap(), "its maximum");
+            assert!(!limits.memory_growing(0, 8 * MIB, None).unwrap(), "the cgroup's limit");
+            assert!(!limits.memory_growing(0, 17 * MIB, None).unwrap(), "the cap");
+            assert!(
+                !limits.table_growing(0, 8 * MIB / ELEMENT, None).unwrap(),
+                "the cgroup's limit"
+            );
+        }
+        assert_eq!((limits.linear, limits.granted), (0, 0));
+        assert!(limits.memory_growing(0, 7 * MIB, Some(7 * MIB)).unwrap());
+        drop(limits);
+        let account = &budget.0;
+        let left = [&account.linear, &account.granted].map(|counter| counter.load(Ordering::Relaxed));
+        assert_eq!(left, [0, 0]);
+        fs::remove_dir_all(root).unwrap();
+    }
+
+    #[test]
+    fn threads_that_grow_at_once_get_no_more_than_there_is() {
+        let (root, memory) = memory("at-once", &(64 * MIB).to_string(), 0, 0);
+        for (memory, cap) in [(Some(memory), u64::MAX), (None, 63 * MIB as u64)] {
+            let budget = Budget::new(memory, cap);
+            let grow = |limits: &mut Limits| {
+                limits.instantiated();
+                let mut current = 0;
+                while limits.memory_growing(current, current + MIB, None).unwrap() {
+                    current += MIB;
+                }
+                current
+            };
+            let mut all: Vec<_> = (0..8).map(|_| budget.limits()).collect();
+            let got: usize = std::thread::scope(|scope| {
+                let growing: Vec<_> = all.iter_mut().map(|limits| scope.spawn(|| grow(limits))).collect();
+                growing.into_iter().map(|thread| thread.join().unwrap()).sum()
+            });
+            assert!(got <= 63 * MIB && got > 32 * MIB, "{got}");
+        }
+        fs::remove_dir_all(root).unwrap();
     }
 
     #[test]
