@@ -9,6 +9,8 @@ pub const OTHER: &str = "127.0.0.1:8000";
 pub enum Answer {
     /// These bytes.
     Text(String),
+    /// What it was asked as: scheme, authority and path.
+    Asked,
     /// The request's body, as it comes.
     Echo,
     /// These bytes after so many milliseconds.
@@ -46,6 +48,7 @@ pub fn answer(path: &str) -> Answer {
         "/never" => Answer::Never,
         path if path.starts_with("/fetch/") => Answer::Fetch(path["/fetch".len()..].to_owned()),
         "/deep" => Answer::Text(deep(40_000).to_string()),
+        path if path.starts_with("/asked") => Answer::Asked,
         "/count" => Answer::Text(requests.to_string()),
         "/env" => Answer::Text(
             std::env::vars()

@@ -61,6 +61,10 @@ impl wasip2::exports::http::incoming_handler::Guest for Service {
         let path = request.path_with_query().unwrap_or_default();
         match answer(&path) {
             Answer::Text(text) => send(out, text.as_bytes(), None),
+            Answer::Asked => {
+                let asked = format!("{:?} {:?} {path}\n", request.scheme(), request.authority());
+                send(out, asked.as_bytes(), None);
+            }
             Answer::Later(milliseconds, text) => {
                 wait(milliseconds);
                 send(out, text.as_bytes(), None);

@@ -61,6 +61,21 @@ on_newest_containerd! {
         }
     }
 
+    fn a_service_is_told_whom_it_was_asked_as(node) {
+        for service in Service::ALL {
+            let served = Served::start(node, service, &[]);
+            for request in [
+                "GET /asked?x=1 HTTP/1.1\r\nHost: pod:81\r\nConnection: close\r\n\r\n",
+                "GET http://pod:81/asked?x=1 HTTP/1.1\r\nHost: other\r\nConnection: close\r\n\r\n",
+            ] {
+                let reply = served.send(request);
+                let is_told = |text| reply.body.contains(text);
+                assert!(is_told("Http") && is_told(r#"Some("pod:81") /asked?x=1"#), "{service:?}: {reply:?}");
+            }
+            assert_eq!(served.end(), 0);
+        }
+    }
+
     fn http2_without_tls_is_understood_with_many_requests_on_one_connection(node) {
         for service in Service::ALL {
             let served = Served::start(node, service, &[]);

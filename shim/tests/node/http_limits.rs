@@ -262,6 +262,8 @@ on_newest_containerd! {
         assert_eq!(status(&format!("GET / HTTP/1.1\r\nHost: pod\r\nX: {large}\r\n\r\n")), 431);
         assert_eq!(status("POST /echo HTTP/1.1\r\nHost: pod\r\nContent-Length: 1025\r\nConnection: close\r\n\r\n"), 413);
         assert_eq!(status("GET / HTTP/1.1\r\nConnection: close\r\n\r\n"), 400);
+        assert_eq!(status("GET / HTTP/1.1\r\nHost: pod\r\nHost: pod\r\nConnection: close\r\n\r\n"), 400);
+        assert_eq!(status("GET / HTTP/1.1\r\nHost: pod/path\r\nConnection: close\r\n\r\n"), 400);
         assert_eq!(status("nonsense\r\n\r\n"), 400);
         let chunked = "POST /echo HTTP/1.1\r\nHost: pod\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n";
         // Told too late for a status: the guest is given an error.

@@ -8,7 +8,8 @@ use std::time::Duration;
 use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
 use hyper::body::{Body as _, Bytes, Incoming};
 use hyper::header::{CONTENT_LENGTH, CONTENT_TYPE, HOST, HeaderValue, RETRY_AFTER};
-use hyper::{Request, Response, StatusCode, Version};
+use hyper::http::uri::{Authority, Scheme};
+use hyper::{Request, Response, StatusCode, Uri, Version};
 use tokio::time::timeout;
 use wasmtime_wasi_http::handler::{ProxyHandler, TrapOrPanicError};
 use wasmtime_wasi_http::{Error, WasiBody};
@@ -51,9 +52,9 @@ impl Answers {
         let version = request.version();
         let mut counted = self.figures.request();
         let mut record = self.limits.access_log.then(|| Record::new(peer, &request));
-        let answered = match self.refusal(&request) {
-            Some(status) => Err(status),
-            None => self.ask(request).await,
+        let answered = match self.admitted(&request) {
+            Err(status) => Err(status),
+            Ok(authority) => self.ask(request, authority).await,
         };
         match answered {
             Ok((response, presence)) => {
@@ -76,18 +77,25 @@ impl Answers {
         }
     }
 
-    /// Why a request never reaches the guest.
-    fn refusal(&self, request: &Request<Incoming>) -> Option<StatusCode> {
-        let host = || request.headers().get(HOST).is_some_and(|host| host.to_str().is_ok());
-        if request.uri().authority().is_none() && !host() {
-            return Some(StatusCode::BAD_REQUEST);
+    /// Whom the request is for where its URI does not say that; or why it never reaches the guest.
+    fn admitted(&self, request: &Request<Incoming>) -> Result<Option<Authority>, StatusCode> {
+        let authority = host(request)?;
+        match request.body().size_hint().lower() > self.limits.body as u64 {
+            true => Err(StatusCode::PAYLOAD_TOO_LARGE),
+            false => Ok(authority),
         }
-        (request.body().size_hint().lower() > self.limits.body as u64).then_some(StatusCode::PAYLOAD_TOO_LARGE)
     }
 
-    async fn ask(&self, request: Request<Incoming>) -> Result<(Response<WasiBody>, client::Presence), StatusCode> {
+    async fn ask(
+        &self,
+        mut request: Request<Incoming>,
+        authority: Option<Authority>,
+    ) -> Result<(Response<WasiBody>, client::Presence), StatusCode> {
         let (method, uri) = (request.method().clone(), request.uri().clone());
         let line = || format!("{method} {uri}");
+        if let Some(authority) = authority {
+            *request.uri_mut() = addressed(&uri, authority);
+        }
         let asked = async {
             let permit = self.admission.enter().await.ok_or(StatusCode::SERVICE_UNAVAILABLE)?;
             let (client, presence) = client::arrives(permit);
@@ -120,6 +128,29 @@ impl Answers {
     }
 }
 
+/// The authority that a request's Host names, where its URI names none (RFC 9112, 3.2). An empty one names none.
+fn host<B>(request: &Request<B>) -> Result<Option<Authority>, StatusCode> {
+    let is_named = request.uri().authority().is_some();
+    let mut hosts = request.headers().get_all(HOST).iter();
+    match (hosts.next(), hosts.next()) {
+        (None, _) if is_named => Ok(None),
+        (Some(host), None) if host.is_empty() => Ok(None),
+        (Some(host), None) => match Authority::try_from(host.as_bytes()) {
+            Ok(authority) => Ok(Some(authority).filter(|_| !is_named)),
+            Err(_) => Err(StatusCode::BAD_REQUEST),
+        },
+        _ => Err(StatusCode::BAD_REQUEST),
+    }
+}
+
+/// `uri` with `authority`: a service of 0.3 is told whom it was asked as by the URI alone.
+fn addressed(uri: &Uri, authority: Authority) -> Uri {
+    let mut parts = uri.clone().into_parts();
+    parts.scheme = Some(Scheme::HTTP);
+    parts.authority = Some(authority);
+    Uri::from_parts(parts).unwrap_or_else(|_| uri.clone())
+}
+
 /// Why a request's body cannot be read on, as the guest is told.
 fn read_error(error: Box<dyn std::error::Error + Send + Sync>, most: usize) -> Error {
     match error.downcast::<hyper::Error>() {
@@ -149,4 +180,50 @@ fn plain(status: StatusCode) -> Response<WasiBody> {
         headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
     }
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn asked(uri: &str, hosts: &[&str]) -> Result<Option<Authority>, StatusCode> {
+        let request = hosts
+            .iter()
+            .fold(Request::get(uri), |request, value| request.header(HOST, *value));
+        host(&request.body(()).unwrap())
+    }
+
+    #[test]
+    fn a_request_names_one_host_and_no_other() {
+        let named = |host: &str| Ok(Some(host.parse().unwrap()));
+        for host in ["pod", "pod:8080", "[::1]:80", "127.0.0.1"] {
+            assert_eq!(asked("/x", &[host]), named(host));
+            assert_eq!(asked("http://other/x", &[host]), Ok(None), "the URI says it");
+        }
+        assert_eq!(asked("http://pod/x", &[]), Ok(None));
+        assert_eq!(asked("/x", &[""]), Ok(None));
+        let refused: [(&str, &[&str]); 6] = [
+            ("/x", &[]),
+            ("/x", &["pod", "pod"]),
+            ("http://pod/x", &["pod", "other"]),
+            ("/x", &["pod/path"]),
+            ("/x", &["one two"]),
+            ("http://pod/x", &["pod pod"]),
+        ];
+        for (uri, hosts) in refused {
+            assert_eq!(asked(uri, hosts), Err(StatusCode::BAD_REQUEST), "{uri} {hosts:?}");
+        }
+    }
+
+    #[test]
+    fn a_uri_that_is_given_an_authority_keeps_its_path() {
+        for path in ["/", "/x/y?z=1&w", "/?q", "*", "//x"] {
+            let uri = addressed(&path.parse().unwrap(), "pod:80".parse().unwrap());
+            assert_eq!(uri.path_and_query().map(|path| path.as_str()), Some(path));
+            assert_eq!(
+                (uri.scheme_str(), uri.authority().unwrap().as_str()),
+                (Some("http"), "pod:80")
+            );
+        }
+    }
 }
