@@ -9,6 +9,8 @@ pub const OTHER: &str = "127.0.0.1:8000";
 pub enum Answer {
     /// These bytes.
     Text(String),
+    /// These bytes, whose number Content-Length says.
+    Sized(String),
     /// What it was asked as: scheme, authority and path.
     Asked,
     /// The request's body, as it comes.
@@ -49,6 +51,7 @@ pub fn answer(path: &str) -> Answer {
         path if path.starts_with("/fetch/") => Answer::Fetch(path["/fetch".len()..].to_owned()),
         "/deep" => Answer::Text(deep(40_000).to_string()),
         path if path.starts_with("/asked") => Answer::Asked,
+        "/sized" => Answer::Sized(requests.to_string()),
         "/count" => Answer::Text(requests.to_string()),
         "/env" => Answer::Text(
             std::env::vars()

@@ -34,7 +34,10 @@ fn begin(out: ResponseOutparam, length: Option<usize>) -> OutgoingBody {
 }
 
 fn send(out: ResponseOutparam, text: &[u8], trailers: Option<Fields>) {
-    let body = begin(out, None);
+    finish(begin(out, None), text, trailers);
+}
+
+fn finish(body: OutgoingBody, text: &[u8], trailers: Option<Fields>) {
     let stream = body.write().expect("a stream");
     for piece in text.chunks(4096) {
         stream.blocking_write_and_flush(piece).expect("written");
@@ -61,6 +64,7 @@ impl wasip2::exports::http::incoming_handler::Guest for Service {
         let path = request.path_with_query().unwrap_or_default();
         match answer(&path) {
             Answer::Text(text) => send(out, text.as_bytes(), None),
+            Answer::Sized(text) => finish(begin(out, Some(text.len())), text.as_bytes(), None),
             Answer::Asked => {
                 let asked = format!("{:?} {:?} {path}\n", request.scheme(), request.authority());
                 send(out, asked.as_bytes(), None);

@@ -48,6 +48,12 @@ impl wasip3::exports::http::handler::Guest for Service {
         let path = request.get_path_with_query().unwrap_or_default();
         Ok(match answer(&path) {
             Answer::Text(text) => send(text.into_bytes(), Fields::new(), None),
+            Answer::Sized(text) => {
+                let headers = Fields::new();
+                let length = text.len().to_string();
+                headers.append("content-length", length.as_bytes()).expect("a header");
+                send(text.into_bytes(), headers, None)
+            }
             Answer::Asked => {
                 let asked = format!("{:?} {:?} {path}\n", request.get_scheme(), request.get_authority());
                 send(asked.into_bytes(), Fields::new(), None)

@@ -5,7 +5,7 @@ use std::net::TcpListener;
 use std::process::Command;
 use std::time::Duration;
 
-use http_body_util::{BodyExt as _, Empty};
+use http_body_util::{BodyExt as _, Empty, Full};
 use hyper::Request;
 use hyper::body::Bytes;
 use hyper::client::conn::http2;
@@ -174,6 +174,45 @@ on_newest_containerd! {
         assert_eq!(counts(Service::Http03, &[]), "1 2 3 4 5");
         assert_eq!(counts(Service::Http03, &["instance=per-request"]), "1 1 1 1 1");
         assert_eq!(counts(Service::Http03, &["instance=reuse(3)"]), "1 2 3 1 2");
+    }
+
+    fn an_instance_is_kept_after_an_answer_of_a_known_length_and_one_without_a_body(node) {
+        let served = Served::start_with(node, Service::Http03, &[], &["--cpus", "1"], 8080);
+        let ask = |line: &str| served.send(&format!("{line} HTTP/1.1\r\nHost: pod\r\nConnection: close\r\n\r\n"));
+        for count in [1, 3, 5] {
+            let reply = ask("GET /sized");
+            assert_eq!(reply.body, count.to_string(), "{reply:?}");
+            assert!(reply.head.to_lowercase().contains("content-length: 1"), "{reply:?}");
+            let reply = ask("HEAD /sized");
+            assert!(reply.status == 200 && reply.body.is_empty(), "{reply:?}");
+        }
+        assert_eq!(served.end(), 0);
+    }
+
+    fn an_answer_to_head_has_no_body_over_http2(node) {
+        for service in Service::ALL {
+            let served = Served::start(node, service, &["max-body-size=1Ki"]);
+            served.inside(|| {
+                let stream = served.connect().unwrap();
+                stream.set_nonblocking(true).unwrap();
+                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+                runtime.block_on(async {
+                    let stream = TokioIo::new(tokio::net::TcpStream::from_std(stream).unwrap());
+                    let (mut sender, connection) = http2::handshake(TokioExecutor::new(), stream).await.unwrap();
+                    tokio::spawn(connection);
+                    // The last one is refused by the host.
+                    for (path, length, status) in [("sized", 0, 200), ("hello", 0, 200), ("drip", 0, 200), ("echo", 2000, 413)] {
+                        let body = Full::new(Bytes::from(vec![b'x'; length]));
+                        let request = Request::head(format!("http://pod/{path}")).body(body).unwrap();
+                        let reply = sender.send_request(request).await.unwrap();
+                        assert_eq!(reply.status(), status, "{service:?} {path}");
+                        let body = reply.into_body().collect().await.unwrap().to_bytes();
+                        assert!(body.is_empty(), "{service:?} {path}: {body:?}");
+                    }
+                });
+            });
+            assert_eq!(served.end(), 0);
+        }
     }
 
     fn sigterm_lets_a_request_end_refuses_new_ones_and_exits_with_zero(node) {

@@ -5,11 +5,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
+use http_body_util::{BodyExt as _, Empty, Full, LengthLimitError, Limited};
 use hyper::body::{Body as _, Bytes, Incoming};
 use hyper::header::{CONTENT_LENGTH, CONTENT_TYPE, HOST, HeaderValue, RETRY_AFTER};
 use hyper::http::uri::{Authority, Scheme};
-use hyper::{Request, Response, StatusCode, Uri, Version};
+use hyper::{Method, Request, Response, StatusCode, Uri, Version};
 use tokio::time::timeout;
 use wasmtime_wasi_http::handler::{ProxyHandler, TrapOrPanicError};
 use wasmtime_wasi_http::{Error, WasiBody};
@@ -49,7 +49,7 @@ impl Answers {
     /// Answers `request`, whatever becomes of it, on the connection of `sent`.
     pub async fn answer(&self, peer: SocketAddr, sent: Arc<Sent>, request: Request<Incoming>) -> Response<WasiBody> {
         busy_poll::asked(self.open.load(Ordering::Relaxed));
-        let version = request.version();
+        let form = Form::of(&request);
         let mut counted = self.figures.request();
         let mut record = self.limits.access_log.then(|| Record::new(peer, &request));
         let answered = match self.admitted(&request) {
@@ -57,22 +57,26 @@ impl Answers {
             Ok(authority) => self.ask(request, authority).await,
         };
         match answered {
-            Ok((response, presence)) => {
+            Ok((mut response, presence)) => {
                 counted.answered(response.status());
                 if let Some(record) = &mut record {
                     record.answered(response.status());
                 }
-                if version == Version::HTTP_2 {
+                if form.is_http2 {
                     self.readers.add(presence.client().clone());
                 }
-                response.map(|body| body::answer(body, sent, presence, counted, record, self.limits.timeout))
+                form.apply(&mut response);
+                let length = form.length(&response);
+                response.map(|body| body::answer(body, length, sent, presence, counted, record, self.limits.timeout))
             }
             Err(status) => {
                 counted.answered(status);
                 if let Some(record) = &mut record {
                     record.answered(status);
                 }
-                plain(status)
+                let mut response = plain(status);
+                form.apply(&mut response);
+                response
             }
         }
     }
@@ -125,6 +129,43 @@ impl Answers {
             ));
             Err(StatusCode::GATEWAY_TIMEOUT)
         })
+    }
+}
+
+/// What a request's version and method make of the body of its answer.
+struct Form {
+    is_http2: bool,
+    is_head: bool,
+}
+
+impl Form {
+    fn of<B>(request: &Request<B>) -> Form {
+        Form {
+            is_http2: request.version() == Version::HTTP_2,
+            is_head: request.method() == Method::HEAD,
+        }
+    }
+
+    /// Whether an answer ends with its head, whatever the guest writes (RFC 9110, 6.4.1).
+    fn is_head_alone(&self, status: StatusCode) -> bool {
+        self.is_head || matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED)
+    }
+
+    /// Takes a body away that hyper would send: it does not over HTTP/1.1.
+    fn apply(&self, response: &mut Response<WasiBody>) {
+        if self.is_http2 && self.is_head_alone(response.status()) {
+            *response.body_mut() = Empty::new().map_err(|never| match never {}).boxed_unsync();
+        }
+    }
+
+    /// How many bytes hyper asks for, where it does not ask until the body ends: over HTTP/1.1 it drops a body that has
+    /// given what Content-Length says.
+    fn length<B>(&self, response: &Response<B>) -> Option<u64> {
+        if self.is_head_alone(response.status()) {
+            return Some(0);
+        }
+        let said = response.headers().get(CONTENT_LENGTH).filter(|_| !self.is_http2)?;
+        said.to_str().ok()?.parse().ok()
     }
 }
 
@@ -212,6 +253,36 @@ mod tests {
         ];
         for (uri, hosts) in refused {
             assert_eq!(asked(uri, hosts), Err(StatusCode::BAD_REQUEST), "{uri} {hosts:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_asked_for_of_a_body_is_known_where_it_is_not_its_end() {
+        let length = |method: Method, version, status: u16, said: &str| {
+            let request = Request::builder().method(method).version(version).body(());
+            let response = Response::builder().status(status).header(CONTENT_LENGTH, said).body(());
+            Form::of(&request.unwrap()).length(&response.unwrap())
+        };
+        let (one, two) = (Version::HTTP_11, Version::HTTP_2);
+        assert_eq!(length(Method::GET, one, 200, "5"), Some(5));
+        assert_eq!(length(Method::GET, Version::HTTP_10, 200, "5"), Some(5));
+        assert_eq!(length(Method::GET, two, 200, "5"), None);
+        assert_eq!(length(Method::GET, one, 200, "five"), None);
+        for version in [one, two] {
+            assert_eq!(length(Method::HEAD, version, 200, "5"), Some(0));
+            assert_eq!(length(Method::GET, version, 204, "5"), Some(0));
+            assert_eq!(length(Method::GET, version, 304, "5"), Some(0));
+        }
+    }
+
+    #[test]
+    fn an_answer_to_head_has_a_body_only_where_hyper_drops_it() {
+        for (version, has_body) in [(Version::HTTP_11, true), (Version::HTTP_2, false)] {
+            let request = Request::head("http://pod/").version(version).body(()).unwrap();
+            let mut response = plain(StatusCode::NOT_FOUND);
+            Form::of(&request).apply(&mut response);
+            assert_eq!(!response.body().is_end_stream(), has_body, "{version:?}");
+            assert_eq!(response.headers()[CONTENT_LENGTH], "9");
         }
     }
 

@@ -23,6 +23,8 @@ struct Answer {
     piece: u64,
     /// Why it breaks off.
     broken: Option<Error>,
+    /// So many bytes more are asked for, where that is known.
+    left: Option<u64>,
     /// `None` once all of it was read.
     presence: Option<Presence>,
     record: Option<Record>,
@@ -33,9 +35,11 @@ struct Answer {
     waiting: Option<Pin<Box<Sleep>>>,
 }
 
-/// Hands `body` out, on the connection of `sent`, for who is `present`.
+/// Hands `body` out, on the connection of `sent`, for who is `present`. Where the connection asks for `length` bytes and no
+/// more, whatever comes behind them, that is known.
 pub fn answer(
     body: WasiBody,
+    length: Option<u64>,
     sent: Arc<Sent>,
     presence: Presence,
     counted: Request,
@@ -48,6 +52,7 @@ pub fn answer(
         piece: sent.hand_out(),
         sent,
         broken: None,
+        left: length,
         presence: Some(presence),
         record,
         _counted: counted,
@@ -61,7 +66,7 @@ pub fn answer(
 impl Answer {
     /// Who has read the last byte is served: hyper does not ask for more.
     fn look(&mut self) {
-        if self.body.is_end_stream()
+        if (self.left == Some(0) || self.body.is_end_stream())
             && let Some(presence) = self.presence.take()
         {
             presence.served();
@@ -95,8 +100,12 @@ impl Body for Answer {
         if self.broken.is_none() {
             match ready!(self.poll_guest(cx)) {
                 Some(Ok(frame)) => {
-                    if let (Some(record), Some(data)) = (&mut self.record, frame.data_ref()) {
-                        record.sent(data.len());
+                    if let Some(data) = frame.data_ref() {
+                        let length = data.len();
+                        self.left = self.left.map(|left| left.saturating_sub(length as u64));
+                        if let Some(record) = &mut self.record {
+                            record.sent(length);
+                        }
                     }
                     self.piece = self.sent.hand_out();
                     self.look();
@@ -177,7 +186,7 @@ mod tests {
         let presence = present(&admission);
         readers.add(presence.client().clone());
         let body = pieces(&["one", "two"]);
-        let mut body = answer(body, sent.clone(), presence, figures().request(), None, LONG);
+        let mut body = answer(body, None, sent.clone(), presence, figures().request(), None, LONG);
         let frame = body.frame().now_or_never().unwrap().unwrap();
         assert_eq!(frame.unwrap().into_data().unwrap(), "one");
         look_in_vain(&readers);
@@ -185,6 +194,29 @@ mod tests {
         sent.all_written();
         let frame = body.frame().now_or_never().unwrap().unwrap();
         assert!(matches!(frame, Err(Error::ConnectionWriteTimeout)), "{frame:?}");
+    }
+
+    #[test]
+    fn a_body_is_served_with_the_last_byte_that_its_connection_asks_for() {
+        for (length, served_after) in [
+            (None, 3),
+            (Some(6), 2),
+            (Some(5), 2),
+            (Some(7), 3),
+            (Some(3), 1),
+            (Some(0), 0),
+        ] {
+            let (admission, sent) = (Admission::new(1, 0), Arc::<Sent>::default());
+            let (body, presence) = (pieces(&["one", "two"]), present(&admission));
+            let mut body = answer(body, length, sent, presence, figures().request(), None, LONG);
+            // A place is free once its client is served.
+            let is_served = || admission.enter().now_or_never().unwrap().is_some();
+            for asked in 0..3 {
+                assert_eq!(is_served(), asked >= served_after, "{length:?} after {asked}");
+                let _ = body.frame().now_or_never().unwrap();
+            }
+            assert!(is_served(), "{length:?}");
+        }
     }
 
     #[tokio::test]
@@ -200,7 +232,7 @@ mod tests {
             let presence = present(&let_in);
             readers.add(presence.client().clone());
             let body = pieces(&["one", "two"]);
-            let body = answer(body, sent.clone(), presence, figures().request(), None, LONG);
+            let body = answer(body, None, sent.clone(), presence, figures().request(), None, LONG);
             async move { Ok::<_, Infallible>(Response::new(body)) }
         });
         tokio::spawn(async move {
