@@ -34,6 +34,13 @@ const FIRST: Duration = Duration::from_millis(50);
 /// As many requests one HTTP/2 connection has open.
 const STREAMS: u32 = 128;
 
+/// So much of a request's body may come before its guest reads that, over HTTP/2, and of all requests of a connection.
+const STREAM_WINDOW: u32 = 64 << 10;
+const CONNECTION_WINDOW: u32 = 256 << 10;
+
+/// So much of an answer is kept for an HTTP/2 client that does not take it.
+const SEND_BUFFER: usize = 64 << 10;
+
 /// A connection on its way to the thread that serves it.
 pub type Dealt = (std::net::TcpStream, SocketAddr);
 
@@ -92,6 +99,9 @@ impl Lane {
             .timer(TokioTimer::new())
             .max_header_list_size(u32::try_from(self.head).unwrap_or(u32::MAX))
             .max_concurrent_streams(STREAMS)
+            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
+            .max_send_buf_size(SEND_BUFFER)
             .keep_alive_interval(HEAD);
         http
     }
