@@ -2,18 +2,13 @@
 //! connection and the instance must learn of each other.
 
 use std::any::Any;
-use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::task::{Context, Poll, ready};
-use std::time::{Duration, Instant};
+use std::task::Context;
 
 use futures_util::task::AtomicWaker;
-use tokio::time::Sleep;
-use wasmtime_wasi_http::handler::{WorkerExpiration, WorkerStatus};
 
 use super::admission::Permit;
-use super::places::Places;
 use super::unread::Progress;
 
 const WAITS: u8 = 0;
@@ -160,7 +155,7 @@ impl Count {
 
 /// Whom an instance runs for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Attendance {
+pub enum Attendance {
     /// Somebody waits.
     Waiting,
     /// Everybody has got an answer.
@@ -205,13 +200,18 @@ impl Clients {
         self.count.any_left()
     }
 
+    /// Their instance is ended because it went on for too long after its answers.
+    pub fn are_outlasted(&self) {
+        self.count.outlasted.store(true, Ordering::Release);
+    }
+
     /// Whether their instance was ended because it went on for too long after its answers.
     pub fn were_outlasted(&self) -> bool {
         self.count.outlasted.load(Ordering::Acquire)
     }
 
     /// Whom their instance runs for; `cx` is woken when it is abandoned.
-    fn poll_attendance(&self, cx: &Context<'_>) -> Attendance {
+    pub fn poll_attendance(&self, cx: &Context<'_>) -> Attendance {
         self.count.instance.register(cx.waker());
         match self.count.waiting.load(Ordering::Acquire) {
             0 if self.any_left() => Attendance::Abandoned,
@@ -225,114 +225,16 @@ impl Clients {
     }
 }
 
-/// When an instance ends: at once when everybody has left, and some time after it has been idle or has answered. One that
-/// is idle where the places beside those for requests are taken ends at once too: another thread may need its place.
-///
-/// While somebody waits, nothing ends it: a client has a deadline of its own, and leaves then. Whether somebody still
-/// waits is looked at whenever it runs, and as often as it may go on for: it ends after twice that time at the latest.
-pub struct Expiration {
-    clients: Arc<Clients>,
-    places: Places,
-    /// How long an instance is kept for the next request.
-    idle: Duration,
-    /// How long it may go on after its answers.
-    after: Duration,
-    /// Since when it is known to have gone on.
-    served: Option<Instant>,
-    timer: Pin<Box<Sleep>>,
-}
-
-impl Expiration {
-    pub fn new(clients: Arc<Clients>, places: Places, idle: Duration, after: Duration) -> Expiration {
-        Expiration {
-            clients,
-            places,
-            idle,
-            after,
-            served: None,
-            timer: Box::pin(tokio::time::sleep(after)),
-        }
-    }
-
-    /// Wakes `cx` for another look.
-    fn look_again(&mut self, cx: &mut Context<'_>) {
-        while self.timer.as_mut().poll(cx).is_ready() {
-            let next = Instant::now() + self.after;
-            self.timer.as_mut().reset(next.into());
-        }
-    }
-
-    fn poll_deadline(&mut self, cx: &mut Context<'_>, deadline: Instant) -> Poll<()> {
-        loop {
-            // Left as it is while it strikes too early: most states end long before their deadline, and setting the
-            // timer costs each of them.
-            if self.timer.deadline() > deadline.into() {
-                self.timer.as_mut().reset(deadline.into());
-            }
-            if self.timer.as_mut().poll(cx).is_pending() {
-                return Poll::Pending;
-            }
-            if Instant::now() >= deadline {
-                return Poll::Ready(());
-            }
-            self.timer.as_mut().reset(deadline.into());
-        }
-    }
-}
-
-impl WorkerExpiration for Expiration {
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>, status: WorkerStatus, start: Instant) -> Poll<()> {
-        if status == WorkerStatus::Idle {
-            self.served = None;
-            if self.places.beside_requests().is_none() {
-                return Poll::Ready(());
-            }
-            let deadline = start + self.idle;
-            return self.poll_deadline(cx, deadline);
-        }
-        match self.clients.poll_attendance(cx) {
-            Attendance::Abandoned => Poll::Ready(()),
-            Attendance::Waiting => {
-                self.served = None;
-                self.look_again(cx);
-                Poll::Pending
-            }
-            Attendance::Served => {
-                // One may have come and gone since the last look.
-                let served = start.max(*self.served.get_or_insert_with(Instant::now));
-                let deadline = served + self.after;
-                ready!(self.poll_deadline(cx, deadline));
-                self.clients.count.outlasted.store(true, Ordering::Release);
-                Poll::Ready(())
-            }
-        }
-    }
-}
-
 #[cfg(test)]
-mod tests {
+pub mod tests {
     use super::*;
     use crate::guest::http::admission::Admission;
     use futures_util::FutureExt as _;
-    use std::future::poll_fn;
-    use std::task::{Wake, Waker};
+    use std::task::Waker;
 
-    #[derive(Default)]
-    struct Woken(AtomicUsize);
-
-    impl Wake for Woken {
-        fn wake(self: Arc<Self>) {
-            self.0.fetch_add(1, Ordering::Relaxed);
-        }
-    }
-
-    fn arrived() -> (Arc<Client>, Presence) {
+    pub fn arrived() -> (Arc<Client>, Presence) {
         let permit = Admission::new(1, 0).enter().now_or_never().unwrap().unwrap();
         arrives(permit)
-    }
-
-    fn ample() -> Places {
-        Places::new(1, 0)
     }
 
     fn is_abandoned(clients: &Clients) -> bool {
@@ -381,87 +283,5 @@ mod tests {
         drop(other);
         waits.served();
         assert_eq!(Arc::strong_count(&remains), 1);
-    }
-
-    #[tokio::test]
-    async fn an_instance_may_go_on_for_some_time_and_that_begins_when_its_last_client_is_known_to_be_served() {
-        for status in [WorkerStatus::Requests, WorkerStatus::PostReturn] {
-            let clients = Arc::<Clients>::default();
-            let [(first, one), (second, other)] = [arrived(), arrived()];
-            clients.add(first);
-            clients.add(second);
-            let [hour, moment] = [Duration::from_secs(3600), Duration::from_millis(1)];
-            let [mut patient, mut strict] =
-                [hour, moment].map(|after| Box::pin(Expiration::new(clients.clone(), ample(), Duration::ZERO, after)));
-            let start = Instant::now();
-            let mut cx = Context::from_waker(Waker::noop());
-            one.served();
-            // Longer than it may go on, and than the timer's steps are.
-            tokio::time::sleep(Duration::from_millis(5)).await;
-            assert!(
-                strict.as_mut().poll(&mut cx, status, start).is_pending(),
-                "{status:?}: the second waits"
-            );
-            other.served();
-            assert!(patient.as_mut().poll(&mut cx, status, start).is_pending(), "{status:?}");
-            assert!(!clients.were_outlasted(), "{status:?}");
-            poll_fn(|cx| strict.as_mut().poll(cx, status, start)).await;
-            assert!(clients.were_outlasted(), "{status:?}");
-        }
-    }
-
-    #[tokio::test]
-    async fn an_idle_instance_is_kept_while_requests_have_places_enough_and_else_ends_at_once() {
-        let hour = Duration::from_secs(3600);
-        // One of two places is for requests, and each is an instance's.
-        let places = Places::new(2, 1);
-        let mut taken = Vec::new();
-        for is_kept in [true, false] {
-            taken.push(places.take().await.unwrap());
-            let mut expiration = Box::pin(Expiration::new(Arc::default(), places.clone(), hour, hour));
-            let mut cx = Context::from_waker(Waker::noop());
-            let idle = expiration.as_mut().poll(&mut cx, WorkerStatus::Idle, Instant::now());
-            assert_eq!(idle.is_pending(), is_kept);
-        }
-    }
-
-    #[tokio::test]
-    async fn an_instance_is_woken_by_a_client_that_leaves_and_not_by_one_that_is_served() {
-        let hour = Duration::from_secs(3600);
-        type Ends = fn(Presence);
-        for (ends, wakes) in [(Presence::served as Ends, 0), (drop, 1)] {
-            let (clients, woken) = (Arc::<Clients>::default(), Arc::<Woken>::default());
-            let waker = Waker::from(woken.clone());
-            let mut expiration = Box::pin(Expiration::new(clients.clone(), ample(), hour, hour));
-            let (client, presence) = arrived();
-            clients.add(client);
-            let mut cx = Context::from_waker(&waker);
-            let now = Instant::now();
-            assert!(
-                expiration
-                    .as_mut()
-                    .poll(&mut cx, WorkerStatus::Requests, now)
-                    .is_pending()
-            );
-            ends(presence);
-            assert_eq!(woken.0.load(Ordering::Relaxed), wakes);
-        }
-    }
-
-    #[tokio::test]
-    async fn an_instance_that_nothing_wakes_sees_by_itself_that_its_client_was_served() {
-        let clients = Arc::<Clients>::default();
-        let moment = Duration::from_millis(1);
-        let mut expiration = Box::pin(Expiration::new(clients.clone(), ample(), moment, moment));
-        let (client, presence) = arrived();
-        clients.add(client);
-        let start = Instant::now();
-        let ended = poll_fn(|cx| expiration.as_mut().poll(cx, WorkerStatus::PostReturn, start));
-        let served = async {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-            presence.served();
-        };
-        tokio::join!(ended, served);
-        assert!(clients.were_outlasted());
     }
 }

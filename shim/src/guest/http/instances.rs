@@ -14,7 +14,8 @@ use wasmtime_wasi_http::WasiHttpView;
 use wasmtime_wasi_http::handler::{HandlerState, Instance, Proxy, ProxyPre, ShouldAccept, WorkerState};
 
 use super::answer;
-use super::client::{Client, Clients, Expiration, Remains};
+use super::client::{Client, Clients, Remains};
+use super::expiration::Expiration;
 use super::figures::{Figures, Living};
 use super::instantiations::Instantiations;
 use super::places::Places;

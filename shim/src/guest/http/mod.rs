@@ -3,9 +3,9 @@
 //! ```text
 //! listener ── threads: deal connections ──> lane, one a thread: hyper ── answer: admission, limits, deadline
 //!                                             └── instances: wasmtime's ProxyHandler, stores from the pool
-//! client, unread: whether anybody waits for an answer  ticker: the epoch, so that a guest that spins is interrupted
-//! opening: a connection's first bytes                 gathered, sent: what it writes
-//! places: who may hold an instance              spare, busy_poll: what a thread does before it sleeps
+//! client, unread: whether anybody waits for an answer     ticker: the epoch, so that a guest that spins is interrupted
+//! opening: a connection's first bytes                     gathered, sent: what it writes
+//! places, expiration: who may hold an instance, how long  spare, busy_poll: what a thread does before it sleeps
 //! ```
 //!
 //! A connection stays on the thread it was dealt to, and so does every request on it and the instance that answers: no
@@ -32,6 +32,7 @@ mod answer;
 mod body;
 pub mod busy_poll;
 mod client;
+mod expiration;
 pub mod exposition;
 pub mod figures;
 mod gathered;
