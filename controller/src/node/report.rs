@@ -68,7 +68,9 @@ impl Reporter {
 /// Whether `status` says something that `last` does not, or `last` is old.
 fn is_due(last: &WasmNodeStatus, status: &WasmNodeStatus, renew: Duration, now: Timestamp) -> bool {
     let age = last.reported_at.as_ref().map(|at| now.duration_since(at.0).as_secs());
-    let is_old = age.is_none_or(|age| age >= i64::try_from(renew.as_secs()).unwrap_or(i64::MAX));
+    let renew = i64::try_from(renew.as_secs()).unwrap_or(i64::MAX);
+    // A report from the future is one from before a clock was put right.
+    let is_old = age.is_none_or(|age| !(0..renew).contains(&age));
     let same = WasmNodeStatus {
         reported_at: last.reported_at.clone(),
         ..status.clone()
@@ -97,6 +99,7 @@ mod tests {
         let after = |seconds: i64| at.0 + jiff::SignedDuration::from_secs(seconds);
         assert!(!is_due(&told, &same, renew, after(299)));
         assert!(is_due(&told, &same, renew, after(300)));
+        assert!(is_due(&told, &same, renew, after(-1)), "the clock was put back");
         let news = WasmNodeStatus {
             phase: Some(Phase::Failed),
             ..same
