@@ -102,7 +102,9 @@ impl Client {
     pub fn leaves(&self) {
         self.ends(LEFT);
         self.progress.ends();
-        drop(std::mem::take(&mut *self.held()));
+        let held = std::mem::take(&mut *self.held());
+        // A whole instance may end here.
+        drop(held);
     }
 
     /// It waits no more, for this reason, if it did until now.
