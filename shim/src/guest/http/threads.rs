@@ -8,10 +8,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use futures_util::FutureExt as _;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
-use tokio::task::unconstrained;
 use tokio::time::{sleep, timeout};
 use wasmtime_wasi_http::handler::ProxyHandler;
 
@@ -172,19 +170,16 @@ async fn deal(listener: TcpListener, seats: &[Seat], ended: &mut Signal) -> io::
             },
         }
     }
-    deal_rest(&listener, seats).await
+    deal_rest(&listener.into_std()?, seats)
 }
 
-/// Deals those that wait by now.
-async fn deal_rest(listener: &tokio::net::TcpListener, seats: &[Seat]) -> io::Result<()> {
-    // A task that may do only so much at a time would see no more of them then.
-    unconstrained(async {
-        while let Some(Ok((stream, peer))) = listener.accept().now_or_never() {
-            give(seats, (stream.into_std()?, peer));
-        }
-        Ok(())
-    })
-    .await
+/// Deals those that wait by now, of whom the event loop may not have heard yet.
+fn deal_rest(listener: &TcpListener, seats: &[Seat]) -> io::Result<()> {
+    while let Ok((stream, peer)) = listener.accept() {
+        stream.set_nonblocking(true)?;
+        give(seats, (stream, peer));
+    }
+    Ok(())
 }
 
 /// To the thread that has the fewest: a client that keeps its connection stays where it is, so chance would not do.
@@ -201,14 +196,12 @@ mod tests {
     use super::*;
     use std::net::TcpStream;
 
-    #[tokio::test]
-    async fn all_that_have_come_are_dealt_however_many() {
-        // More than a task of tokio's does at a time.
+    #[test]
+    fn all_that_have_come_are_dealt_however_many_and_whatever_the_event_loop_knows_of() {
         const CLIENTS: usize = 300;
         let socket = listener::bind(0, listener::Use::Requests).unwrap();
         let listener = listener::listen(socket, 0, listener::Use::Requests).unwrap();
         let port = listener.local_addr().unwrap().port();
-        let listener = tokio::net::TcpListener::from_std(listener).unwrap();
         let connect = || TcpStream::connect(("127.0.0.1", port)).unwrap();
         let _clients: Vec<_> = (0..CLIENTS).map(|_| connect()).collect();
         let (deal, mut dealt) = mpsc::unbounded_channel();
@@ -216,14 +209,10 @@ mod tests {
             deal,
             open: Arc::default(),
         }];
-        // Until the event loop knows of them.
-        while dealt.is_empty() {
-            tokio::task::yield_now().await;
-            deal_rest(&listener, &seats).await.unwrap();
-        }
+        deal_rest(&listener, &seats).unwrap();
         drop(seats);
         let mut count = 0;
-        while dealt.recv().await.is_some() {
+        while dealt.blocking_recv().is_some() {
             count += 1;
         }
         assert_eq!(count, CLIENTS);
