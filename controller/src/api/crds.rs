@@ -1,6 +1,10 @@
 //! The custom resource definitions, as the API server is to have them.
 
-use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use std::collections::BTreeMap;
+
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
+    CustomResourceDefinition, JSONSchemaProps, JSONSchemaPropsOrArray,
+};
 use kube::CustomResourceExt;
 
 use super::{WasmNode, WasmRuntime, labels};
@@ -13,12 +17,33 @@ pub const SCHEMA: u32 = 1;
 pub fn all() -> Vec<CustomResourceDefinition> {
     let mut all = vec![WasmRuntime::crd(), WasmNode::crd()];
     for crd in &mut all {
+        for version in &mut crd.spec.versions {
+            let schema = version
+                .schema
+                .as_mut()
+                .and_then(|schema| schema.open_api_v3_schema.as_mut());
+            schema.into_iter().for_each(say_nothing_of_what_is_so);
+        }
         crd.metadata
             .annotations
             .get_or_insert_default()
             .insert(labels::SCHEMA.to_owned(), SCHEMA.to_string());
     }
     all
+}
+
+/// Takes out `nullable: false`, which the API server does not keep: helm would see a conflict with the controller, which
+/// had applied the same.
+fn say_nothing_of_what_is_so(schema: &mut JSONSchemaProps) {
+    schema.nullable = schema.nullable.filter(|is_nullable| *is_nullable);
+    schema
+        .properties
+        .iter_mut()
+        .flat_map(BTreeMap::values_mut)
+        .for_each(say_nothing_of_what_is_so);
+    if let Some(JSONSchemaPropsOrArray::Schema(items)) = &mut schema.items {
+        say_nothing_of_what_is_so(items);
+    }
 }
 
 /// The definitions as YAML, each with the name of the file that the chart keeps it in.
