@@ -29,6 +29,19 @@ fn expect(stream: &mut impl Read, text: &str) {
     }
 }
 
+/// How often the threads of a process have gone to sleep so far.
+fn switches(pid: u32) -> u64 {
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+    tasks
+        .map(|task| {
+            let status = std::fs::read_to_string(task.unwrap().path().join("status")).unwrap();
+            let mut lines = status.lines();
+            let counted = lines.find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
+            counted.unwrap().trim().parse::<u64>().unwrap()
+        })
+        .sum()
+}
+
 on_every_containerd! {
     fn a_service_of_either_version_answers_and_ends_with_zero(node) {
         for service in Service::ALL {
@@ -341,6 +354,25 @@ on_newest_containerd! {
                 .collect();
             let named = names.iter().filter(|name| name.starts_with("http-")).count();
             assert_eq!(named, others, "with {cpus} cpus: {names:?}");
+            assert_eq!(served.end(), 0);
+        }
+    }
+
+    fn a_service_that_is_asked_now_and_then_sleeps_in_between(node) {
+        for (service, instance) in [
+            (Service::Http02, "instance=per-request"),
+            (Service::Http02, "instance=reuse(100)"),
+            (Service::Http03, "instance=auto"),
+        ] {
+            let served = Served::start(node, service, &[instance]);
+            assert_eq!(served.get("/hello").status, 200);
+            let sleeps = || switches(served.pid);
+            // Its instance is kept for ten seconds, and what interrupts one that spins would be awake a hundred times in each.
+            eventually("all of its threads sleep for half a second", SECOND * 8, || {
+                let before = sleeps();
+                std::thread::sleep(SECOND / 2);
+                (sleeps() - before < 10).then_some(())
+            });
             assert_eq!(served.end(), 0);
         }
     }

@@ -9,6 +9,7 @@ use std::task::Context;
 use futures_util::task::AtomicWaker;
 
 use super::admission::Permit;
+use super::ticker::{Ticker, Ticking};
 use super::unread::Progress;
 
 const WAITS: u8 = 0;
@@ -171,11 +172,25 @@ pub enum Attendance {
 pub struct Clients {
     all: Mutex<Vec<Arc<Client>>>,
     count: Arc<Count>,
+    ticker: Option<Arc<Ticker>>,
+    /// While their instance runs.
+    ticking: Mutex<Option<Ticking>>,
 }
 
 impl Clients {
-    /// Another one.
+    /// Those of an instance for which this one ticks while it runs.
+    pub fn new(ticker: Arc<Ticker>) -> Clients {
+        Clients {
+            ticker: Some(ticker),
+            ..Clients::default()
+        }
+    }
+
+    /// Another one, for whom their instance runs now.
     pub fn add(&self, client: Arc<Client>) {
+        if let Some(ticker) = &self.ticker {
+            self.ticking().get_or_insert_with(|| ticker.tick());
+        }
         self.count.waiting.fetch_add(1, Ordering::AcqRel);
         let _ = client.count.set(self.count.clone());
         if !client.waits() {
@@ -220,6 +235,15 @@ impl Clients {
             0 => Attendance::Served,
             _ => Attendance::Waiting,
         }
+    }
+
+    /// Their instance does nothing before the next one comes.
+    pub fn rest(&self) {
+        drop(self.ticking().take());
+    }
+
+    fn ticking(&self) -> MutexGuard<'_, Option<Ticking>> {
+        self.ticking.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn all(&self) -> MutexGuard<'_, Vec<Arc<Client>>> {

@@ -70,6 +70,7 @@ impl WorkerExpiration for Expiration {
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>, status: WorkerStatus, start: Instant) -> Poll<()> {
         if status == WorkerStatus::Idle {
             self.served = None;
+            self.clients.rest();
             if self.places.beside_requests().is_none() {
                 return Poll::Ready(());
             }
@@ -98,6 +99,7 @@ impl WorkerExpiration for Expiration {
 #[cfg(test)]
 mod tests {
     use super::super::client::{Presence, tests::arrived};
+    use super::super::ticker::Ticker;
     use super::*;
     use std::future::poll_fn;
     use std::sync::atomic::{AtomicUsize, Ordering};
@@ -114,6 +116,28 @@ mod tests {
 
     fn ample() -> Places {
         Places::new(1, 0)
+    }
+
+    #[tokio::test]
+    async fn the_epoch_ticks_for_an_instance_while_it_runs_and_not_while_it_is_idle() {
+        let ticker = Arc::new(Ticker::start(wasmtime::Engine::default()).unwrap());
+        let clients = Arc::new(Clients::new(ticker.clone()));
+        let hour = Duration::from_secs(3600);
+        let mut expiration = Box::pin(Expiration::new(clients.clone(), Places::new(1, 0), hour, hour));
+        let mut look = |status| {
+            let mut cx = Context::from_waker(Waker::noop());
+            assert!(expiration.as_mut().poll(&mut cx, status, Instant::now()).is_pending());
+            ticker.running()
+        };
+        for _ in 0..2 {
+            assert_eq!(look(WorkerStatus::Idle), 0);
+            let (client, presence) = arrived();
+            clients.add(client);
+            assert_eq!(look(WorkerStatus::Requests), 1);
+            presence.served();
+            assert_eq!(look(WorkerStatus::PostReturn), 1, "it may go on");
+        }
+        assert_eq!(look(WorkerStatus::Idle), 0);
     }
 
     #[tokio::test]

@@ -21,7 +21,7 @@ use super::instantiations::Instantiations;
 use super::places::Places;
 use super::policy::Reuse;
 use super::spare::Spare;
-use super::ticker::{Ticker, Ticking};
+use super::ticker::Ticker;
 use crate::guest::context::{Component as State, Surroundings};
 use crate::guest::limits::Budget;
 use crate::guest::trap;
@@ -86,9 +86,9 @@ impl Instances {
     pub async fn make(&self) -> wasmtime::Result<Made> {
         let mut place = Place {
             _place: self.places.take().await?,
-            _ticking: self.ticker.tick(),
             living: None,
         };
+        let _ticking = self.ticker.tick();
         let begun = Instant::now();
         let state = self.surroundings.service(self.budget.limits());
         let mut store = Store::new(&self.engine, state);
@@ -110,10 +110,9 @@ impl Instances {
     }
 }
 
-/// A place in the pool, and the epoch that ticks for who has it.
+/// A place in the pool.
 pub struct Place {
     _place: OwnedSemaphorePermit,
-    _ticking: Ticking,
     /// Once there is an instance.
     living: Option<Living>,
 }
@@ -135,7 +134,7 @@ impl HandlerState for Instances {
             }
             None => self.make().await?,
         };
-        let clients = Arc::new(Clients::default());
+        let clients = Arc::new(Clients::new(self.ticker.clone()));
         Ok(Instance {
             store,
             proxy,
@@ -192,6 +191,7 @@ impl WorkerState for Running {
     }
 
     fn drop(&self, store: Store<State>, result: Result<(), wasmtime::Error>) {
+        self.clients.rest();
         let place = self.place.lock().unwrap_or_else(PoisonError::into_inner).take();
         let Err(error) = result else {
             match place {

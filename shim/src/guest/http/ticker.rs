@@ -1,4 +1,7 @@
-//! The epoch: a thread that advances it while there are instances, so that a guest that spins gives way to others.
+//! The epoch: a thread that advances it while guests run, so that one that spins gives way to others.
+//!
+//! An instance that waits for its next request needs no epoch: a service that is asked once a second, as by a readiness
+//! probe, is not to wake a cpu a hundred times.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -10,8 +13,8 @@ use wasmtime::Engine;
 /// So long a guest runs at a stretch, at most twice that.
 const TICK: Duration = Duration::from_millis(10);
 
-/// So many ticks without an instance, and the thread sleeps: a service that nobody asks wakes nobody.
-const LINGERS: u32 = 100;
+/// So many ticks without a guest that runs, and the thread sleeps: to wake it costs who asks more often than that.
+const LINGERS: u32 = 10;
 
 /// Advances an engine's epoch.
 pub struct Ticker {
@@ -21,11 +24,11 @@ pub struct Ticker {
 
 #[derive(Default)]
 struct State {
-    instances: AtomicUsize,
+    running: AtomicUsize,
     asleep: AtomicBool,
 }
 
-/// There is an instance for as long as this lives.
+/// A guest runs for as long as this lives.
 pub struct Ticking(Arc<State>);
 
 impl Ticker {
@@ -46,9 +49,15 @@ impl Ticker {
         })
     }
 
+    /// How many guests run.
+    #[cfg(test)]
+    pub fn running(&self) -> usize {
+        self.state.running.load(Ordering::SeqCst)
+    }
+
     /// Ticks from now on.
     pub fn tick(&self) -> Ticking {
-        self.state.instances.fetch_add(1, Ordering::SeqCst);
+        self.state.running.fetch_add(1, Ordering::SeqCst);
         if self.state.asleep.load(Ordering::SeqCst) {
             self.thread.unpark();
         }
@@ -58,7 +67,7 @@ impl Ticker {
 
 impl Drop for Ticking {
     fn drop(&mut self) {
-        self.0.instances.fetch_sub(1, Ordering::SeqCst);
+        self.0.running.fetch_sub(1, Ordering::SeqCst);
     }
 }
 
@@ -67,14 +76,14 @@ fn tick(engine: &Engine, state: &State) {
     loop {
         thread::sleep(TICK);
         engine.increment_epoch();
-        idle = match state.instances.load(Ordering::SeqCst) {
+        idle = match state.running.load(Ordering::SeqCst) {
             0 => idle + 1,
             _ => 0,
         };
         if idle >= LINGERS {
             state.asleep.store(true, Ordering::SeqCst);
             // Whoever came before that store is seen here; whoever came after it wakes this thread.
-            while state.instances.load(Ordering::SeqCst) == 0 {
+            while state.running.load(Ordering::SeqCst) == 0 {
                 thread::park();
             }
             state.asleep.store(false, Ordering::SeqCst);
