@@ -1,10 +1,10 @@
 //! What the API server takes, the controller can read: an object that it could not would be one that it never sees.
 
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
-use kube::Api;
 use kube::api::{DynamicObject, Patch, PatchParams, PostParams};
 use kube::core::{ApiResource, GroupVersionKind};
-use kubewasi_controller::api::{WasmNode, WasmRuntime, labels};
+use kube::{Api, ResourceExt};
+use kubewasi_controller::api::{WasmNode, WasmRuntime, crds, labels};
 use serde_json::{Value, json};
 
 use crate::agents::{Agents, make_nodes, make_runtime, ready_nodes, wait_for};
@@ -49,6 +49,19 @@ fn disproof(field: &str, value: Value) -> Value {
     });
     disproof[field] = value;
     json!({"disproof": disproof})
+}
+
+/// As helm does with every installation, never by force.
+#[tokio::test]
+async fn who_else_applies_the_definitions_is_in_no_conflict_with_the_controller() {
+    let control_plane = ControlPlane::start().await;
+    let api: Api<CustomResourceDefinition> = Api::all(control_plane.client.clone());
+    for crd in crds::all() {
+        let apply = async |parameters: PatchParams| api.patch(&crd.name_any(), &parameters, &Patch::Apply(&crd)).await;
+        apply(PatchParams::apply("helm")).await.unwrap();
+        apply(PatchParams::apply("controller").force()).await.unwrap();
+        apply(PatchParams::apply("helm")).await.unwrap();
+    }
 }
 
 #[tokio::test]
