@@ -62,18 +62,18 @@ fn places(entry: &str, cwd: &str, path: Option<&str>) -> Result<Vec<PathBuf>, Pa
         return Ok(whole("").into_iter().collect());
     }
     let folders = || path.into_iter().flat_map(|path| path.split(':'));
-    let mut named = HashSet::new();
-    for folder in folders() {
-        if named.insert(folder) && named.len() > MOST_FOLDERS {
-            let folders = folders().count();
-            return Err(PathError { folders });
-        }
-    }
     let mut seen = HashSet::new();
-    let new = folders().chain([""]).filter(|folder| seen.insert(*folder));
+    let named: Vec<&str> = folders()
+        .filter(|folder| seen.insert(*folder))
+        .take(MOST_FOLDERS + 1)
+        .collect();
+    if named.len() > MOST_FOLDERS {
+        let folders = folders().count();
+        return Err(PathError { folders });
+    }
     let mut places: Vec<PathBuf> = Vec::new();
     // Few by now: several names of one folder are found by comparing.
-    for place in new.filter_map(whole) {
+    for place in named.into_iter().chain([""]).filter_map(whole) {
         if !places.contains(&place) {
             places.push(place);
         }

@@ -1,9 +1,8 @@
 //! Digests of files already read: known by the file's identity, also after a restart of the server.
 //!
 //! Only files of committed layers are remembered, on file systems where inode and change time vouch for their bytes.
-//! The list is kept in
-//! a root-only file. A digest holds for one boot, since device numbers may mean other disks after the next; that its
-//! file is still there is known for longer.
+//! The list is kept in a root-only file. A digest holds for one boot, since device numbers may mean other disks after the
+//! next; that its file is still there is known for longer.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
 use super::content_store::Image;
@@ -184,14 +184,7 @@ async fn reading<T: Send + 'static>(
         what: "looking for the entry point",
         error: error.to_string(),
     };
-    let Some(live) = live else {
-        return tokio::task::spawn_blocking(work)
-            .await
-            .map_err(|error| internal(&error))?;
-    };
-    let placed = async {
-        let place = live.places.clone().acquire_owned().await;
-        let place = place.map_err(|error| internal(&error))?;
+    let read = async |place: Option<OwnedSemaphorePermit>| {
         let work = move || {
             let _place = place;
             work()
@@ -199,6 +192,11 @@ async fn reading<T: Send + 'static>(
         tokio::task::spawn_blocking(work)
             .await
             .map_err(|error| internal(&error))?
+    };
+    let Some(live) = live else { return read(None).await };
+    let placed = async {
+        let place = live.places.clone().acquire_owned().await;
+        read(Some(place.map_err(|error| internal(&error))?)).await
     };
     timeout(live.patience, placed).await.map_err(|_| ImageError::Hangs {
         entry: places.name.clone(),

@@ -217,20 +217,11 @@ impl Calls {
             text,
         })?;
         let raw = pid.as_raw_nonzero().get();
-        children.watch(raw);
-        let watched = children.clone();
-        let reaped = move || {
-            watched.forget(raw);
-            None
-        };
-        let child = pidfd::open(pid).and_then(|handle| Child::watch(raw, handle, reaped));
-        child.map_err(|cause| {
-            children.forget(raw);
-            NativeError::Watch {
-                binary: self.binary.clone(),
-                pid: raw,
-                cause,
-            }
+        let child = pidfd::open(pid).and_then(|handle| children.watch(raw, handle, || None));
+        child.map_err(|cause| NativeError::Watch {
+            binary: self.binary.clone(),
+            pid: raw,
+            cause,
         })
     }
 

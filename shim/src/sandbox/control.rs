@@ -270,17 +270,16 @@ impl Launcher {
                 }));
             }
         };
-        // Before anybody can reap it: until then the pid is its own, and so is the start time.
-        self.children.watch(pid);
+        // While it is expected nobody reaps it: until then the pid is its own, and so is the start time.
         if let Some(own) = Pid::from_raw(pid)
             && let Err(error) = settle(own).await
         {
             // Nobody will wait for it. It ends with its socket.
-            self.children.forget(pid);
+            drop(expected);
             self.children.sweep_soon();
             return Err(error);
         }
-        let guest = Guest::new(pid, handle, socket, group, counters, self.children.clone())?;
+        let guest = Guest::new(pid, handle, socket, group, counters, &self.children)?;
         drop(expected);
         if confinement.awaits_scope {
             // One that has ended meanwhile is heard of below.

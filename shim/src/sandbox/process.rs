@@ -48,16 +48,13 @@ impl Guest {
         socket: AsyncFd<OwnedFd>,
         group: Group,
         counters: Option<File>,
-        children: Arc<Children>,
+        children: &Arc<Children>,
     ) -> Result<Guest, SandboxError> {
         let socket = Arc::new(socket);
-        children.watch(raw);
         let reports = socket.clone();
-        let child = Child::watch(raw, handle, move || {
-            children.forget(raw);
-            last_words(&reports)
-        })
-        .map_err(|error| SandboxError::Resource("pidfd", error))?;
+        let child = children
+            .watch(raw, handle, move || last_words(&reports))
+            .map_err(|error| SandboxError::Resource("pidfd", error))?;
         Ok(Guest {
             child: Arc::new(child),
             socket,

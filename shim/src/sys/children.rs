@@ -7,6 +7,8 @@
 
 use std::collections::{BTreeSet, HashSet};
 use std::fs;
+use std::io;
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -15,6 +17,7 @@ use std::time::Duration;
 use rustix::process::{Pid, WaitOptions, getpid, getsid, waitpid};
 use tokio::time::sleep;
 
+use super::child::Child;
 use super::stat::Stat;
 
 /// A process that is still a zombie after so long has no watcher: theirs reap at once.
@@ -73,13 +76,27 @@ impl Children {
         }
     }
 
-    /// `pid` has a watcher, which reaps it.
-    pub fn watch(&self, pid: i32) {
+    /// Watches the child `pid`, whose pidfd is `handle`, and reaps it; see [`Child::watch`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Child::watch`]: then it is nobody's.
+    pub fn watch(
+        self: &Arc<Self>,
+        pid: i32,
+        handle: OwnedFd,
+        last_words: impl FnOnce() -> Option<String> + Send + 'static,
+    ) -> io::Result<Child> {
         self.known().watched.insert(pid);
+        let children = self.clone();
+        let child = Child::watch(pid, handle, move || {
+            children.forget(pid);
+            last_words()
+        });
+        child.inspect_err(|_| self.forget(pid))
     }
 
-    /// The watcher of `pid` has reaped it, or has given it up.
-    pub fn forget(&self, pid: i32) {
+    fn forget(&self, pid: i32) {
         self.known().watched.remove(&pid);
     }
 
@@ -197,7 +214,7 @@ mod tests {
     #[test]
     fn what_is_watched_or_may_be_expected_is_left_alone() {
         let children = Arc::new(Children::default());
-        children.watch(7);
+        children.known().watched.insert(7);
         assert!(!children.known().is_nobodys(7, 0) && children.known().is_nobodys(8, 0));
         let expected = children.expect();
         let began = children.known().next;

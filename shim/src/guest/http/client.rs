@@ -172,25 +172,18 @@ pub enum Attendance {
 pub struct Clients {
     all: Mutex<Vec<Arc<Client>>>,
     count: Arc<Count>,
-    ticker: Option<Arc<Ticker>>,
     /// While their instance runs.
     ticking: Mutex<Option<Ticking>>,
 }
 
 impl Clients {
-    /// Those of an instance for which this one ticks while it runs.
-    pub fn new(ticker: Arc<Ticker>) -> Clients {
-        Clients {
-            ticker: Some(ticker),
-            ..Clients::default()
-        }
+    /// Their instance runs from now on, and `ticker` ticks for it.
+    pub fn run(&self, ticker: &Ticker) {
+        self.ticking().get_or_insert_with(|| ticker.tick());
     }
 
-    /// Another one, for whom their instance runs now.
+    /// Another one.
     pub fn add(&self, client: Arc<Client>) {
-        if let Some(ticker) = &self.ticker {
-            self.ticking().get_or_insert_with(|| ticker.tick());
-        }
         self.count.waiting.fetch_add(1, Ordering::AcqRel);
         let _ = client.count.set(self.count.clone());
         if !client.waits() {

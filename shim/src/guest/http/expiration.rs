@@ -99,20 +99,12 @@ impl WorkerExpiration for Expiration {
 #[cfg(test)]
 mod tests {
     use super::super::client::{Presence, tests::arrived};
+    use super::super::sent::tests::Woken;
     use super::super::ticker::Ticker;
     use super::*;
     use std::future::poll_fn;
-    use std::sync::atomic::{AtomicUsize, Ordering};
-    use std::task::{Wake, Waker};
-
-    #[derive(Default)]
-    struct Woken(AtomicUsize);
-
-    impl Wake for Woken {
-        fn wake(self: Arc<Self>) {
-            self.0.fetch_add(1, Ordering::Relaxed);
-        }
-    }
+    use std::sync::atomic::Ordering;
+    use std::task::Waker;
 
     fn ample() -> Places {
         Places::new(1, 0)
@@ -120,8 +112,8 @@ mod tests {
 
     #[tokio::test]
     async fn the_epoch_ticks_for_an_instance_while_it_runs_and_not_while_it_is_idle() {
-        let ticker = Arc::new(Ticker::start(wasmtime::Engine::default()).unwrap());
-        let clients = Arc::new(Clients::new(ticker.clone()));
+        let ticker = Ticker::start(wasmtime::Engine::default()).unwrap();
+        let clients = Arc::<Clients>::default();
         let hour = Duration::from_secs(3600);
         let mut expiration = Box::pin(Expiration::new(clients.clone(), Places::new(1, 0), hour, hour));
         let mut look = |status| {
@@ -132,6 +124,7 @@ mod tests {
         for _ in 0..2 {
             assert_eq!(look(WorkerStatus::Idle), 0);
             let (client, presence) = arrived();
+            clients.run(&ticker);
             clients.add(client);
             assert_eq!(look(WorkerStatus::Requests), 1);
             presence.served();

@@ -134,7 +134,7 @@ impl HandlerState for Instances {
             }
             None => self.make().await?,
         };
-        let clients = Arc::new(Clients::new(self.ticker.clone()));
+        let clients = Arc::new(Clients::default());
         Ok(Instance {
             store,
             proxy,
@@ -142,6 +142,7 @@ impl HandlerState for Instances {
             expiration: Expiration::new(clients.clone(), self.places.clone(), IDLE, self.timeout),
             state: Running {
                 clients,
+                ticker: self.ticker.clone(),
                 reuse: self.reuse,
                 after: self.timeout,
                 spare: self.spare.clone(),
@@ -156,6 +157,7 @@ impl HandlerState for Instances {
 /// An instance that runs.
 pub struct Running {
     clients: Arc<Clients>,
+    ticker: Arc<Ticker>,
     reuse: Reuse,
     /// How long it may go on after its answers.
     after: Duration,
@@ -186,6 +188,7 @@ impl WorkerState for Running {
         client: Arc<Client>,
         _task: GuestTaskId,
     ) -> Pin<Box<dyn Future<Output = ()> + 'static + Send + Sync>> {
+        self.clients.run(&self.ticker);
         self.clients.add(client);
         Box::pin(pending())
     }

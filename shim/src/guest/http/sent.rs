@@ -58,14 +58,15 @@ impl Sent {
 }
 
 #[cfg(test)]
-mod tests {
+pub mod tests {
     use super::*;
     use std::sync::Arc;
     use std::sync::atomic::{AtomicUsize, Ordering};
     use std::task::Wake;
 
+    /// How often it was woken.
     #[derive(Default)]
-    struct Woken(AtomicUsize);
+    pub struct Woken(pub AtomicUsize);
 
     impl Wake for Woken {
         fn wake(self: Arc<Self>) {
