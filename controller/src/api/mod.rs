@@ -7,7 +7,7 @@
 //!
 //! The schemas of the custom resource definitions are generated from these types; `charts/kubewasi/crds` is a copy.
 
-mod bounds;
+pub(crate) mod bounds;
 pub mod crds;
 pub mod labels;
 pub mod shim_options;

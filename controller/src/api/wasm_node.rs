@@ -299,10 +299,11 @@ impl WasmNodeStatus {
             self.failure.as_mut().map(|failure| &mut failure.message),
         ];
         for text in texts.into_iter().flatten() {
-            cut(text, MOST_MESSAGE);
+            text.truncate(cut(text, MOST_MESSAGE).len());
         }
         if let Some(proof) = &mut self.proof {
-            cut(&mut proof.shim_version, MOST_WORD);
+            let kept = cut(&proof.shim_version, MOST_WORD).len();
+            proof.shim_version.truncate(kept);
         }
     }
 

@@ -62,21 +62,16 @@ impl Planned {
     pub fn once_more(mut self) -> Planned {
         if self.installs && self.is_done() {
             self.plan.steps.push(Step::Prove);
-            self.plan.hash = self.hash();
+            return self.named();
         }
         self
     }
 
-    /// Of all that the plan does, whatever its hash is now.
-    fn hash(&self) -> String {
-        let unnamed = Planned {
-            plan: Plan {
-                hash: String::new(),
-                steps: self.plan.steps.clone(),
-            },
-            ..self.clone()
-        };
-        digest(&serde_json::json!(unnamed).to_string())
+    /// With the hash of all that it does, whatever its hash was before.
+    fn named(mut self) -> Planned {
+        self.plan.hash.clear();
+        self.plan.hash = digest(&serde_json::json!(self).to_string());
+        self
     }
 }
 
@@ -107,7 +102,7 @@ pub fn plan(wish: &Wish, observed: Observed) -> Planned {
     if installs && (differs || !steps.is_empty()) {
         steps.push(Step::Prove);
     }
-    let mut planned = Planned {
+    Planned {
         plan: Plan {
             hash: String::new(),
             steps,
@@ -119,9 +114,8 @@ pub fn plan(wish: &Wish, observed: Observed) -> Planned {
         options,
         edit: observed.edit,
         cache: observed.cache,
-    };
-    planned.plan.hash = planned.hash();
-    planned
+    }
+    .named()
 }
 
 #[cfg(test)]

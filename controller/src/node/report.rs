@@ -67,10 +67,9 @@ impl Reporter {
 
 /// Whether `status` says something that `last` does not, or `last` is old.
 fn is_due(last: &WasmNodeStatus, status: &WasmNodeStatus, renew: Duration, now: Timestamp) -> bool {
-    let age = last.reported_at.as_ref().map(|at| now.duration_since(at.0).as_secs());
     let renew = i64::try_from(renew.as_secs()).unwrap_or(i64::MAX);
     // A report from the future is one from before a clock was put right.
-    let is_old = age.is_none_or(|age| !(0..renew).contains(&age));
+    let is_old = last.age(now).is_none_or(|age| !(0..renew).contains(&age));
     let same = WasmNodeStatus {
         reported_at: last.reported_at.clone(),
         ..status.clone()

@@ -6,6 +6,7 @@ use kube::{Resource, ResourceExt};
 
 use super::view::View;
 use super::write::{Seen, Write};
+use crate::api::bounds::cut;
 use crate::api::wasm_node::Permit;
 use crate::api::{WasmNode, WasmRuntime};
 
@@ -148,7 +149,7 @@ fn event(type_: EventType, reason: &str, note: String) -> Event {
         type_,
         reason: reason.to_owned(),
         // The API server refuses notes of more than a kibibyte.
-        note: Some(note.chars().take(1000).collect()),
+        note: Some(cut(&note, 1000).to_owned()),
         action: "Reconcile".to_owned(),
         secondary: None,
     }

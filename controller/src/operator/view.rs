@@ -73,6 +73,11 @@ impl View {
         !self.wasm_nodes.is_empty() || !self.unreadable.is_empty()
     }
 
+    /// Whether there is a node of this name, and the kubelet says that it is ready.
+    pub fn is_ready(&self, node: &str) -> bool {
+        self.nodes.get(node).is_some_and(|node| is_node_ready(node))
+    }
+
     /// Whether pods stand between some node and what it should be: only then need they be listed.
     pub fn is_draining(&self) -> bool {
         self.is_deleting()

@@ -6,7 +6,7 @@ use super::standing::Progress;
 use crate::api::WasmNode;
 use crate::api::labels;
 use crate::api::wasm_node::WishedState;
-use crate::operator::view::{View, WasmPod, is_node_ready};
+use crate::operator::view::{View, WasmPod};
 
 /// How many pods or nodes a message names.
 const MOST_NAMES: usize = 5;
@@ -46,7 +46,6 @@ pub fn held(view: &View) -> impl Iterator<Item = String> {
             .iter()
             .filter(move |(_, wasm_node)| is_leaving(view, wasm_node))
     };
-    let is_dead = |name: &str| !view.nodes.get(name).is_some_and(|node| is_node_ready(node));
     let pods: Vec<String> = view
         .pods
         .iter()
@@ -54,11 +53,11 @@ pub fn held(view: &View) -> impl Iterator<Item = String> {
         .map(|WasmPod { namespace, name, .. }| format!("{namespace}/{name}"))
         .collect();
     let dead: Vec<String> = leaving()
-        .filter(|(name, _)| is_dead(name))
+        .filter(|(name, _)| !view.is_ready(name))
         .map(|(name, _)| name.clone())
         .collect();
     let silent: Vec<String> = leaving()
-        .filter(|(name, wasm_node)| !is_dead(name) && is_silent(view, wasm_node))
+        .filter(|(name, wasm_node)| view.is_ready(name) && is_silent(view, wasm_node))
         .map(|(name, _)| name.clone())
         .collect();
     let say = |what: String, names: &[String]| (!names.is_empty()).then(|| format!("{what}: {}", named(names)));

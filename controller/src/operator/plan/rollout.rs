@@ -154,7 +154,7 @@ fn admit(view: &View, decision: &mut Decision) {
     let worker_is_open = view.wasm_nodes.iter().any(|(name, wasm_node)| {
         !is_control(name)
             && match decision.progress[name] {
-                Progress::Unseen => view.nodes.get(name).is_some_and(|node| is_node_ready(node)),
+                Progress::Unseen => view.is_ready(name),
                 Progress::Planned => is_candidate(name, wasm_node),
                 Progress::Working => true,
                 Progress::Unproven | Progress::Done | Progress::Failed | Progress::Refused => false,

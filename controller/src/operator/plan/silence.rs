@@ -1,7 +1,7 @@
 //! Who has not been heard for too long, and when that says nothing about the nodes.
 
 use crate::api::WasmNode;
-use crate::operator::view::{View, is_node_ready};
+use crate::operator::view::View;
 
 /// Whether nothing was heard of the node for longer than the spec allows.
 pub fn is_silent(view: &View, wasm_node: &WasmNode) -> bool {
@@ -48,8 +48,5 @@ pub fn stopped(view: &View) -> usize {
 }
 
 fn dead(view: &View) -> usize {
-    view.wasm_nodes
-        .keys()
-        .filter(|name| !view.nodes.get(*name).is_some_and(|node| is_node_ready(node)))
-        .count()
+    view.wasm_nodes.keys().filter(|name| !view.is_ready(name)).count()
 }

@@ -7,6 +7,7 @@ use super::held;
 use super::selection::Conflict;
 use super::silence::{self, agents_are_away, is_silent};
 use super::standing::{Progress, Standing, standing};
+use crate::api::bounds::cut;
 use crate::api::wasm_node::WishedState;
 use crate::api::wasm_runtime::{Attention, NodeCounts, WasmRuntimeStatus};
 use crate::operator::view::{View, is_labelled};
@@ -189,7 +190,7 @@ fn degraded(
             0 => String::new(),
             others => format!(", and {others} other writes"),
         };
-        let reason: String = first.message.chars().take(MOST_REASON).collect();
+        let reason = cut(&first.message, MOST_REASON);
         return verdict(
             "WriteRefused",
             format!(
@@ -315,7 +316,7 @@ fn attention(view: &View, decisions: &Decisions) -> Vec<Attention> {
 
 fn unreadable(view: &View, wasm_node: &str, why: &str) -> Attention {
     let name = view.name();
-    let why: String = why.chars().take(MOST_REASON).collect();
+    let why = cut(why, MOST_REASON);
     Attention {
         node: wasm_node
             .strip_prefix(&format!("{name}."))
