@@ -3,7 +3,7 @@
 use kube::api::{DynamicObject, Patch, PatchParams, PostParams};
 use kube::core::{ApiResource, GroupVersionKind};
 use kube::{Api, Client};
-use kubewasi_controller::api::{WasmRuntime, crds};
+use kubewasi_controller::api::{WasmRuntime, crds, labels};
 use serde_json::{Value, json};
 
 use crate::agents::wait_for;
@@ -25,13 +25,52 @@ pub fn runtime(name: &str, edit: impl FnOnce(&mut Value)) -> DynamicObject {
     serde_json::from_value(object).unwrap()
 }
 
-/// An API server that serves the definitions.
-pub async fn served() -> ControlPlane {
-    let control_plane = ControlPlane::start().await;
-    let api = Api::all(control_plane.client.clone());
+/// A WasmNode of the runtime `wasi`, as the controller makes it.
+fn wasm_node(node: &str) -> Value {
+    json!({
+        "apiVersion": "kubewasi.dev/v1alpha1",
+        "kind": "WasmNode",
+        "metadata": {"name": format!("wasi.{node}"), "labels": {labels::RUNTIME: "wasi"}},
+        "spec": {
+            "nodeName": node,
+            "runtime": "wasi",
+            "wish": {
+                "state": "Installed",
+                "handler": "wasi",
+                "shimImage": "registry/shim:1",
+                "containerdRestart": "Rolling",
+            },
+        },
+    })
+}
+
+/// Makes the definitions.
+pub async fn define(client: &Client) {
+    let api = Api::all(client.clone());
     for crd in crds::all() {
         api.create(&PostParams::default(), &crd).await.unwrap();
     }
+}
+
+/// Makes the WasmNode of a node, as soon as the API server serves the kind.
+pub async fn make_wasm_node(api: &Api<DynamicObject>, node: &str) {
+    let wasm_node: DynamicObject = serde_json::from_value(wasm_node(node)).unwrap();
+    wait_for("the definition of WasmNodes", async || {
+        api.create(&PostParams::default(), &wasm_node).await.is_ok()
+    })
+    .await;
+}
+
+/// WasmNodes, of which some cannot be read as such.
+pub fn wasm_nodes(client: &Client) -> Api<DynamicObject> {
+    let kind = GroupVersionKind::gvk("kubewasi.dev", "v1alpha1", "WasmNode");
+    Api::all_with(client.clone(), &ApiResource::from_gvk(&kind))
+}
+
+/// An API server that serves the definitions.
+pub async fn served() -> ControlPlane {
+    let control_plane = ControlPlane::start().await;
+    define(&control_plane.client).await;
     let runtimes: Api<WasmRuntime> = Api::all(control_plane.client.clone());
     wait_for("the definitions", async || {
         runtimes.list(&Default::default()).await.is_ok()
@@ -317,28 +356,8 @@ async fn a_wrong_toleration_is_refused_with_field_and_reason() {
 #[tokio::test]
 async fn a_wasm_node_stays_with_its_node_and_its_runtime() {
     let control_plane = served().await;
-    let kind = GroupVersionKind::gvk("kubewasi.dev", "v1alpha1", "WasmNode");
-    let api: Api<DynamicObject> = Api::all_with(control_plane.client.clone(), &ApiResource::from_gvk(&kind));
-    let wasm_node: DynamicObject = serde_json::from_value(json!({
-        "apiVersion": "kubewasi.dev/v1alpha1",
-        "kind": "WasmNode",
-        "metadata": {"name": "wasi.node-a"},
-        "spec": {
-            "nodeName": "node-a",
-            "runtime": "wasi",
-            "wish": {
-                "state": "Installed",
-                "handler": "wasi",
-                "shimImage": "registry/shim:1",
-                "containerdRestart": "Rolling",
-            },
-        },
-    }))
-    .unwrap();
-    wait_for("the definition of WasmNodes", async || {
-        api.create(&PostParams::default(), &wasm_node).await.is_ok()
-    })
-    .await;
+    let api = wasm_nodes(&control_plane.client);
+    make_wasm_node(&api, "node-a").await;
     for field in ["nodeName", "runtime"] {
         let patch = Patch::Merge(json!({"spec": {field: "other"}}));
         let answer = api.patch("wasi.node-a", &PatchParams::default(), &patch).await;

@@ -2,7 +2,6 @@
 
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::api::{DynamicObject, Patch, PatchParams, PostParams};
-use kube::core::{ApiResource, GroupVersionKind};
 use kube::{Api, ResourceExt};
 use kubewasi_controller::api::{WasmNode, WasmRuntime, crds, labels};
 use serde_json::{Value, json};
@@ -10,37 +9,14 @@ use serde_json::{Value, json};
 use crate::agents::{Agents, make_nodes, make_runtime, ready_nodes, wait_for};
 use crate::control_plane::ControlPlane;
 use crate::controller::Controller;
-use crate::crds::{runtime, runtimes, served};
+use crate::crds::{make_wasm_node, runtime, runtimes, served, wasm_nodes};
 
 /// An API server with the WasmNode `wasi.node-a`.
 async fn with_wasm_node() -> (ControlPlane, Api<DynamicObject>) {
     let control_plane = served().await;
-    let kind = GroupVersionKind::gvk("kubewasi.dev", "v1alpha1", "WasmNode");
-    let api: Api<DynamicObject> = Api::all_with(control_plane.client.clone(), &ApiResource::from_gvk(&kind));
-    let wasm_node: DynamicObject = serde_json::from_value(wasm_node("node-a")).unwrap();
-    wait_for("the definition of WasmNodes", async || {
-        api.create(&PostParams::default(), &wasm_node).await.is_ok()
-    })
-    .await;
+    let api = wasm_nodes(&control_plane.client);
+    make_wasm_node(&api, "node-a").await;
     (control_plane, api)
-}
-
-fn wasm_node(node: &str) -> Value {
-    json!({
-        "apiVersion": "kubewasi.dev/v1alpha1",
-        "kind": "WasmNode",
-        "metadata": {"name": format!("wasi.{node}")},
-        "spec": {
-            "nodeName": node,
-            "runtime": "wasi",
-            "wish": {
-                "state": "Installed",
-                "handler": "wasi",
-                "shimImage": "registry/shim:1",
-                "containerdRestart": "Rolling",
-            },
-        },
-    })
 }
 
 fn disproof(field: &str, value: Value) -> Value {
@@ -148,8 +124,7 @@ async fn one_object_that_cannot_be_read_hides_no_other() {
     );
     let name = "wasmnodes.kubewasi.dev";
     definitions.patch(name, &PatchParams::default(), &looser).await.unwrap();
-    let kind = GroupVersionKind::gvk("kubewasi.dev", "v1alpha1", "WasmNode");
-    let wasm_nodes: Api<DynamicObject> = Api::all_with(client.clone(), &ApiResource::from_gvk(&kind));
+    let wasm_nodes = wasm_nodes(client);
     let wrong = Patch::Merge(json!({"status": {"sandboxes": 5_000_000_000_u64}}));
     wait_for("a WasmNode that cannot be read", async || {
         wasm_nodes

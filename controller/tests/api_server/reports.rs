@@ -7,10 +7,10 @@ use std::process::Command;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Node;
-use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams};
 use kube::{Api, Client, ResourceExt};
-use kubewasi_controller::api::wasm_node::{Phase, Step, WasmNodeSpec};
-use kubewasi_controller::api::{WasmNode, WasmNodeStatus, WasmRuntime, crds, labels};
+use kubewasi_controller::api::wasm_node::{Phase, Step};
+use kubewasi_controller::api::{WasmNode, WasmNodeStatus, WasmRuntime};
 use kubewasi_controller::node::agent::{Agent, Identity};
 use kubewasi_controller::node::config::{Root, Shape};
 use kubewasi_controller::node::host::{Containerd, Host};
@@ -23,6 +23,7 @@ use tokio::task::JoinHandle;
 use crate::agents::{make_nodes, make_runtime, ready_nodes, wait_for};
 use crate::control_plane::ControlPlane;
 use crate::controller::Controller;
+use crate::crds::{define, make_wasm_node, wasm_nodes};
 use crate::package::{agent_token, token};
 
 const NODES: [&str; 2] = ["node-a", "node-b"];
@@ -321,31 +322,10 @@ impl Drop for Running {
 
 /// The definitions, and a WasmNode for each node, without a controller.
 async fn make_wasm_nodes(client: &Client) {
-    let definitions = Api::all(client.clone());
-    for crd in crds::all() {
-        definitions.create(&PostParams::default(), &crd).await.unwrap();
-    }
-    let api: Api<WasmNode> = Api::all(client.clone());
+    define(client).await;
+    let api = wasm_nodes(client);
     for node in NODES {
-        let spec: WasmNodeSpec = serde_json::from_value(json!({
-            "nodeName": node,
-            "runtime": "wasi",
-            "wish": {
-                "state": "Installed",
-                "handler": "wasi",
-                "shimImage": "registry/shim:1",
-                "containerdRestart": "Rolling",
-            },
-        }))
-        .unwrap();
-        let mut wasm_node = WasmNode::new(&format!("wasi.{node}"), spec);
-        wasm_node
-            .labels_mut()
-            .insert(labels::RUNTIME.to_owned(), "wasi".to_owned());
-        wait_for("the definition of WasmNodes", async || {
-            api.create(&PostParams::default(), &wasm_node).await.is_ok()
-        })
-        .await;
+        make_wasm_node(&api, node).await;
     }
 }
 

@@ -211,6 +211,13 @@ impl Node {
         self.order(edit, true).await
     }
 
+    /// Installs the handler, and forgets how.
+    pub async fn install(&self) {
+        let order = self.install_order().await;
+        assert_eq!(self.transact(&order).await, Progress::Committed);
+        self.forget();
+    }
+
     /// Forgets the last order, as the agent does when it has read how it ended.
     pub fn forget(&self) {
         fs::remove_file(self.layout.progress()).unwrap();

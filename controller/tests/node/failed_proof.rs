@@ -24,9 +24,7 @@ async fn options(node: &Node, options: Value) -> Result<(), StepError> {
 #[tokio::test]
 async fn options_that_no_module_runs_with_give_way_to_those_of_before() {
     Node::with(Version::V2_4, async |node: &Node| {
-        let order = node.install_order().await;
-        assert_eq!(node.transact(&order).await, Progress::Committed);
-        node.forget();
+        node.install().await;
         let cache = node.folder.join("cache").display().to_string();
         options(node, json!({"cache_dir": cache, "idle_timeout": 1}))
             .await
@@ -55,9 +53,7 @@ async fn options_that_no_module_runs_with_give_way_to_those_of_before() {
 #[tokio::test]
 async fn an_uninstallation_removes_artifacts_and_nothing_else_of_their_folder() {
     Node::with(Version::V2_4, async |node: &Node| {
-        let order = node.install_order().await;
-        assert_eq!(node.transact(&order).await, Progress::Committed);
-        node.forget();
+        node.install().await;
         let cache = node.folder.join("cache");
         options(
             node,

@@ -9,7 +9,6 @@ use kubewasi_controller::node::host::Host;
 use kubewasi_controller::node::journal::{self, Kept};
 use kubewasi_controller::node::layout::SHIM;
 use kubewasi_controller::node::proof::Facts;
-use kubewasi_controller::node::transaction::Progress;
 
 use crate::containerd::Node;
 use crate::on_every_containerd;
@@ -106,9 +105,7 @@ on_every_containerd! {
 
 /// Installs the handler, as a host has it whose wish was fulfilled.
 async fn install(node: &Node) {
-    let order = node.install_order().await;
-    assert_eq!(node.transact(&order).await, Progress::Committed);
-    node.forget();
+    node.install().await;
     let kept = Kept {
         wish: "installed".into(),
         ..Kept::default()

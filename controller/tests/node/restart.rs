@@ -6,7 +6,6 @@ use std::time::Duration;
 use kubewasi_controller::api::wasm_node::Step;
 use kubewasi_controller::node::host::{Containerd, Host, HostError};
 use kubewasi_controller::node::restart::refuse;
-use kubewasi_controller::node::transaction::Progress;
 use kubewasi_controller::node::work::StepError;
 use serde_json::json;
 
@@ -49,9 +48,7 @@ on_every_containerd! {
 #[tokio::test]
 async fn a_unit_whose_restart_would_end_pods_is_not_restarted_to_uninstall_either() {
     Node::with(Version::V2_4, async |node: &Node| {
-        let order = node.install_order().await;
-        assert_eq!(node.transact(&order).await, Progress::Committed);
-        node.forget();
+        node.install().await;
         let installed = node.config_text();
         let mut containerd = node.running().await;
         containerd.unit.kill_mode = "control-group".into();

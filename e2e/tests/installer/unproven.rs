@@ -3,12 +3,13 @@
 use anyhow::{Result, ensure};
 use kubewasi_e2e::cluster::Cluster;
 use kubewasi_e2e::namespace::{Namespace, images};
-use kubewasi_e2e::node::{Node, difference};
+use kubewasi_e2e::node::Node;
 use kubewasi_e2e::release;
 use kubewasi_e2e::runtime::{self, SECOND};
 use serde_json::json;
 
 use crate::idle::{Idle, start_idle};
+use crate::uninstall::are_as_before;
 
 /// A filter of logs that is none, which only the shim can tell: its server does not start.
 const NO_FILTER: &str = "shim=loud";
@@ -41,9 +42,10 @@ async fn an_installation_whose_module_does_not_run_reaches_one_node_and_makes_no
         let cluster = &namespace.cluster;
         release::ready(cluster, json!({})).await?;
         let nodes = Node::all(namespace).await?;
-        let mut before = Vec::new();
+        let (mut files, mut containerds) = (Vec::new(), Vec::new());
         for node in &nodes {
-            before.push((node.files_at_rest().await?, node.containerd().await?));
+            files.push(node.files_at_rest().await?);
+            containerds.push(node.containerd().await?);
         }
         let mut second = json!({"shim": {"image": format!("{}/shim-next:e2e", images())}});
         second["shim"]["options"] = json!({"log": NO_FILTER});
@@ -52,16 +54,12 @@ async fn an_installation_whose_module_does_not_run_reaches_one_node_and_makes_no
         ensure!(failed.contains("Prove"), "{failed}");
         ensure!(runtime::ready_nodes(cluster, SECOND).await?.is_empty());
         let mut restarted = 0;
-        for (node, (_, containerd)) in nodes.iter().zip(&before) {
+        for (node, containerd) in nodes.iter().zip(&containerds) {
             restarted += usize::from(node.containerd().await? != *containerd);
         }
         assert_eq!(restarted, 1, "one node was tried");
         runtime::delete(cluster, SECOND).await?;
-        for (node, (files, _)) in nodes.iter().zip(&before) {
-            let left = difference(files, &node.files().await?);
-            ensure!(left.is_empty(), "{}: {left:#?}", node.name);
-        }
-        Ok(())
+        are_as_before(&nodes, &files).await
     })
     .await
 }
