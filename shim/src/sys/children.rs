@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use rustix::process::{Pid, WaitOptions, getpid, getsid, waitpid};
+use rustix::process::{Pid, WaitOptions, getpid, waitpid};
 use tokio::time::sleep;
 
 use super::child::Child;
@@ -154,10 +154,10 @@ impl Known {
 /// The orphans among this process's children that have ended.
 fn zombies() -> HashSet<Zombie> {
     let own = getpid().as_raw_nonzero().get();
-    let Ok(session) = getsid(None) else {
+    // Not getsid: a session that began outside our pid namespace is 0, which rustix's type cannot hold.
+    let Some(session) = Stat::own().ok().and_then(|stat| stat.session()) else {
         return HashSet::new();
     };
-    let session = session.as_raw_nonzero().get();
     let zombie = |pid| {
         let stat = Stat::of(pid).ok()?;
         is_orphan(&stat, own, session).then_some((pid, stat.started()?))
@@ -203,6 +203,9 @@ mod tests {
         assert!(orphan("7 (wasi-launcher) Z 3 7 3", 3));
         assert!(orphan("7 (wasi:a) b) Z 3 7 7", 3));
         assert!(orphan("7 (sleep) Z 3 6 6", 3), "a container's daemon");
+        let unseen = |stat: &str| is_orphan(&Stat::from(stat.to_owned()), 3, 0);
+        assert!(unseen("7 (sleep) Z 3 6 6"), "our session began outside our pid namespace");
+        assert!(!unseen("7 (exe) Z 3 3 0"), "so did its");
         assert!(!orphan("7 (wasi:a) S 3 7 7", 3), "it lives");
         assert!(!orphan("7 (wasi:a) Z 4 7 7", 3), "another's child");
         assert!(
