@@ -160,6 +160,8 @@ impl Lock {
                 Ok(()) => {}
                 // It was there and was moved away before std could look what it is.
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists && !folder.is_file() => continue,
+                // The last server's end removed the folder above it in between.
+                Err(error) if error.kind() == io::ErrorKind::NotFound && !leads_nowhere(folder) => continue,
                 Err(error) => return Err(error),
             }
             let file = match File::options().create(true).truncate(false).write(true).open(&path) {
@@ -201,7 +203,7 @@ impl Lock {
         fs::write(self.folder.join("server.json"), serde_json::to_vec_pretty(settings)?)
     }
 
-    /// Removes the folder and what is in it; the lock goes with it.
+    /// Removes the folder and what is in it, and the one above it when it was the last there; the lock goes with it.
     pub fn remove(self) -> io::Result<()> {
         // Moved away at one stroke: whoever waits finds a lock that is no longer in its place, and makes a new folder.
         let name = self.folder.file_name().unwrap_or_default().to_string_lossy();
@@ -214,10 +216,19 @@ impl Lock {
             match fs::remove_dir_all(&ended) {
                 // One that was on its way to the lock made it anew; it will find the folder gone.
                 Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => {}
-                result => return result,
+                Err(error) => return Err(error),
+                Ok(()) => break,
             }
         }
+        // Not when other servers have theirs there, or an admin a mount.
+        let _ = self.folder.parent().map(fs::remove_dir);
+        Ok(())
     }
+}
+
+/// Whether the folder above `folder` is a symlink to what is not there: nothing can be made in it.
+fn leads_nowhere(folder: &Path) -> bool {
+    folder.parent().is_some_and(Path::is_symlink)
 }
 
 /// Whether `path` is still the file that is open: a server that ended meanwhile removed the folder, and a lock on a removed
@@ -342,7 +353,7 @@ mod tests {
 
     #[test]
     fn a_lock_that_is_held_or_not_there_is_not_taken() {
-        let folder = scratch("try");
+        let folder = scratch("try").join("key");
         assert!(Lock::try_take(&folder).unwrap().is_none());
         let lock = Lock::take(&folder).unwrap();
         assert!(Lock::try_take(&folder).unwrap().is_none());
@@ -354,7 +365,7 @@ mod tests {
 
     #[test]
     fn settings_are_read_as_they_were_written() {
-        let folder = scratch("settings");
+        let folder = scratch("settings").join("key");
         let lock = Lock::take(&folder).unwrap();
         let written = Settings {
             address: "/run/containerd/containerd.sock".into(),
@@ -371,7 +382,8 @@ mod tests {
 
     #[test]
     fn a_lock_keeps_others_out_also_when_its_holder_removes_the_folder() {
-        let folder = Arc::new(scratch("lock"));
+        let root = scratch("lock");
+        let folder = Arc::new(root.join("key"));
         let inside = Arc::new(AtomicUsize::new(0));
         let threads: Vec<_> = (0..8)
             .map(|_| {
@@ -390,6 +402,16 @@ mod tests {
         for thread in threads {
             thread.join().unwrap();
         }
-        assert!(!folder.exists());
+        assert!(!root.exists(), "the last one takes the folder of all with it");
+    }
+
+    #[test]
+    fn the_folder_of_all_servers_stays_while_one_is_there() {
+        let root = scratch("all");
+        let [first, second] = ["first", "second"].map(|key| Lock::take(&root.join(key)).unwrap());
+        first.remove().unwrap();
+        assert!(root.join("second/lock").exists());
+        second.remove().unwrap();
+        assert!(!root.exists());
     }
 }
