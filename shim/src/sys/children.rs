@@ -204,7 +204,10 @@ mod tests {
         assert!(orphan("7 (wasi:a) b) Z 3 7 7", 3));
         assert!(orphan("7 (sleep) Z 3 6 6", 3), "a container's daemon");
         let unseen = |stat: &str| is_orphan(&Stat::from(stat.to_owned()), 3, 0);
-        assert!(unseen("7 (sleep) Z 3 6 6"), "our session began outside our pid namespace");
+        assert!(
+            unseen("7 (sleep) Z 3 6 6"),
+            "our session began outside our pid namespace"
+        );
         assert!(!unseen("7 (exe) Z 3 3 0"), "so did its");
         assert!(!orphan("7 (wasi:a) S 3 7 7", 3), "it lives");
         assert!(!orphan("7 (wasi:a) Z 4 7 7", 3), "another's child");
