@@ -9,7 +9,7 @@ use std::io;
 use std::os::unix::net::UnixStream;
 use std::path::{Component, Path, PathBuf};
 
-use rustix::fs::{Dir, Mode, OFlags, ResolveFlags};
+use rustix::fs::{Dir, Mode, OFlags, ResolveFlags, StatVfsMountFlags, fstatvfs};
 
 use super::config::{Release, Root, Shape};
 use super::cri::{Cri, CriError};
@@ -249,6 +249,16 @@ fn within(root: &Path, path: &Path, flags: OFlags) -> io::Result<File> {
     Ok(file.into())
 }
 
+/// How the file system is mounted that a process whose root is `root` has the folder on.
+///
+/// # Errors
+///
+/// As openat2(2) and fstatvfs(3): the folder is not there.
+pub fn mounted(root: &Path, folder: &Path) -> io::Result<StatVfsMountFlags> {
+    let folder = within(root, folder, OFlags::PATH | OFlags::DIRECTORY)?;
+    Ok(fstatvfs(&folder)?.f_flag)
+}
+
 /// Reads a text of a process whose root is `root`.
 fn read_within(root: &Path, path: &Path) -> io::Result<String> {
     io::read_to_string(within(root, path, OFlags::RDONLY)?)
@@ -299,7 +309,7 @@ pub fn started(process: &Path) -> Result<u64, HostError> {
 }
 
 /// `path` below another root, without its own.
-pub fn below(root: &Path, path: &Path) -> PathBuf {
+fn below(root: &Path, path: &Path) -> PathBuf {
     let inner = path.components().filter(|part| matches!(part, Component::Normal(_)));
     root.join(inner.collect::<PathBuf>())
 }
@@ -398,6 +408,16 @@ mod tests {
             "{}",
             refusal.message
         );
+    }
+
+    #[test]
+    fn a_folder_behind_a_symlink_is_looked_at_where_it_leads_a_containerd_with_another_root() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::create_dir_all(folder.path().join("only-in-here/conf.d")).unwrap();
+        std::os::unix::fs::symlink("/only-in-here", folder.path().join("etc")).unwrap();
+        mounted(folder.path(), Path::new("/etc/conf.d")).unwrap();
+        let gone = mounted(folder.path(), Path::new("/etc/gone")).unwrap_err();
+        assert_eq!(gone.kind(), io::ErrorKind::NotFound);
     }
 
     #[test]

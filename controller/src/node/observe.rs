@@ -3,12 +3,12 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{StatVfsMountFlags, statvfs};
+use rustix::fs::StatVfsMountFlags;
 
 use crate::api::wasm_node::{Step, Wish, WishedState};
 
 use super::config::{self, Edit, Handler};
-use super::host::{Containerd, Host, HostError, below};
+use super::host::{Containerd, Host, HostError, mounted};
 use super::journal::{self, Kept, RecordError};
 use super::layout::Layout;
 use super::plan::{Observed, Planned, plan};
@@ -129,9 +129,9 @@ fn refuse(host: &Host, containerd: &Containerd) -> Result<(), Refusal> {
         return Err(Refusal::not_ready());
     }
     let programs = Path::new("/opt");
-    match statvfs(host.path(programs)) {
-        Ok(found) if found.f_flag.contains(StatVfsMountFlags::RDONLY) => Err(Refusal::read_only(programs)),
-        Ok(found) if found.f_flag.contains(StatVfsMountFlags::NOEXEC) => Err(Refusal::no_exec(programs)),
+    match mounted(&host.root, programs) {
+        Ok(flags) if flags.contains(StatVfsMountFlags::RDONLY) => Err(Refusal::read_only(programs)),
+        Ok(flags) if flags.contains(StatVfsMountFlags::NOEXEC) => Err(Refusal::no_exec(programs)),
         // What is not there is made; what cannot be looked at fails when it is written.
         _ => Ok(()),
     }
@@ -141,8 +141,8 @@ fn refuse(host: &Host, containerd: &Containerd) -> Result<(), Refusal> {
 fn writable(host: &Host, containerd: &Containerd, edit: &Edit) -> Result<(), Refusal> {
     let folder = edit.file.parent().unwrap_or(Path::new("/"));
     let root = host.processes.join(containerd.pid.to_string()).join("root");
-    match statvfs(below(&root, folder)) {
-        Ok(found) if found.f_flag.contains(StatVfsMountFlags::RDONLY) => Err(Refusal::read_only(folder)),
+    match mounted(&root, folder) {
+        Ok(flags) if flags.contains(StatVfsMountFlags::RDONLY) => Err(Refusal::read_only(folder)),
         _ => Ok(()),
     }
 }
