@@ -4,6 +4,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
 use super::Decisions;
 use super::held;
+use super::nodes::wasm_node_name;
 use super::selection::Conflict;
 use super::silence::{self, agents_are_away, is_silent};
 use super::standing::{Progress, Standing, standing};
@@ -315,13 +316,14 @@ fn attention(view: &View, decisions: &Decisions) -> Vec<Attention> {
 }
 
 fn unreadable(view: &View, wasm_node: &str, why: &str) -> Attention {
-    let name = view.name();
     let why = cut(why, MOST_REASON);
+    let node = view
+        .nodes
+        .keys()
+        .find(|node| wasm_node_name(&view.name(), node) == wasm_node);
     Attention {
-        node: wasm_node
-            .strip_prefix(&format!("{name}."))
-            .unwrap_or(wasm_node)
-            .to_owned(),
+        // Of a node that is gone, this is all that is known.
+        node: node.map_or(wasm_node, String::as_str).to_owned(),
         reason: "Unreadable".to_owned(),
         message: format!("WasmNode {wasm_node} cannot be read: {why}; delete it, and it is made anew"),
     }

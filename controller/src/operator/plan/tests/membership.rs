@@ -166,6 +166,24 @@ fn a_wasm_node_that_cannot_be_read_is_told_of_and_its_node_left_as_it_is() {
 }
 
 #[test]
+fn a_wasm_node_that_cannot_be_read_is_told_of_by_its_nodes_whole_name() {
+    let mut world = World::with_workers(1);
+    let long = "n".repeat(250);
+    world.add_node(&long);
+    let named = |node: &str| super::super::nodes::wasm_node_name("wasi", node);
+    for node in [&long, "gone"] {
+        world
+            .unreadable
+            .insert(named(node), "sandboxes: invalid value".to_owned());
+    }
+    world.settle();
+    let attention = &world.runtimes["wasi"].status.as_ref().unwrap().attention;
+    let mut nodes: Vec<&str> = attention.iter().map(|needs| needs.node.as_str()).collect();
+    nodes.sort_unstable();
+    assert_eq!(nodes, [long.as_str(), "wasi.gone"]);
+}
+
+#[test]
 fn a_wasm_node_that_cannot_be_read_keeps_its_place_in_the_rollout() {
     let mut world = World::with_workers(2);
     while world.permits().is_empty() {
