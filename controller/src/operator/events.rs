@@ -3,20 +3,35 @@
 use k8s_openapi::api::core::v1::{Node, ObjectReference};
 use kube::runtime::events::{Event, EventType, Recorder};
 use kube::{Resource, ResourceExt};
+use tokio::sync::mpsc::UnboundedReceiver;
 
+use super::unreadable::Complaint;
 use super::view::View;
 use super::write::{Seen, Write};
 use crate::api::bounds::cut;
 use crate::api::wasm_node::Permit;
 use crate::api::{WasmNode, WasmRuntime};
 
-/// Publishes what a performed write has to say. An event that gets lost is logged: the state that it tells of stands in
-/// a status too.
+/// Publishes what a performed write has to say.
 pub async fn publish(recorder: &Recorder, view: &View, write: &Write) {
     for (event, about) in events(view, write) {
-        if let Err(error) = recorder.publish(&event, &about).await {
-            tracing::warn!(%error, reason = event.reason, "an event was lost");
-        }
+        send(recorder, &event, &about).await;
+    }
+}
+
+/// Publishes that objects cannot be read, as they are found. One of a WasmRuntime has no condition that would tell it.
+pub async fn complain(recorder: Recorder, mut found: UnboundedReceiver<Complaint>) {
+    while let Some((about, why)) = found.recv().await {
+        let kind = about.kind.as_deref().unwrap_or_default();
+        let note = format!("this {kind} is left alone, since it cannot be read: {why}; mend the field, or delete it");
+        send(&recorder, &event(EventType::Warning, "Unreadable", note), &about).await;
+    }
+}
+
+/// An event that gets lost is logged: the state that it tells of stands in a status or in the log too.
+async fn send(recorder: &Recorder, event: &Event, about: &ObjectReference) {
+    if let Err(error) = recorder.publish(event, about).await {
+        tracing::warn!(%error, reason = event.reason, "an event was lost");
     }
 }
 

@@ -11,6 +11,7 @@ use kube::runtime::controller::{Action, Config, Controller};
 use kube::runtime::events::Recorder;
 use kube::runtime::reflector::ObjectRef;
 use kube::{Client, ResourceExt};
+use tokio::sync::mpsc;
 
 use super::metrics::Metrics;
 use super::perform::{FIELD_MANAGER, PerformError, perform};
@@ -85,10 +86,13 @@ pub async fn run(
     metrics: Arc<Metrics>,
     end: impl Future<Output = ()> + Send + Sync + 'static,
 ) {
-    let (stores, changes) = watch::all(&client, &settings);
+    let (told, complaints) = mpsc::unbounded_channel();
+    let (stores, changes) = watch::all(&client, &settings, &told);
     let runtimes = stores.runtimes.clone();
+    let recorder = Recorder::new(client.clone(), FIELD_MANAGER.into());
+    let complaining = events::complain(recorder.clone(), complaints);
     let context = Arc::new(Context {
-        recorder: Recorder::new(client.clone(), FIELD_MANAGER.into()),
+        recorder,
         fault_after: std::env::var(FAULT_AFTER).ok(),
         client,
         stores,
@@ -98,7 +102,7 @@ pub async fn run(
     });
     // A node and a class concern every runtime. So does another runtime, whose changes come as those of its nodes.
     let (for_node, for_class) = (runtimes.clone(), runtimes.clone());
-    Controller::for_stream(changes.runtimes, runtimes)
+    let reconciling = Controller::for_stream(changes.runtimes, runtimes)
         .watches_stream(changes.nodes, move |_| watch::refs(&for_node))
         .watches_stream(changes.classes, move |_| watch::refs(&for_class))
         .watches_stream(changes.wasm_nodes, |wasm_node| {
@@ -113,8 +117,11 @@ pub async fn run(
         .with_config(Config::default().debounce(DEBOUNCE).concurrency(1))
         .graceful_shutdown_on(end)
         .run(reconcile, retry, context)
-        .for_each(|_| std::future::ready(()))
-        .await;
+        .for_each(|_| std::future::ready(()));
+    tokio::select! {
+        () = reconciling => {}
+        () = complaining => {}
+    }
 }
 
 async fn reconcile(runtime: Arc<WasmRuntime>, context: Arc<Context>) -> Result<Action, ReconcileError> {

@@ -1,4 +1,4 @@
-//! Objects that are there and cannot be read: each is left alone and told of, and no other waits for it.
+//! Objects that are there and cannot be read: each is left alone, told of by an event, and no other waits for it.
 //!
 //! The schemas refuse what the types cannot read; an older or newer build, or a definition that somebody changed, may
 //! have let it in.
@@ -6,17 +6,26 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use k8s_openapi::api::core::v1::ObjectReference;
 use kube::core::DeserializeGuard;
 use kube::core::error_boundary::InvalidObject;
 use kube::runtime::reflector::{ObjectRef, Store};
 use kube::runtime::watcher::Event;
 use kube::{Resource, ResourceExt};
+use tokio::sync::mpsc;
 
 use crate::api::labels;
 
+/// An object, and why it cannot be read.
+pub type Complaint = (ObjectReference, String);
+
 /// Those of one kind.
-#[derive(Clone, Default)]
-pub struct Unreadable(Arc<Mutex<Lists>>);
+#[derive(Clone)]
+pub struct Unreadable {
+    lists: Arc<Mutex<Lists>>,
+    /// Takes each as it is found.
+    told: mpsc::UnboundedSender<Complaint>,
+}
 
 #[derive(Default)]
 struct Lists {
@@ -32,12 +41,20 @@ struct Found {
 }
 
 impl Unreadable {
+    /// None yet; `told` is to hear of them.
+    pub fn new(told: mpsc::UnboundedSender<Complaint>) -> Unreadable {
+        Unreadable {
+            lists: Arc::default(),
+            told,
+        }
+    }
+
     /// Passes on what can be read, for who fills `store`, and keeps a list of the rest.
     pub fn part<K>(&self, event: Event<DeserializeGuard<K>>, store: &Store<K>) -> Option<Event<K>>
     where
         K: Resource<DynamicType = ()> + Clone + 'static,
     {
-        let mut lists = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut lists = self.lists.lock().unwrap_or_else(PoisonError::into_inner);
         match event {
             Event::Init => {
                 lists.listed.clear();
@@ -45,7 +62,7 @@ impl Unreadable {
             }
             Event::InitApply(DeserializeGuard(Ok(object))) => Some(Event::InitApply(object)),
             Event::InitApply(DeserializeGuard(Err(invalid))) => {
-                let (name, found) = found::<K>(invalid);
+                let (name, found) = self.found::<K>(invalid);
                 lists.listed.insert(name, found);
                 None
             }
@@ -58,7 +75,7 @@ impl Unreadable {
                 Some(Event::Apply(object))
             }
             Event::Apply(DeserializeGuard(Err(invalid))) => {
-                let (name, found) = found::<K>(invalid);
+                let (name, found) = self.found::<K>(invalid);
                 lists.known.insert(name.clone(), found);
                 // What it was before it is no more.
                 let last = store.get(&ObjectRef::new(&name))?;
@@ -77,7 +94,7 @@ impl Unreadable {
 
     /// The names of those that are a runtime's, and why they cannot be read.
     pub fn of(&self, runtime: &str) -> BTreeMap<String, String> {
-        let lists = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let lists = self.lists.lock().unwrap_or_else(PoisonError::into_inner);
         let of_runtime = |found: &&Found| found.runtime.as_deref() == Some(runtime);
         lists
             .known
@@ -86,17 +103,23 @@ impl Unreadable {
             .map(|(name, found)| (name.clone(), found.why.clone()))
             .collect()
     }
-}
 
-fn found<K: Resource<DynamicType = ()>>(invalid: InvalidObject) -> (String, Found) {
-    let name = invalid.metadata.name.unwrap_or_default();
-    let why = invalid.error;
-    tracing::error!(kind = %K::kind(&()), name, why, "an object cannot be read, and is left alone");
-    let runtime = invalid
-        .metadata
-        .labels
-        .and_then(|mut labels| labels.remove(labels::RUNTIME));
-    (name, Found { runtime, why })
+    fn found<K: Resource<DynamicType = ()>>(&self, invalid: InvalidObject) -> (String, Found) {
+        let InvalidObject { error: why, metadata } = invalid;
+        let name = metadata.name.unwrap_or_default();
+        tracing::error!(kind = %K::kind(&()), name, why, "an object cannot be read, and is left alone");
+        let about = ObjectReference {
+            api_version: Some(K::api_version(&()).into_owned()),
+            kind: Some(K::kind(&()).into_owned()),
+            name: Some(name.clone()),
+            uid: metadata.uid,
+            ..ObjectReference::default()
+        };
+        // Nobody hears it while the process ends.
+        let _ = self.told.send((about, why.clone()));
+        let runtime = metadata.labels.and_then(|mut labels| labels.remove(labels::RUNTIME));
+        (name, Found { runtime, why })
+    }
 }
 
 #[cfg(test)]
@@ -122,7 +145,8 @@ mod tests {
 
     #[test]
     fn what_cannot_be_read_is_listed_and_hides_nothing_else() {
-        let unreadable = Unreadable::default();
+        let (told, mut complaints) = mpsc::unbounded_channel();
+        let unreadable = Unreadable::new(told);
         let (store, mut writer) = reflector::store::<WasmNode>();
         let mut pass = |event| {
             if let Some(event) = unreadable.part(event, &store) {
@@ -155,5 +179,11 @@ mod tests {
         assert_eq!(pass(Event::InitDone), (some("b"), some("wasi.a")));
         assert_eq!(pass(Event::Delete(guarded("a", wrong()))), (some("b"), vec![]));
         assert!(unreadable.of("other").is_empty());
+        let (about, why) = complaints.try_recv().unwrap();
+        assert_eq!(
+            (about.kind.as_deref(), about.name.as_deref()),
+            (Some("WasmNode"), Some("wasi.b"))
+        );
+        assert!(why.contains("invalid value"), "{why}");
     }
 }

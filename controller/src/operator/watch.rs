@@ -17,11 +17,12 @@ use kube::runtime::utils::Backoff;
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
+use tokio::sync::mpsc;
 
 use super::heard::Heard;
 use super::plan::agents;
 use super::settings::Settings;
-use super::unreadable::Unreadable;
+use super::unreadable::{Complaint, Unreadable};
 use super::view::{View, WasmPod};
 use crate::api::{WasmNode, WasmRuntime, labels};
 
@@ -67,13 +68,14 @@ pub struct Changes {
 
 type Changed<K> = Pin<Box<dyn Stream<Item = Result<K, watcher::Error>> + Send>>;
 
-/// Prepares all watches.
-pub fn all(client: &Client, settings: &Settings) -> (Stores, Changes) {
+/// Prepares all watches; `told` hears of objects that cannot be read.
+pub fn all(client: &Client, settings: &Settings, told: &mpsc::UnboundedSender<Complaint>) -> (Stores, Changes) {
     let since = Since::now();
     let agents = watcher::Config::default().labels(labels::RUNTIME);
     let namespaced = Api::<DaemonSet>::namespaced(client.clone(), &settings.namespace);
-    let unreadable = Unreadable::default();
-    let (runtimes, runtime_changes) = watch_ours(Api::all(client.clone()), &since, &Unreadable::default());
+    let unreadable = Unreadable::new(told.clone());
+    let unreadable_runtimes = Unreadable::new(told.clone());
+    let (runtimes, runtime_changes) = watch_ours(Api::all(client.clone()), &since, &unreadable_runtimes);
     let (nodes, node_changes) = watch(Api::all(client.clone()), watcher::Config::default(), &since, prune);
     let (wasm_nodes, wasm_node_changes) = watch_ours(Api::all(client.clone()), &since, &unreadable);
     let (daemon_sets, daemon_set_changes) = watch(namespaced, agents, &since, |_| {});

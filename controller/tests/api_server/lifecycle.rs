@@ -83,7 +83,7 @@ async fn a_runtime_reaches_every_node_stays_without_a_write_and_goes_without_a_t
 }
 
 /// Events as reason, what they are about, and what they say.
-async fn events(client: &Client) -> Vec<String> {
+pub async fn events(client: &Client) -> Vec<String> {
     let api: Api<Event> = Api::all(client.clone());
     let list = api.list(&ListParams::default()).await.unwrap();
     list.into_iter()

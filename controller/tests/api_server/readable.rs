@@ -2,7 +2,7 @@
 
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::api::{DynamicObject, Patch, PatchParams, PostParams};
-use kube::{Api, ResourceExt};
+use kube::{Api, Client, ResourceExt};
 use kubewasi_controller::api::{WasmNode, WasmRuntime, crds, labels};
 use serde_json::{Value, json};
 
@@ -10,6 +10,7 @@ use crate::agents::{Agents, make_nodes, make_runtime, ready_nodes, wait_for};
 use crate::control_plane::ControlPlane;
 use crate::controller::Controller;
 use crate::crds::{make_wasm_node, runtime, runtimes, served, wasm_nodes};
+use crate::lifecycle::events;
 
 /// An API server with the WasmNode `wasi.node-a`.
 async fn with_wasm_node() -> (ControlPlane, Api<DynamicObject>) {
@@ -102,6 +103,46 @@ async fn what_a_runtime_says_nothing_of_has_its_default() {
     read.get("most").await.unwrap();
 }
 
+/// Somebody has a definition that lets a field be as large as it likes, which is left to them.
+async fn loosen(client: &Client, plural: &str, field: &str) {
+    let path = format!("/spec/versions/0/schema/openAPIV3Schema/properties/{field}/maximum");
+    let schema = format!("/metadata/annotations/{}", labels::SCHEMA.replace('/', "~1"));
+    let operations = json!([{"op": "remove", "path": path}, {"op": "add", "path": schema, "value": "1000"}]);
+    let patch: Patch<()> = Patch::Json(serde_json::from_value(operations).unwrap());
+    let definitions: Api<CustomResourceDefinition> = Api::all(client.clone());
+    let name = format!("{plural}.kubewasi.dev");
+    definitions.patch(&name, &PatchParams::default(), &patch).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_runtime_that_cannot_be_read_is_told_of_by_an_event_and_is_in_nobodys_way() {
+    let control_plane = served().await;
+    let client = &control_plane.client;
+    loosen(client, "wasmruntimes", "spec/properties/staleAfterSeconds").await;
+    let wrong = runtime("wrong", |object| {
+        object["spec"]["handler"] = json!("other");
+        object["spec"]["runtimeClasses"] = json!(["other"]);
+        object["spec"]["staleAfterSeconds"] = json!(5_000_000_000_u64);
+    });
+    let api = runtimes(client);
+    wait_for("a WasmRuntime that cannot be read", async || {
+        api.create(&PostParams::default(), &wrong).await.is_ok()
+    })
+    .await;
+    make_nodes(client, &["node-a"]).await;
+    let _controller = Controller::start(&control_plane, "one").await;
+    let _agents = Agents::start(client);
+    make_runtime(client, json!({})).await;
+    wait_for("the node ready", async || ready_nodes(client).await == ["node-a"]).await;
+    let said = "Unreadable/WasmRuntime/wrong/this WasmRuntime is left alone, since it cannot be read: ";
+    wait_for("the event", async || {
+        let all = events(client).await;
+        all.iter()
+            .any(|event| event.starts_with(said) && event.contains("5000000000"))
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn one_object_that_cannot_be_read_hides_no_other() {
     let control_plane = ControlPlane::start().await;
@@ -112,18 +153,7 @@ async fn one_object_that_cannot_be_read_hides_no_other() {
     make_runtime(client, json!({})).await;
     wait_for("all nodes ready", async || ready_nodes(client).await.len() == 2).await;
 
-    // Somebody has a definition that allows more, which is left to them.
-    let definitions: Api<CustomResourceDefinition> = Api::all(client.clone());
-    let path = "/spec/versions/0/schema/openAPIV3Schema/properties/status/properties/sandboxes/maximum";
-    let looser: Patch<()> = Patch::Json(
-        serde_json::from_value(json!([
-            {"op": "remove", "path": path},
-            {"op": "add", "path": format!("/metadata/annotations/{}", labels::SCHEMA.replace('/', "~1")), "value": "1000"},
-        ]))
-        .unwrap(),
-    );
-    let name = "wasmnodes.kubewasi.dev";
-    definitions.patch(name, &PatchParams::default(), &looser).await.unwrap();
+    loosen(client, "wasmnodes", "status/properties/sandboxes").await;
     let wasm_nodes = wasm_nodes(client);
     let wrong = Patch::Merge(json!({"status": {"sandboxes": 5_000_000_000_u64}}));
     wait_for("a WasmNode that cannot be read", async || {
