@@ -12,12 +12,16 @@ use crate::namespace::Namespace;
 use crate::{wait, workload};
 
 /// What an installer may touch: configuration, programs, services, and where state and sockets are. Modes, owners and
-/// where links lead, of files the digest, and the names of what comes and goes.
+/// where links lead, of files the digest, and the names of what comes and goes. What the shim's servers have is theirs while
+/// they run: see [`Node::serverless`].
 const FILES: &str = "
     cd /host
     find etc opt usr/local/bin usr/local/sbin -exec stat -c '%A %u:%g %N' {} +
     find etc opt usr/local/bin usr/local/sbin -type f -exec sha256sum {} +
-    find run var/lib -maxdepth 1";
+    find run var/lib -maxdepth 1 ! -path run/kubewasi";
+
+/// The folder of the shim's servers, where there is one.
+const SERVERS: &str = "cd /host/run && find . -maxdepth 1 -name kubewasi";
 
 /// containerd's pid, and when the kernel started it.
 const CONTAINERD: &str = "pid=$(pidof containerd) && cut -d ' ' -f 1,22 /proc/$pid/stat";
@@ -134,6 +138,14 @@ impl Node<'_> {
             },
         )
         .await
+    }
+
+    /// Waits until the last server of the shim has ended, and its folder has gone with it.
+    pub async fn serverless(&self) -> Result<()> {
+        let what = format!("no server of the shim on {}", self.name);
+        wait::until(&what, async || self.look(SERVERS).await, String::is_empty)
+            .await
+            .map(drop)
     }
 
     /// The process that containerd is now: another one after a restart.

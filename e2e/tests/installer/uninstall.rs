@@ -100,9 +100,10 @@ pub async fn files(nodes: &[Node<'_>]) -> Result<Vec<BTreeSet<String>>> {
     Ok(all)
 }
 
-/// Prints what has become of those files, which is to be nothing.
+/// Prints what has become of those files, which is to be nothing, and of nodes on which no wasm runs.
 pub async fn are_as_before(nodes: &[Node<'_>], files: &[BTreeSet<String>]) -> Result<()> {
     for (node, before) in nodes.iter().zip(files) {
+        node.serverless().await?;
         let differences = difference(before, &node.files().await?);
         eprintln!("node {}, files before and after: {differences:?}", node.name);
         assert!(differences.is_empty(), "{}: {differences:#?}", node.name);
