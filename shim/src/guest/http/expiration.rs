@@ -9,16 +9,21 @@ use tokio::time::Sleep;
 use wasmtime_wasi_http::handler::{WorkerExpiration, WorkerStatus};
 
 use super::client::{Attendance, Clients};
+use super::idle::{Idler, Idlers};
 use super::places::Places;
 
 /// When an instance ends: at once when everybody has left, and some time after it has been idle or has answered. One that
-/// is idle where the places beside those for requests are taken ends at once too: another thread may need its place.
+/// is idle where the places beside those for requests are taken ends at once too, since another thread may need its place,
+/// and so does one of too many.
 ///
 /// While somebody waits, nothing ends it: a client has a deadline of its own, and leaves then. Whether somebody still
 /// waits is looked at whenever it runs, and as often as it may go on for: it ends after twice that time at the latest.
 pub struct Expiration {
     clients: Arc<Clients>,
     places: Places,
+    idlers: Arc<Idlers>,
+    /// While it is idle.
+    idler: Option<Idler>,
     /// How long an instance is kept for the next request.
     idle: Duration,
     /// How long it may go on after its answers.
@@ -29,15 +34,33 @@ pub struct Expiration {
 }
 
 impl Expiration {
-    pub fn new(clients: Arc<Clients>, places: Places, idle: Duration, after: Duration) -> Expiration {
+    /// Of an instance that has these clients and is one of its thread's `idlers` between them.
+    pub fn new(
+        clients: Arc<Clients>,
+        places: Places,
+        idlers: Arc<Idlers>,
+        idle: Duration,
+        after: Duration,
+    ) -> Expiration {
         Expiration {
             clients,
             places,
+            idlers,
+            idler: None,
             idle,
             after,
             served: None,
             timer: Box::pin(tokio::time::sleep(after)),
         }
+    }
+
+    /// Whether others are idle enough; it is, since this time.
+    fn is_too_many(&mut self, since: Instant) -> bool {
+        if let Some(idler) = &mut self.idler {
+            return idler.ran(since);
+        }
+        self.idler = Some(Idler::new(self.idlers.clone(), since));
+        false
     }
 
     /// Wakes `cx` for another look.
@@ -71,12 +94,13 @@ impl WorkerExpiration for Expiration {
         if status == WorkerStatus::Idle {
             self.served = None;
             self.clients.rest();
-            if self.places.beside_requests().is_none() {
+            if self.places.beside_requests().is_none() || self.is_too_many(start) {
                 return Poll::Ready(());
             }
             let deadline = start + self.idle;
             return self.poll_deadline(cx, deadline);
         }
+        self.idler = None;
         match self.clients.poll_attendance(cx) {
             Attendance::Abandoned => Poll::Ready(()),
             Attendance::Waiting => {
@@ -106,8 +130,10 @@ mod tests {
     use std::sync::atomic::Ordering;
     use std::task::Waker;
 
-    fn ample() -> Places {
-        Places::new(1, 0)
+    /// Of one that has these clients and all the room it wants.
+    fn expiration(clients: &Arc<Clients>, idle: Duration, after: Duration) -> Pin<Box<Expiration>> {
+        let places = Places::new(1, 0);
+        Box::pin(Expiration::new(clients.clone(), places, Arc::default(), idle, after))
     }
 
     #[tokio::test]
@@ -115,7 +141,7 @@ mod tests {
         let ticker = Ticker::start(wasmtime::Engine::default()).unwrap();
         let clients = Arc::<Clients>::default();
         let hour = Duration::from_secs(3600);
-        let mut expiration = Box::pin(Expiration::new(clients.clone(), Places::new(1, 0), hour, hour));
+        let mut expiration = expiration(&clients, hour, hour);
         let mut look = |status| {
             let mut cx = Context::from_waker(Waker::noop());
             assert!(expiration.as_mut().poll(&mut cx, status, Instant::now()).is_pending());
@@ -141,8 +167,7 @@ mod tests {
             clients.add(first);
             clients.add(second);
             let [hour, moment] = [Duration::from_secs(3600), Duration::from_millis(1)];
-            let [mut patient, mut strict] =
-                [hour, moment].map(|after| Box::pin(Expiration::new(clients.clone(), ample(), Duration::ZERO, after)));
+            let [mut patient, mut strict] = [hour, moment].map(|after| expiration(&clients, Duration::ZERO, after));
             let start = Instant::now();
             let mut cx = Context::from_waker(Waker::noop());
             one.served();
@@ -168,11 +193,40 @@ mod tests {
         let mut taken = Vec::new();
         for is_kept in [true, false] {
             taken.push(places.take().await.unwrap());
-            let mut expiration = Box::pin(Expiration::new(Arc::default(), places.clone(), hour, hour));
+            let mut expiration = Box::pin(Expiration::new(
+                Arc::default(),
+                places.clone(),
+                Arc::default(),
+                hour,
+                hour,
+            ));
             let mut cx = Context::from_waker(Waker::noop());
             let idle = expiration.as_mut().poll(&mut cx, WorkerStatus::Idle, Instant::now());
             assert_eq!(idle.is_pending(), is_kept);
         }
+    }
+
+    #[tokio::test]
+    async fn of_instances_that_are_woken_in_vain_some_end_and_one_that_answers_does_not() {
+        let hour = Duration::from_secs(3600);
+        let (idlers, start) = (Arc::<Idlers>::default(), Instant::now());
+        let mut living: Vec<_> = (0..8)
+            .map(|_| {
+                let clients = Arc::<Clients>::default();
+                let (places, idlers) = (Places::new(1, 0), idlers.clone());
+                let expiration = Expiration::new(clients.clone(), places, idlers, hour, hour);
+                (clients, Box::pin(expiration), WorkerStatus::Idle)
+            })
+            .collect();
+        let (client, _presence) = arrived();
+        living[0].0.add(client);
+        living[0].2 = WorkerStatus::Requests;
+        let mut cx = Context::from_waker(Waker::noop());
+        for _ in 0..100 {
+            living.retain_mut(|(_, expiration, status)| expiration.as_mut().poll(&mut cx, *status, start).is_pending());
+        }
+        assert_eq!(living.len(), 3, "it and two that are idle");
+        assert_eq!(living[0].2, WorkerStatus::Requests);
     }
 
     #[tokio::test]
@@ -182,7 +236,7 @@ mod tests {
         for (ends, wakes) in [(Presence::served as Ends, 0), (drop, 1)] {
             let (clients, woken) = (Arc::<Clients>::default(), Arc::<Woken>::default());
             let waker = Waker::from(woken.clone());
-            let mut expiration = Box::pin(Expiration::new(clients.clone(), ample(), hour, hour));
+            let mut expiration = expiration(&clients, hour, hour);
             let (client, presence) = arrived();
             clients.add(client);
             let mut cx = Context::from_waker(&waker);
@@ -202,7 +256,7 @@ mod tests {
     async fn an_instance_that_nothing_wakes_sees_by_itself_that_its_client_was_served() {
         let clients = Arc::<Clients>::default();
         let moment = Duration::from_millis(1);
-        let mut expiration = Box::pin(Expiration::new(clients.clone(), ample(), moment, moment));
+        let mut expiration = expiration(&clients, moment, moment);
         let (client, presence) = arrived();
         clients.add(client);
         let start = Instant::now();

@@ -17,6 +17,7 @@ use super::answer;
 use super::client::{Client, Clients, Remains};
 use super::expiration::Expiration;
 use super::figures::{Figures, Living};
+use super::idle::Idlers;
 use super::instantiations::Instantiations;
 use super::places::Places;
 use super::policy::Reuse;
@@ -46,6 +47,8 @@ pub struct Instances {
     pub figures: Figures,
     /// One thread's own.
     pub spare: Arc<Spare>,
+    /// One thread's own.
+    pub idlers: Arc<Idlers>,
     /// The longest that making one may take, and that one may go on after its answers.
     pub timeout: Duration,
 }
@@ -64,6 +67,7 @@ impl Instances {
     pub fn of_thread(&self) -> Instances {
         Instances {
             spare: Arc::default(),
+            idlers: Arc::default(),
             ..self.clone()
         }
     }
@@ -139,7 +143,13 @@ impl HandlerState for Instances {
             store,
             proxy,
             view: State::http,
-            expiration: Expiration::new(clients.clone(), self.places.clone(), IDLE, self.timeout),
+            expiration: Expiration::new(
+                clients.clone(),
+                self.places.clone(),
+                self.idlers.clone(),
+                IDLE,
+                self.timeout,
+            ),
             state: Running {
                 clients,
                 ticker: self.ticker.clone(),

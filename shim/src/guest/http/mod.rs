@@ -36,6 +36,7 @@ mod expiration;
 pub mod exposition;
 pub mod figures;
 mod gathered;
+mod idle;
 mod instances;
 mod instantiations;
 mod lane;

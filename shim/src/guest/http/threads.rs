@@ -73,6 +73,7 @@ pub async fn serve(service: Service, settings: &Settings<'_>, budget: Budget) ->
         timeout: options.request_timeout,
         figures,
         spare: Arc::default(),
+        idlers: Arc::default(),
     };
     tokio::select! {
         made = instances.try_one() => made?,
