@@ -44,6 +44,10 @@ async fn converse(stream: UnixStream, node: &Arc<Node>) -> io::Result<()> {
     let (read, mut write) = stream.into_split();
     let mut line = String::new();
     BufReader::new(read.take(LINE_MAX)).read_line(&mut line).await?;
+    if line.is_empty() {
+        // It only looked whether somebody listens.
+        return Ok(());
+    }
     let reply = match serde_json::from_str(&line) {
         // In a task of its own, so that a panic is this request's error.
         Ok(request) => {

@@ -2,6 +2,8 @@
 
 use std::fs::{self, File};
 use std::io::Read;
+use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::thread::sleep;
@@ -288,13 +290,7 @@ on_every_containerd! {
         kill(server::pid(node));
         // Another server: it has other options, and so another folder.
         node.configure("idle_timeout = 0");
-        let folders = || {
-            let all = fs::read_dir("/run/kubewasi").unwrap().flatten();
-            let ours = |folder: &fs::DirEntry| {
-                fs::read_to_string(folder.path().join("server.json")).is_ok_and(|settings| settings.contains(&node.namespace))
-            };
-            all.filter(ours).count()
-        };
+        let folders = || server::folders(node).len();
         assert_eq!(folders(), 1);
         let (idle, _) = node.run(&image).args(&["/probe.wasm", "idle"]).detach();
         eventually("only the living server has a folder", Duration::from_secs(10), || (folders() == 1).then_some(()));
@@ -303,6 +299,19 @@ on_every_containerd! {
 }
 
 on_newest_containerd! {
+    fn who_only_looks_whether_a_server_listens_is_not_answered_and_is_no_warning(node) {
+        let image = probe(node);
+        let (idle, _) = node.run(&image).args(&["/probe.wasm", "idle"]).detach();
+        let [folder] = &server::folders(node)[..] else { panic!("there had to be one server") };
+        let mut looks = UnixStream::connect(folder.join("control.sock")).unwrap();
+        looks.shutdown(Shutdown::Write).unwrap();
+        let mut answer = String::new();
+        looks.read_to_string(&mut answer).unwrap();
+        assert_eq!(answer, "");
+        node.remove(&idle);
+        assert!(!node.log().contains("control request"), "{}", node.log());
+    }
+
     fn events_wait_for_an_endpoint_that_is_down_longer_than_any_patience(node) {
         let events = Events::listen(node);
         let late = node.folder.join("late.sock");

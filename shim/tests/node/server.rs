@@ -1,6 +1,7 @@
 //! The shim's server as tests look at it: its status and its processes.
 
 use std::fs;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use serde_json::Value;
@@ -12,6 +13,15 @@ use crate::machine;
 /// The pids of processes that run `command` of the shim for this node: `serve`, `launch`.
 pub fn pids_of(node: &Node, command: &str) -> Vec<i32> {
     machine::running(&node.namespace, command)
+}
+
+/// The folders of this node's servers, of one that was killed too.
+pub fn folders(node: &Node) -> Vec<PathBuf> {
+    let all = fs::read_dir("/run/kubewasi").into_iter().flatten().flatten();
+    let settings = |folder: &Path| fs::read_to_string(folder.join("server.json"));
+    all.map(|entry| entry.path())
+        .filter(|folder| settings(folder).is_ok_and(|settings| settings.contains(&node.namespace)))
+        .collect()
 }
 
 /// The one server of this node.
