@@ -226,7 +226,8 @@ impl Lock {
     }
 }
 
-/// Whether the folder above `folder` is a symlink to what is not there: nothing can be made in it.
+/// Whether the folder above `folder`, in which nothing could be made, is a symlink: no server removes one, so it is one to
+/// what is not there.
 fn leads_nowhere(folder: &Path) -> bool {
     folder.parent().is_some_and(Path::is_symlink)
 }
