@@ -70,6 +70,7 @@ fn wasm(bytes: &[u8]) -> Wasm {
         source: Source::File(Arc::new(file.into())),
         name: "/app.wasm".to_owned(),
         export: None,
+        image: None,
     }
 }
 

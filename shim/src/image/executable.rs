@@ -59,6 +59,7 @@ impl Images {
                 source,
                 name: entry.to_owned(),
                 export,
+                image: None,
             })),
             Finding::Other { name, head } => native(name, &head),
             Finding::Missing => self.named_layer(&request, entry, entry_point).await,
@@ -82,14 +83,10 @@ impl Images {
         entry: &str,
         entry_point: &str,
     ) -> Result<Executable, ImageError> {
-        let image = self.store.image_of(request.namespace, request.id).await?;
-        let manifests = image.map(|image| image.manifests).unwrap_or_default();
-        let none = Vec::new();
-        let wasm = manifests
-            .iter()
-            .map(|manifest| &manifest.wasm)
-            .find(|wasm| !wasm.is_empty())
-            .unwrap_or(&none);
+        let image = self.image(request).await?;
+        let manifests = image.iter().flat_map(|image| image.manifests.iter());
+        let mut layers_of_each = manifests.map(|manifest| manifest.wasm.as_slice());
+        let wasm = layers_of_each.find(|wasm| !wasm.is_empty()).unwrap_or_default();
         let file = super::entry::split_export(entry).map_or(entry, |(file, _)| file);
         let names_one = [entry, file].iter().any(|name| !layers::named(wasm, name).is_empty());
         if !names_one && entry != entry_point {
@@ -98,7 +95,7 @@ impl Images {
                 offered: offered(entry_point, wasm),
             });
         }
-        let wasm = self.choose_layer(request.namespace, request.id, entry).await?;
+        let wasm = self.choose_layer(request.namespace, image, entry)?;
         Ok(Executable::Wasm(wasm))
     }
 }

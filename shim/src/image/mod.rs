@@ -27,7 +27,7 @@ mod resolve;
 mod rootfs;
 mod watch;
 
-pub use content_store::StoreError;
+pub use content_store::{Image, StoreError};
 pub use copies::Copy;
 pub use digest::Digest;
 pub use executable::Executable;
@@ -68,6 +68,8 @@ pub struct Request<'a> {
     pub root: &'a Path,
     /// Where something is mounted in the root filesystem: a native program may come from there.
     pub volumes: &'a [&'a Path],
+    /// The image as the container was made from it; asked of containerd, by name, where that is not known.
+    pub image: Option<&'a Image>,
 }
 
 impl Request<'_> {
@@ -103,6 +105,8 @@ pub struct Wasm {
     pub name: String,
     /// The export to call, from `app.wasm#export`; `None` for the default one.
     pub export: Option<String>,
+    /// The container's image, when it is a layer of that: by the time of an exec its name may mean another.
+    pub image: Option<Image>,
 }
 
 /// Where the bytes of a wasm binary are.

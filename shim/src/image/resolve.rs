@@ -10,13 +10,12 @@ use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
-use super::content_store::Image;
 use super::entry::{self, Places};
 use super::layers;
 use super::lookup::{Entry, Found, lookup};
 use super::remembered::{self, Identity, Remembered};
 use super::rootfs::{self, View};
-use super::{Digest, ImageError, Images, MOST_WASM, Program, Reads, Request, Source, Wasm};
+use super::{Digest, Image, ImageError, Images, MOST_WASM, Program, Reads, Request, Source, StoreError, Wasm};
 
 /// What every wasm binary begins with, modules and components alike (core specification, binary format).
 const MAGIC: [u8; 4] = *b"\0asm";
@@ -65,18 +64,13 @@ impl Images {
                 source,
                 name: entry,
                 export,
+                image: None,
             })),
             Finding::Other { name, head } => {
                 let suffix = name.ends_with(".wasm");
                 // A name that promises wasm needs no question; anything else is native unless its image is for wasm.
-                let wasm_image = || async {
-                    Ok::<_, ImageError>(
-                        self.store
-                            .image_of(request.namespace, request.id)
-                            .await?
-                            .is_some_and(|i| is_wasm(&i)),
-                    )
-                };
+                let wasm_image =
+                    || async { Ok::<_, ImageError>(self.image(&request).await?.is_some_and(|i| is_wasm(&i))) };
                 if suffix && head.is_empty() {
                     Err(ImageError::Empty { name })
                 } else if suffix || wasm_image().await? {
@@ -88,7 +82,7 @@ impl Images {
                     Ok(Program::Native)
                 }
             }
-            Finding::Missing => match self.choose_layer(request.namespace, request.id, &entry).await {
+            Finding::Missing => match self.choose_layer(request.namespace, self.image(&request).await?, &entry) {
                 // Nobody but the container's own runtime sees what its volumes hold.
                 Err(ImageError::Missing { .. })
                     if !entry.ends_with(".wasm") && entry::may_be_in(request.volumes, &places.whole) =>
@@ -140,13 +134,21 @@ impl Images {
         reading(&places, live.as_ref(), copy).await
     }
 
+    /// The container's image; `None` when it names none.
+    pub(super) async fn image(&self, request: &Request<'_>) -> Result<Option<Image>, StoreError> {
+        match request.image {
+            Some(image) => Ok(Some(image.clone())),
+            None => self.store.image_of(request.namespace, request.id).await,
+        }
+    }
+
     /// The wasm layer of the container's image that `entry` means.
-    pub(super) async fn choose_layer(&self, namespace: &str, id: &str, entry: &str) -> Result<Wasm, ImageError> {
+    pub(super) fn choose_layer(&self, namespace: &str, image: Option<Image>, entry: &str) -> Result<Wasm, ImageError> {
         let missing = |image: String| ImageError::Missing {
             entry: entry.to_owned(),
             image,
         };
-        let Some(image) = self.store.image_of(namespace, id).await? else {
+        let Some(image) = image else {
             return Err(missing(
                 "the container's root filesystem (the container names no image)".to_owned(),
             ));
@@ -170,6 +172,7 @@ impl Images {
             },
             name: layer.title.clone().unwrap_or_else(|| entry.to_owned()),
             export,
+            image: Some(image),
         })
     }
 }

@@ -93,6 +93,7 @@ impl Images {
                 .clone()
                 .unwrap_or_else(|| format!("{name} ({})", layer.digest)),
             export: None,
+            image: None,
         });
         Ok(wasm.collect())
     }

@@ -9,6 +9,7 @@ use super::error::TaskError;
 use super::guest_exec;
 use super::process::Process;
 use super::service::Node;
+use crate::image::Image;
 use crate::native;
 use crate::sandbox::process::Guest;
 use crate::sandbox::resources;
@@ -164,14 +165,14 @@ impl Body {
         }
     }
 
-    /// Runs `process`, which is no first one, and gives it its streams.
+    /// Runs `process`, which is no first one, and gives it its streams; `image` is the container's, where that is known.
     ///
     /// # Errors
     ///
     /// What cannot be run, and why.
-    pub async fn exec(&self, node: &Node, process: &Process) -> Result<(), TaskError> {
+    pub async fn exec(&self, node: &Node, process: &Process, image: Option<&Image>) -> Result<(), TaskError> {
         match self {
-            Body::Guest(guest) => guest_exec::run(node, guest, process).await,
+            Body::Guest(guest) => guest_exec::run(node, guest, process, image).await,
             Body::Native(container) => {
                 let Some(spec) = &process.spec else {
                     return Err(process.facts.unknown());

@@ -14,6 +14,7 @@ use super::forward::Publisher;
 use super::phase::{InvalidMove, Move, Phase};
 use super::process::Process;
 use crate::bootstrap::sinks::Key;
+use crate::image::Image;
 use crate::observe::identity::Identity;
 use crate::observe::metrics::Kind;
 use crate::stdio::{Console, Kept};
@@ -32,12 +33,14 @@ pub struct Container {
     given_up: watch::Sender<bool>,
 }
 
-/// How a container was made, as its metrics tell it.
+/// How a container was made.
 pub struct Made {
     pub identity: Identity,
     pub kind: Kind,
     /// So long Create took.
     pub took: Duration,
+    /// The image when a layer of it runs, as it was then: its name may mean another by now.
+    pub image: Option<Image>,
 }
 
 #[derive(Default)]

@@ -21,7 +21,7 @@ use super::service::{Api, Node};
 use crate::bootstrap::bundle::{self, BundleError};
 use crate::bootstrap::delete::PID_FILE;
 use crate::compile::Artifact;
-use crate::image::{Mount, Program};
+use crate::image::{Image, Mount, Program};
 use crate::native;
 use crate::observe::exits::Cause;
 use crate::observe::identity::Identity;
@@ -133,8 +133,8 @@ async fn make(node: &Node, container: &Container, api: Api, request: &CreateTask
     // Of every container, native ones too: a pod with a wrong annotation fails at its sandbox.
     let options = options(node, &spec)?;
     let holder = annotation(CONTAINER_TYPE).is_some_and(|kind| kind == "sandbox");
-    let found = if holder {
-        Found::Guest(Role::Holder, None)
+    let (found, image) = if holder {
+        (Found::Guest(Role::Holder, None), None)
     } else {
         // Compiling goes on: the next container of this image finds the artifact.
         tokio::select! {
@@ -163,6 +163,7 @@ async fn make(node: &Node, container: &Container, api: Api, request: &CreateTask
         identity,
         kind,
         took: begun.elapsed(),
+        image,
     };
     container.adopt(body, made, kept, console);
     container.step(Move::Create, &node.events)?;
@@ -242,15 +243,16 @@ enum Found {
     Native,
 }
 
-/// What the container runs, compiled.
-async fn program(node: &Node, container: &Container, spec: &Spec) -> Result<Found, TaskError> {
-    let search = Search::new(container.facts(), spec);
+/// What the container runs, compiled, and the image when it is a layer of that.
+async fn program(node: &Node, container: &Container, spec: &Spec) -> Result<(Found, Option<Image>), TaskError> {
+    let search = Search::new(container.facts(), spec, None);
     match node.images.resolve(search.request(spec.process().as_ref())).await? {
-        Program::Wasm(wasm) => {
+        Program::Wasm(mut wasm) => {
+            let image = wasm.image.take();
             let (role, artifact) = search::guest(node, wasm).await?;
-            Ok(Found::Guest(role, Some(artifact)))
+            Ok((Found::Guest(role, Some(artifact)), image))
         }
-        Program::Native => Ok(Found::Native),
+        Program::Native => Ok((Found::Native, None)),
     }
 }
 

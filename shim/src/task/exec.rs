@@ -46,7 +46,8 @@ pub async fn start(node: &Arc<Node>, container: &Arc<Container>, process: &Arc<P
     container.may_exec()?;
     let body = container.body()?.clone();
     container.begin_exec(process, &node.events)?;
-    if let Err(error) = body.exec(node, process).await {
+    let image = container.made().and_then(|made| made.image.as_ref());
+    if let Err(error) = body.exec(node, process, image).await {
         tracing::warn!(%error, process = process.facts.name(), "cannot exec");
         process.step(Move::FailStart, &node.events)?;
         if process.phase().over() {

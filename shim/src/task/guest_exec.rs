@@ -1,8 +1,8 @@
 //! Running a process in a guest's container: found, compiled, forked beside the guest and started.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use oci_spec::runtime::{self, Spec};
+use oci_spec::runtime::Spec;
 
 use super::create;
 use super::error::TaskError;
@@ -10,23 +10,25 @@ use super::process::Process;
 use super::search::{self, Search};
 use super::service::Node;
 use crate::compile::Artifact;
-use crate::image::Executable;
+use crate::image::{Executable, Image, Request};
 use crate::sandbox::exec;
 use crate::sandbox::plan::Role;
 use crate::sandbox::process::Guest;
 use crate::stdio::{self, terminal};
 use crate::sys::open_files;
 
-/// Runs `process` beside `guest`, and gives it its streams.
+/// Runs `process` beside `guest`, whose image is `image` where that is known, and gives it its streams.
 ///
 /// # Errors
 ///
 /// What cannot be found, compiled or confined.
-pub async fn run(node: &Node, guest: &Guest, process: &Process) -> Result<(), TaskError> {
+pub async fn run(node: &Node, guest: &Guest, process: &Process, image: Option<&Image>) -> Result<(), TaskError> {
     let facts = &process.facts;
     let asked = process.spec.as_ref().ok_or_else(|| facts.unknown())?;
     let spec = create::read(&facts.bundle).await?;
-    let (role, artifact) = program(node, guest, process, asked, &spec).await?;
+    let search = Search::new(facts, &spec, image);
+    let live = PathBuf::from(format!("/proc/{}/root", guest.child().pid()));
+    let (role, artifact) = program(node, search.request(Some(asked)), &live, &spec).await?;
     let confinement = exec::plan(exec::Request {
         id: &facts.id,
         spec: &spec,
@@ -50,21 +52,17 @@ pub async fn run(node: &Node, guest: &Guest, process: &Process) -> Result<(), Ta
     Ok(())
 }
 
-/// What the process runs, compiled when it is wasm.
+/// What `request` asks for in the container that is reached by `live`, compiled when it is wasm.
 async fn program(
     node: &Node,
-    guest: &Guest,
-    process: &Process,
-    asked: &runtime::Process,
+    request: Request<'_>,
+    live: &Path,
     spec: &Spec,
 ) -> Result<(Role, Option<Artifact>), TaskError> {
     let first = spec.process().as_ref();
     let entry_point = first.and_then(|first| first.args().as_ref()?.first());
     let entry_point = entry_point.map(String::as_str).unwrap_or_default();
-    let search = Search::new(&process.facts, spec);
-    let live = PathBuf::from(format!("/proc/{}/root", guest.child().pid()));
-    let request = search.request(Some(asked));
-    match node.images.executable(request, &live, entry_point).await? {
+    match node.images.executable(request, live, entry_point).await? {
         Executable::Wasm(wasm) => {
             let (role, artifact) = search::guest(node, wasm).await?;
             Ok((role, Some(artifact)))

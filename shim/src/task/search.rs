@@ -8,7 +8,7 @@ use super::error::TaskError;
 use super::events::Facts;
 use super::service::Node;
 use crate::compile::Artifact;
-use crate::image::{self, Wasm};
+use crate::image::{self, Image, Wasm};
 use crate::sandbox::plan::Role;
 
 /// The places of one container.
@@ -16,10 +16,12 @@ pub struct Search<'a> {
     facts: &'a Facts,
     root: PathBuf,
     volumes: Vec<&'a Path>,
+    image: Option<&'a Image>,
 }
 
 impl<'a> Search<'a> {
-    pub fn new(facts: &'a Facts, spec: &'a Spec) -> Search<'a> {
+    /// Of the container `facts`; `image` is what it was made from, where that is known.
+    pub fn new(facts: &'a Facts, spec: &'a Spec, image: Option<&'a Image>) -> Search<'a> {
         let root = spec
             .root()
             .as_ref()
@@ -29,6 +31,7 @@ impl<'a> Search<'a> {
             facts,
             root: facts.bundle.join(root),
             volumes: mounts.map(|mount| mount.destination().as_path()).collect(),
+            image,
         }
     }
 
@@ -46,6 +49,7 @@ impl<'a> Search<'a> {
             rootfs: &self.facts.rootfs,
             root: &self.root,
             volumes: &self.volumes,
+            image: self.image,
         }
     }
 }

@@ -1,6 +1,7 @@
 //! The forms in which images carry wasm, each where containerd takes it (docs/images.md is this file in words).
 
 use crate::containerd::Version;
+use crate::exec::exec;
 use crate::guests::{Probe, wat};
 use crate::image_builder::{Image, WASM};
 
@@ -67,6 +68,23 @@ on_every_containerd! {
         node.run(&image).args(&[&digest]).finish().expect_code(4);
         node.run(&image).args(&["five.wasm"]).finish()
             .expect_refusal(&["2 wasm layers", "five.wasm", "three.wasm", "four.wasm", &digest]);
+    }
+
+    fn an_exec_runs_a_layer_of_the_image_that_its_container_was_made_from(node) {
+        let image = Image::with_wasm_layers("moved", &[("probe.wasm", &Probe::P1.bytes())]);
+        node.import(&image);
+        if node.version == Version::V1_6 {
+            // Refused by containerd itself, see form_b_runs_where_containerd_takes_it.
+            node.run(&image).args(&SAY).finish().expect_refusal(&["mismatched"]);
+            return;
+        }
+        let (id, _) = node.run(&image).args(&["probe.wasm", "idle"]).detach();
+        // As the CRI does, which names images by their digests too: the content stays when the name moves on.
+        node.ctr(&["image", "tag", &image.name, "kubewasi.test/kept:latest"]).ok();
+        node.import(&Image::with_wasm_layers("moved", &[("probe.wasm", &exits(3)), ("other.wasm", &exits(4))]));
+        assert_eq!(exec(node, &id, &["probe.wasm", "say", "as it was"]).ok().stdout, "as it was\n");
+        exec(node, &id, &["other.wasm"]).expect_refusal(&["\"other.wasm\"", "cannot be executed", "probe.wasm"]);
+        node.remove(&id);
     }
 
     fn form_b_with_older_media_types_runs(node) {

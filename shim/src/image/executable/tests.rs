@@ -35,6 +35,7 @@ impl Container {
             rootfs: &[],
             root: &self.folder.path().join("image"),
             volumes: &[],
+            image: None,
         };
         let live = self.folder.path().join("live");
         self.images.executable(request, &live, "app.wasm").await

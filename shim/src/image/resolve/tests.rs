@@ -53,6 +53,7 @@ impl Node {
                 rootfs: &[mount],
                 root: Path::new("/nowhere"),
                 volumes: &[],
+                image: None,
             })
             .await
     }
