@@ -6,11 +6,14 @@
 //!                                           what is unread then stays for a reader that is on its way
 //! ```
 //!
+//! A reader that comes after the guest's end would wait in its open(2) for a writer for ever (fifo(7)), as a client may that
+//! had no cpu for as long as an exec took: from the end on we are that writer until a reader is there.
+//!
 //! No open blocks: the end that would wait is opened when its opposite is already there.
 
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -30,12 +33,55 @@ pub struct Streams {
     pub stderr: String,
 }
 
+/// The longest time until it is looked again whether a reader has come.
+const LONGEST_LOOK: Duration = Duration::from_secs(1);
+
 /// Our ends of the fifos. Dropping them is what ends the streams.
 #[derive(Debug, Default)]
 pub struct Kept {
     stdin: Option<OwnedFd>,
-    stdout: Option<OwnedFd>,
-    stderr: Option<OwnedFd>,
+    stdout: Option<Output>,
+    stderr: Option<Output>,
+}
+
+/// Our end of an output's fifo.
+#[derive(Debug)]
+enum Output {
+    /// For reading, while the process may write.
+    Open(OwnedFd),
+    /// For writing: the process has ended, and nobody reads yet.
+    Awaited(OwnedFd),
+    /// For reading: somebody has come who reads too.
+    Met(OwnedFd),
+}
+
+impl Output {
+    fn end(&self) -> &OwnedFd {
+        match self {
+            Output::Open(end) | Output::Awaited(end) | Output::Met(end) => end,
+        }
+    }
+
+    /// What is held once the process has ended: our end for reading is closed, since it would be taken for a reader.
+    fn awaited(self) -> Output {
+        match self {
+            Output::Open(end) => open_again(&end, OFlags::WRONLY).map_or(Output::Met(end), Output::Awaited),
+            other => other,
+        }
+    }
+
+    /// Whether it is awaited, and a reader is there: without one, an open for writing is refused (fifo(7)).
+    fn has_reader(&self) -> bool {
+        matches!(self, Output::Awaited(end) if open_again(end, OFlags::WRONLY).is_ok())
+    }
+
+    /// What is held once a reader is there.
+    fn met(self) -> Output {
+        match self {
+            Output::Awaited(end) => open_again(&end, OFlags::RDONLY).map_or(Output::Awaited(end), Output::Met),
+            other => other,
+        }
+    }
 }
 
 impl Kept {
@@ -44,12 +90,33 @@ impl Kept {
         self.stdin = None;
     }
 
-    /// Ends the streams of a process that is gone: a fifo's content goes with its last open end, so output that is still
-    /// unread is held for its reader, for `longest` at most.
-    pub async fn linger(mut self, longest: Duration) {
+    /// The process has ended: ends its streams, the outputs for readers that have come; false while one is awaited.
+    pub fn end(&mut self) -> bool {
         self.close_stdin();
+        let outputs = [&mut self.stdout, &mut self.stderr];
+        // Both may be one fifo, where each is a reader for the other: first none of them reads.
+        let awaited = outputs.map(|output| {
+            *output = output.take().map(Output::awaited);
+            output
+        });
+        let answered = awaited.map(|output| (output.as_ref().is_some_and(Output::has_reader), output));
+        for (has_reader, output) in answered {
+            if has_reader {
+                *output = output.take().map(Output::met);
+            }
+        }
+        !self.outputs().any(|output| matches!(output, Output::Awaited(_)))
+    }
+
+    /// Lets go of the streams of a process that is gone: a fifo's content goes with its last open end, so output that is
+    /// still unread is held for its reader, for `longest` at most.
+    pub async fn linger(mut self, longest: Duration) {
         let read = async {
-            while self.unread() {
+            loop {
+                self.end();
+                if !self.unread() {
+                    return;
+                }
                 tokio::time::sleep(LOOK).await;
             }
         };
@@ -59,10 +126,21 @@ impl Kept {
     }
 
     fn unread(&self) -> bool {
-        [&self.stdout, &self.stderr]
-            .into_iter()
-            .flatten()
-            .any(|end| rustix::io::ioctl_fionread(end).is_ok_and(|bytes| bytes > 0))
+        self.outputs()
+            .any(|output| rustix::io::ioctl_fionread(output.end()).is_ok_and(|bytes| bytes > 0))
+    }
+
+    fn outputs(&self) -> impl Iterator<Item = &Output> {
+        [&self.stdout, &self.stderr].into_iter().flatten()
+    }
+}
+
+/// Calls `end`, which is that of [`Kept`], until nobody is awaited any more.
+pub async fn await_readers(mut end: impl FnMut() -> bool) {
+    let mut pause = LOOK;
+    while !end() {
+        tokio::time::sleep(pause).await;
+        pause = (2 * pause).min(LONGEST_LOOK);
     }
 }
 
@@ -118,8 +196,8 @@ pub fn open(streams: &Streams) -> Result<(Stdio, Kept), StreamError> {
         Stdio { stdin, stdout, stderr },
         Kept {
             stdin: kept_stdin,
-            stdout: kept_stdout,
-            stderr: kept_stderr,
+            stdout: kept_stdout.map(Output::Open),
+            stderr: kept_stderr.map(Output::Open),
         },
     ))
 }
@@ -200,6 +278,12 @@ fn open_end(path: &Path, direction: OFlags) -> io::Result<OwnedFd> {
     )?)
 }
 
+/// Opens the fifo of `end` once more, wherever it is by now.
+fn open_again(end: &OwnedFd, direction: OFlags) -> io::Result<OwnedFd> {
+    let path = format!("/proc/self/fd/{}", end.as_raw_fd());
+    open_end(Path::new(&path), direction)
+}
+
 /// Clears `O_NONBLOCK`, which the open needed and a guest's program does not expect.
 fn block(end: &OwnedFd) -> io::Result<()> {
     let flags = rustix::fs::fcntl_getfl(end)?;
@@ -231,12 +315,22 @@ mod tests {
         File::from(fd.unwrap())
     }
 
-    /// What is read from a fifo that nobody writes to any more.
-    fn late(path: &str) -> String {
+    /// What a reader that does not wait for a writer gets of a fifo.
+    fn rest(path: &str) -> String {
         let end = open_end(Path::new(path), OFlags::RDONLY).unwrap();
         let mut all = String::new();
         File::from(end).read_to_string(&mut all).unwrap();
         all
+    }
+
+    /// What a reader gets that comes after the end, and waits for a writer as open(2) does. It must not wait for ever.
+    async fn late(path: &str) -> String {
+        let path = path.to_owned();
+        let reading = tokio::task::spawn_blocking(move || fs::read_to_string(path).unwrap());
+        tokio::time::timeout(Duration::from_secs(20), reading)
+            .await
+            .unwrap()
+            .unwrap()
     }
 
     #[test]
@@ -320,12 +414,56 @@ mod tests {
         let lingering = tokio::spawn(kept.linger(Duration::MAX));
         tokio::time::sleep(3 * LOOK).await;
         assert!(!lingering.is_finished());
-        assert_eq!(late(&path), "unread");
+        assert_eq!(late(&path).await, "unread");
         lingering.await.unwrap();
 
         let (path, kept) = written("unread");
         kept.linger(LOOK).await;
-        assert_eq!(late(&path), "");
+        assert_eq!(rest(&path), "");
+    }
+
+    #[tokio::test]
+    async fn a_reader_that_comes_after_the_end_gets_the_output_and_its_end_and_a_third_one_gets_nothing() {
+        let folder = scratch("late");
+        for (text, both) in [("unread", false), ("", false), ("of both", true)] {
+            let path = fifo(&folder, &format!("1{text}"));
+            let streams = Streams {
+                stdout: path.clone(),
+                stderr: if both { path.clone() } else { String::new() },
+                ..Streams::default()
+            };
+            let (stdio, mut kept) = open(&streams).unwrap();
+            file(stdio.stdout).write_all(text.as_bytes()).unwrap();
+            drop(stdio.stderr);
+            assert!(!kept.end(), "nobody has come");
+            let ending = tokio::spawn(async move {
+                await_readers(|| kept.end()).await;
+                kept
+            });
+            assert_eq!(late(&path).await, text);
+            let kept = ending.await.unwrap();
+            assert!(matches!(kept.stdout, Some(Output::Met(_))));
+            assert_eq!(rest(&path), "");
+        }
+    }
+
+    #[test]
+    fn a_reader_that_is_there_at_the_end_is_not_awaited_and_gets_what_is_written() {
+        let folder = scratch("early");
+        let path = fifo(&folder, "1");
+        let streams = Streams {
+            stdout: path.clone(),
+            ..Streams::default()
+        };
+        let (stdio, mut kept) = open(&streams).unwrap();
+        let mut reader = File::options().read(true).open(&path).unwrap();
+        file(stdio.stdout).write_all(b"read").unwrap();
+        assert!(kept.end());
+        let mut all = String::new();
+        reader.read_to_string(&mut all).unwrap();
+        assert_eq!(all, "read");
+        drop(reader);
+        assert!(kept.end(), "nor when it has gone");
     }
 
     #[test]

@@ -149,6 +149,11 @@ impl Console {
         pty::resize(self.master.get_ref(), size)
     }
 
+    /// Whether all that the process wrote is where it leads.
+    pub fn is_drained(&self) -> bool {
+        self.drained.has_changed().is_err()
+    }
+
     /// Waits until all that the process, which has ended, wrote is where it leads; at most ten seconds for a reader that
     /// takes nothing: the rest stays until Delete.
     pub async fn drained(&self) {

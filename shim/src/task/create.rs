@@ -315,7 +315,7 @@ async fn watch(node: Arc<Node>, container: Arc<Container>) {
         tracing::warn!(%error, "the container's end left processes behind");
     }
     container.init.drained().await;
-    container.init.close_stdin();
+    container.init.finish_streams();
     if let Err(error) = container.step(Move::Exit(exit), &node.events) {
         tracing::error!(%error, "an exit came twice");
     }

@@ -88,7 +88,7 @@ async fn watch(node: Arc<Node>, process: Arc<Process>) {
     let exit = child.exited().await;
     process.drained().await;
     tracing::info!(code = exit.code, process = process.facts.name(), "process exited");
-    process.close_stdin();
+    process.finish_streams();
     if let Err(error) = process.step(Move::Exit(exit), &node.events) {
         tracing::error!(%error, "an exit came twice");
     }

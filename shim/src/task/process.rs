@@ -10,6 +10,7 @@ use super::error::TaskError;
 use super::events::{Facts, envelope};
 use super::forward::Publisher;
 use super::phase::{InvalidMove, Move, Owed, Phase};
+use crate::stdio::streams::await_readers;
 use crate::stdio::{Console, Kept};
 use crate::sys::child::{Child, Exit};
 
@@ -141,6 +142,17 @@ impl Process {
         let mut held = self.held();
         held.stdin_closed = true;
         held.kept.close_stdin();
+    }
+
+    /// Ends the streams of the process, which has ended itself; its outputs once a reader is there, who may come late.
+    pub fn finish_streams(self: &Arc<Self>) {
+        self.close_stdin();
+        // What is left in a terminal is still written to its reader, whose place we hold.
+        let is_written = self.console().is_none_or(Console::is_drained);
+        if is_written && !self.held().kept.end() {
+            let process = self.clone();
+            tokio::spawn(await_readers(move || process.held().kept.end()));
+        }
     }
 
     /// Takes our ends of the streams, for whoever is to end them.

@@ -1,9 +1,9 @@
 //! Standard streams: nothing is lost, nothing is mixed, the end of input arrives.
 
-use std::fs::File;
-use std::io::read_to_string;
-
-use rustix::fs::{Mode, OFlags};
+use std::path::Path;
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
 
 use crate::guests::Probe;
 use crate::image_builder::Image;
@@ -11,6 +11,14 @@ use crate::image_builder::Image;
 fn image(probe: Probe) -> Image {
     let name = format!("stdio-{}", probe.file().replace(".wasm", ""));
     Image::with_files(&name, &[("/probe.wasm", &probe.bytes())])
+}
+
+/// What a reader gets that opens a fifo now, which waits for a writer first. It must not wait for ever.
+fn late(fifo: &Path) -> String {
+    let (done, read) = mpsc::channel();
+    let fifo = fifo.to_owned();
+    thread::spawn(move || done.send(std::fs::read_to_string(fifo).unwrap()));
+    read.recv_timeout(Duration::from_secs(20)).expect("the output ends")
 }
 
 on_every_containerd! {
@@ -60,10 +68,20 @@ on_every_containerd! {
         let (id, _, fifo) = node.run(&image).args(&["/probe.wasm", "say", "late"]).detach_with_fifo();
         node.wait_until(&id, "STOPPED");
         node.remove(&id);
-        // An open that waits for a writer would wait for ever.
-        let nonblocking = OFlags::NONBLOCK | OFlags::CLOEXEC;
-        let late = rustix::fs::open(&fifo, OFlags::RDONLY | nonblocking, Mode::empty()).unwrap();
-        assert_eq!(read_to_string(File::from(late)).unwrap(), "late\n");
+        assert_eq!(late(&fifo), "late\n");
         std::fs::remove_file(fifo).unwrap();
+    }
+
+    fn a_reader_that_comes_after_the_end_of_a_process_gets_its_output_and_the_end_of_that(node) {
+        let image = image(Probe::P1);
+        node.import(&image);
+        for said in ["late\n", ""] {
+            let args = if said.is_empty() { ["/probe.wasm", "exit", "0"] } else { ["/probe.wasm", "say", "late"] };
+            let (id, _, fifo) = node.run(&image).args(&args).detach_with_fifo();
+            node.wait_until(&id, "STOPPED");
+            assert_eq!(late(&fifo), said);
+            node.remove(&id);
+            std::fs::remove_file(fifo).unwrap();
+        }
     }
 }
