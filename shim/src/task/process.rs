@@ -151,7 +151,13 @@ impl Process {
         let is_written = self.console().is_none_or(Console::is_drained);
         if is_written && !self.held().kept.end() {
             let process = self.clone();
-            tokio::spawn(await_readers(move || process.held().kept.end()));
+            tokio::spawn(async move {
+                tokio::select! {
+                    () = await_readers(|| process.held().kept.end()) => {}
+                    // Whoever deletes it takes the streams, and nothing of it is to be held any longer.
+                    _ = process.until(|phase| matches!(phase, Phase::Deleting(_) | Phase::Deleted(_))) => {}
+                }
+            });
         }
     }
 
