@@ -39,6 +39,14 @@ pub struct Image {
     pub manifests: Arc<Vec<Manifest>>,
 }
 
+impl Image {
+    /// The wasm layers of the likeliest manifest that has any.
+    pub fn wasm(&self) -> &[WasmLayer] {
+        let mut layers = self.manifests.iter().map(|manifest| manifest.wasm.as_slice());
+        layers.find(|wasm| !wasm.is_empty()).unwrap_or_default()
+    }
+}
+
 /// Why containerd could not be asked, or what it answered makes no sense.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {

@@ -11,7 +11,7 @@ use super::entry::Places;
 use super::layers;
 use super::resolve::{Finding, Live, shown};
 use super::rootfs;
-use super::{ImageError, Images, Request, Wasm};
+use super::{Image, ImageError, Images, Request, Wasm};
 
 /// What every ELF file begins with (elf(5)).
 const ELF: &[u8] = b"\x7fELF";
@@ -84,9 +84,7 @@ impl Images {
         entry_point: &str,
     ) -> Result<Executable, ImageError> {
         let image = self.image(request).await?;
-        let manifests = image.iter().flat_map(|image| image.manifests.iter());
-        let mut layers_of_each = manifests.map(|manifest| manifest.wasm.as_slice());
-        let wasm = layers_of_each.find(|wasm| !wasm.is_empty()).unwrap_or_default();
+        let wasm = image.as_ref().map(Image::wasm).unwrap_or_default();
         let file = super::entry::split_export(entry).map_or(entry, |(file, _)| file);
         let names_one = [entry, file].iter().any(|name| !layers::named(wasm, name).is_empty());
         if !names_one && entry != entry_point {

@@ -154,12 +154,10 @@ impl Images {
             ));
         };
         let in_image = format!("the image {}", image.name);
-        let wasm = image
-            .manifests
-            .iter()
-            .map(|manifest| &manifest.wasm)
-            .find(|wasm| !wasm.is_empty());
-        let layers = wasm.ok_or_else(|| missing(in_image))?;
+        let layers = match image.wasm() {
+            [] => return Err(missing(in_image)),
+            layers => layers,
+        };
         let (layer, export) = match (layers::choose(layers, entry), entry::split_export(entry)) {
             (Ok(layer), None) => (layer, None),
             (_, Some((file, export))) => (layers::choose(layers, file)?, Some(export.to_owned())),

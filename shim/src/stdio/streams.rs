@@ -25,6 +25,9 @@ use super::Stdio;
 /// How often one looks whether it was read.
 const LOOK: Duration = Duration::from_millis(50);
 
+/// The longest time until it is looked again whether a reader has come.
+const LONGEST_LOOK: Duration = Duration::from_secs(1);
+
 /// The streams as the Create request names them; empty for none.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Streams {
@@ -32,9 +35,6 @@ pub struct Streams {
     pub stdout: String,
     pub stderr: String,
 }
-
-/// The longest time until it is looked again whether a reader has come.
-const LONGEST_LOOK: Duration = Duration::from_secs(1);
 
 /// Our ends of the fifos. Dropping them is what ends the streams.
 #[derive(Debug, Default)]
