@@ -15,6 +15,8 @@ pub struct Http {
     pub requests_per_instance: Option<u64>,
     /// Until its answer begins, between two pieces of it, and to go on after it.
     pub request_timeout: Duration,
+    /// So many connections are open at the same time.
+    pub max_connections: u64,
     /// So many requests are answered at the same time.
     pub max_concurrent_requests: u64,
     /// So many more wait for their turn.

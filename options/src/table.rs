@@ -344,6 +344,15 @@ pub const TABLE: &[Entry] = &[
         set: |options, value| set_seconds(&mut options.guest.http.request_timeout, value),
     },
     Entry {
+        key: "max_connections",
+        kind: Kind::Count { min: 1, max: 1_000_000 },
+        // As Tomcat has it.
+        default: "8192",
+        place: Place::Pod,
+        doc: "So many connections a service has open at the same time; the next ones wait until one is closed.",
+        set: |options, value| set_number(&mut options.guest.http.max_connections, value),
+    },
+    Entry {
         key: "max_concurrent_requests",
         // Each has room for its memories in the address space, twice 12 GiB of 128 TiB.
         kind: Kind::Count { min: 1, max: 2048 },

@@ -1,7 +1,7 @@
 //! Services and clients that misbehave: one request's trouble stays its own.
 
-use std::io::Write;
-use std::net::TcpListener;
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -216,6 +216,34 @@ on_newest_containerd! {
                 assert!(replies[2].head.to_lowercase().contains("retry-after: 1"), "{:?}", replies[2]);
             });
             assert_eq!(served.end(), 0);
+        }
+    }
+
+    fn a_connection_beyond_the_most_waits_until_another_is_closed_or_the_service_ends(node) {
+        for service in Service::ALL {
+            let served = Served::start(node, service, &["max-connections=2"]);
+            let ask = || {
+                let mut stream = served.connect().unwrap();
+                stream.write_all(b"GET / HTTP/1.1\r\nHost: pod\r\n\r\n").unwrap();
+                stream.set_read_timeout(Some(SECOND / 2)).unwrap();
+                stream
+            };
+            let is_answered = |mut stream: &TcpStream| stream.read(&mut [0; 4096]).is_ok_and(|size| size > 0);
+            let (_third, fourth) = served.inside(|| {
+                let (first, second) = (ask(), ask());
+                assert!(is_answered(&first) && is_answered(&second), "{service:?}");
+                let third = ask();
+                assert!(!is_answered(&third), "{service:?}");
+                served.log_line(&["2 connections are open", "max_connections"]);
+                drop((first, second));
+                assert!(is_answered(&third), "{service:?}: a place is free");
+                (third, ask())
+            });
+            assert!(is_answered(&fourth), "{service:?}: two are free");
+            let fifth = served.inside(ask);
+            assert!(!is_answered(&fifth), "{service:?}");
+            assert_eq!(served.end(), 0);
+            assert!(is_answered(&fifth), "{service:?}: it had come before the end");
         }
     }
 

@@ -12,6 +12,7 @@ use hyper_util::server::conn::auto::Builder;
 use hyper_util::server::graceful::GracefulShutdown;
 use rustix::net::sockopt;
 use tokio::net::TcpStream;
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::task::yield_now;
 use tokio::time::sleep;
@@ -46,7 +47,12 @@ const CONNECTION_WINDOW: u32 = 256 << 10;
 const SEND_BUFFER: usize = 64 << 10;
 
 /// A connection on its way to the thread that serves it.
-pub type Dealt = (std::net::TcpStream, SocketAddr);
+pub struct Dealt {
+    pub stream: std::net::TcpStream,
+    pub peer: SocketAddr,
+    /// One of those that connections have, until this one is closed.
+    pub place: Option<OwnedSemaphorePermit>,
+}
 
 /// What serves the connections of one thread.
 pub struct Lane {
@@ -72,7 +78,7 @@ impl Lane {
         tokio::spawn(async move { answers.readers.watch().await });
         let http: &'static Builder<TokioExecutor> = Box::leak(Box::new(self.http()));
         let connections = GracefulShutdown::new();
-        while let Some((stream, peer)) = dealt.recv().await {
+        while let Some(Dealt { stream, peer, place }) = dealt.recv().await {
             let open = Open(self.answers.open.clone());
             let Ok(stream) = prepared(stream) else { continue };
             let (answers, sent) = (self.answers.clone(), Arc::<Sent>::default());
@@ -85,7 +91,7 @@ impl Lane {
             tokio::spawn(async move {
                 // A client that breaks the protocol or goes away ends its own connection.
                 let _ = connection.await;
-                drop(open);
+                drop((open, place));
             });
         }
         // hyper closes what it has not read from yet, with the request that is in it.

@@ -3,13 +3,13 @@
 use std::future::pending;
 use std::io;
 use std::net::TcpListener;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Once};
 use std::thread;
 use std::time::Duration;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 use tokio::time::{sleep, timeout};
 use wasmtime_wasi_http::handler::ProxyHandler;
 
@@ -128,7 +128,7 @@ pub async fn serve(service: Service, settings: &Settings<'_>, budget: Budget) ->
         ));
     }
     let listener = listener::listen(socket, port, listener::Use::Requests)?;
-    deal(listener, &seats, &mut ended).await?;
+    deal(listener, &seats, size(options.max_connections), &mut ended).await?;
     drop(seats);
     if timeout(options.drain_timeout, ended_all.recv()).await.is_err() {
         trap::tell(&format!(
@@ -158,14 +158,28 @@ fn start(number: usize, serving: impl Future<Output = ()> + Send + 'static) -> i
         .map(drop)
 }
 
-/// Deals connections until SIGTERM, then those that had come by then.
-async fn deal(listener: TcpListener, seats: &[Seat], ended: &mut Signal) -> io::Result<()> {
+/// Deals connections until SIGTERM, of which `most` are open at the same time, then those that had come by then.
+async fn deal(listener: TcpListener, seats: &[Seat], most: usize, ended: &mut Signal) -> io::Result<()> {
     let listener = tokio::net::TcpListener::from_std(listener)?;
+    let places = Arc::new(Semaphore::new(most));
+    let told = Once::new();
     loop {
+        if places.available_permits() == 0 {
+            told.call_once(|| {
+                trap::tell(&format!(
+                    "{most} connections are open, the max_connections: others wait until one is closed; said once"
+                ));
+            });
+        }
+        let accepted = async {
+            // Never closed.
+            let place = places.clone().acquire_owned().await.ok();
+            listener.accept().await.map(|(stream, peer)| (stream, peer, place))
+        };
         tokio::select! {
             _ = ended.recv() => break,
-            accepted = listener.accept() => match accepted {
-                Ok((stream, peer)) => give(seats, (stream.into_std()?, peer)),
+            accepted = accepted => match accepted {
+                Ok((stream, peer, place)) => give(seats, Dealt { stream: stream.into_std()?, peer, place }),
                 // No fd is free: connections wait until one is. Or the client is gone already.
                 Err(_) => sleep(PAUSE).await,
             },
@@ -174,11 +188,19 @@ async fn deal(listener: TcpListener, seats: &[Seat], ended: &mut Signal) -> io::
     deal_rest(&listener.into_std()?, seats)
 }
 
-/// Deals those that wait by now, of whom the event loop may not have heard yet.
+/// Deals those that wait by now, of whom the event loop may not have heard yet: a backlog at most, beside those that have
+/// places, since nobody else would answer them.
 fn deal_rest(listener: &TcpListener, seats: &[Seat]) -> io::Result<()> {
     while let Ok((stream, peer)) = listener.accept() {
         stream.set_nonblocking(true)?;
-        give(seats, (stream, peer));
+        give(
+            seats,
+            Dealt {
+                stream,
+                peer,
+                place: None,
+            },
+        );
     }
     Ok(())
 }
