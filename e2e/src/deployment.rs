@@ -65,6 +65,10 @@ spec:
   template:
     metadata:
       labels: {app: web}
+      annotations:
+        kubewasi.dev/metrics-port: "9464"
+        prometheus.io/scrape: "true"
+        prometheus.io/port: "9464"
     spec:
       runtimeClassName: wasi
       terminationGracePeriodSeconds: 30
