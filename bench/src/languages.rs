@@ -4,6 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, Result};
+use kubewasi_bench::plot::{Row, plot};
 
 use crate::measure::{lifecycle, milliseconds};
 use crate::node::{Node, Workload};
@@ -81,8 +82,10 @@ const PROGRAMS: [Program; 6] = [
     },
 ];
 
-/// Prints the table in Markdown. `examples` has a folder for each program, as `hack/bench` makes it.
-pub async fn table(node: &Node, examples: &Path, options: &Path) -> Result<()> {
+/// Prints the table in Markdown, and writes its `file` of bars. `examples` has a folder for each program, as
+/// `hack/bench-languages` makes it.
+pub async fn table(node: &Node, examples: &Path, options: &Path, file: &Path) -> Result<()> {
+    let mut rows = Vec::new();
     println!(
         "| language | program | wasm image, KiB | native image, KiB | first start, ms | wasm, ms | native, ms |\n\
          |---|---|---:|---:|---:|---:|---:|"
@@ -94,16 +97,24 @@ pub async fn table(node: &Node, examples: &Path, options: &Path) -> Result<()> {
         let cold = node.lifecycle(&wasm, &format!("{}-cold", program.example)).await?;
         let (_, ours) = lifecycle(node, &wasm, RUNS).await?;
         let (_, theirs) = lifecycle(node, &native, RUNS).await?;
+        let (wasm_size, native_size) = (size(&folder, "wasm")?, size(&folder, "native")?);
         println!(
-            "| {} | [{example}](../examples/{example}) | {} | {} | {:.0} | {ours:.0} | {theirs:.0} |",
+            "| {} | [{example}](../examples/{example}) | {wasm_size} | {native_size} | {:.0} | {ours:.0} | {theirs:.0} |",
             program.language,
-            size(&folder, "wasm")?,
-            size(&folder, "native")?,
             milliseconds(cold.whole),
             example = program.example,
         );
+        let mut row = |kind: &str, size: u64, time: f64| {
+            rows.push(Row {
+                name: format!("{}, {kind}", program.language),
+                is_ours: kind == "wasm",
+                figures: vec![Some(size as f64), Some(time)],
+            });
+        };
+        row("wasm", wasm_size, ours);
+        row("native", native_size, theirs);
     }
-    Ok(())
+    plot(file, &["image, KiB", "create to deleted, ms"], &rows)
 }
 
 impl Program {

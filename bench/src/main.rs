@@ -9,12 +9,15 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 
+use kubewasi_bench::plot::{Row, plot};
+
 use crate::measure::{lifecycle, memory, milliseconds, on_path};
 use crate::node::{Node, Workload};
 
 const USAGE: &str = "usage: kubewasi-bench demo|report SOCKET FOLDER WASM-LAYER NATIVE-LAYER OPTIONS\n\
     usage: kubewasi-bench languages SOCKET FOLDER EXAMPLES OPTIONS\n\
-    SOCKET is containerd's, FOLDER takes snapshots (not on an overlay), the layers hold /hello.wasm and /hello,\n\
+    SOCKET is containerd's, FOLDER takes snapshots (not on an overlay) and the plot report.svg or languages.svg,\n\
+    the layers hold /hello.wasm and /hello,\n\
     EXAMPLES has a folder each, with the unpacked images wasm/ and native/ and their compressed sizes in size.wasm and\n\
     size.native; OPTIONS is the wasi handler's options file, whose cache folder does not exist yet";
 
@@ -25,7 +28,8 @@ async fn main() -> Result<()> {
         && mode == "languages"
     {
         let node = Node::connect(Path::new(socket), Path::new(folder)).await?;
-        return languages::table(&node, Path::new(examples), Path::new(options)).await;
+        let plot = Path::new(folder).join("languages.svg");
+        return languages::table(&node, Path::new(examples), Path::new(options), &plot).await;
     }
     let [mode, socket, folder, wasm, native, options] = args.as_slice() else {
         bail!(USAGE);
@@ -54,7 +58,7 @@ async fn main() -> Result<()> {
     };
     match mode.as_str() {
         "demo" => bench.demo().await,
-        "report" => bench.report().await,
+        "report" => bench.report(&Path::new(folder).join("report.svg")).await,
         _ => bail!(USAGE),
     }
 }
@@ -106,11 +110,13 @@ impl Bench {
         Ok(())
     }
 
-    /// The report in Markdown on stdout, and the last line on stderr.
-    async fn report(&self) -> Result<()> {
+    /// The report in Markdown on stdout, its plot in a file, and the last line on stderr.
+    async fn report(&self, file: &Path) -> Result<()> {
         self.node.lifecycle(&self.wasi, "wasi-cold").await?;
         let mut rows = String::new();
         let mut last = String::new();
+        let mut columns = Vec::new();
+        let (mut wasi, mut runc) = (Vec::new(), Vec::new());
         for count in [1, 10, 100] {
             let ours = memory(&self.node, &self.wasi, &self.wasi_shim, &self.socket, count).await?;
             let theirs = memory(&self.node, &self.runc, &self.runc_shim, &self.socket, count).await?;
@@ -124,6 +130,9 @@ impl Bench {
                 mib(theirs.runtime as f64 / 1024.0),
                 mib(theirs.each())
             )?;
+            columns.push(format!("MiB each of {count}"));
+            wasi.push(ours.each());
+            runc.push(theirs.each());
             last = format!(
                 "{} MiB each of {count} (program {}), runc {}",
                 mib(ours.each()),
@@ -136,6 +145,7 @@ impl Bench {
         println!(
             "# Benchmark\n\nOne run of `make bench`: `examples/hello` as a wasm component and as a static native program,\n\
              through one containerd. The figures hold for the machine that they were taken on.\n\n\
+             ![memory and time](report.svg)\n\n\
              ## Memory of idle containers, MiB PSS\n\n\
              | containers | wasi: program each | wasi: server and launcher | wasi: all, each | runc: program each | \
              runc: shims | runc: all, each |\n|---:|---:|---:|---:|---:|---:|---:|\n{rows}\n\
@@ -146,6 +156,16 @@ impl Bench {
             ms(ours.1),
             ms(theirs.1)
         );
+        columns.extend(["start, ms", "whole life, ms"].map(str::to_owned));
+        wasi.extend([ours.0, ours.1]);
+        runc.extend([theirs.0, theirs.1]);
+        let row = |name: &str, is_ours, figures: Vec<f64>| Row {
+            name: name.to_owned(),
+            is_ours,
+            figures: figures.into_iter().map(Some).collect(),
+        };
+        let columns: Vec<&str> = columns.iter().map(String::as_str).collect();
+        plot(file, &columns, &[row("wasi", true, wasi), row("runc", false, runc)])?;
         eprintln!("bench: {last}; lifecycle {} ms, runc {} ms", ms(ours.1), ms(theirs.1));
         Ok(())
     }

@@ -1,11 +1,13 @@
 //! Services, `wasmtime serve` and a native server under the same loads, in turns.
 
 use std::collections::HashMap;
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use kubewasi_bench::median::median;
 use kubewasi_bench::memory::pss;
+use kubewasi_bench::plot::{self, plot};
 
 use crate::cost::Cost;
 use crate::load::load;
@@ -17,6 +19,9 @@ const TIME: Duration = Duration::from_secs(3);
 
 /// How often each server is measured.
 const ROUNDS: usize = 3;
+
+/// The plot, in the node's folder.
+const PLOT: &str = "http.svg";
 
 /// Whose servers they are.
 const HYPER: &str = "native hyper";
@@ -99,7 +104,21 @@ pub async fn compare(node: &Node, only: &str) -> Result<()> {
         }
     }
     summarize(&rates);
-    Ok(())
+    plot_first(&node.folder.join(PLOT), &servers, &rounds)
+}
+
+/// Plots the first of the loads.
+fn plot_first(file: &Path, servers: &[Server], rounds: &[[Vec<Row>; CONNECTIONS.len()]]) -> Result<()> {
+    let rows = servers.iter().zip(rounds).map(|(server, [rows, ..])| {
+        let [rate, _, p99, pss, ..] = medians(rows);
+        plot::Row {
+            name: server.name.clone(),
+            is_ours: server.name.starts_with(OURS),
+            figures: [rate, p99, pss].map(Some).to_vec(),
+        }
+    });
+    let columns = ["requests/s", "p99, us", "PSS, MiB"];
+    plot(file, &columns, &rows.collect::<Vec<_>>())
 }
 
 /// What the first of the loads says of us, if all were measured.

@@ -26,7 +26,7 @@ use crate::pod::Node;
 use crate::profile::{Part, Recording, Symbols};
 
 const USAGE: &str = "usage: kubewasi-bench-http SOCKET FOLDER LAYER OPTIONS [ONLY] | kubewasi-bench-http native\n\
-    SOCKET is containerd's, FOLDER takes snapshots, LAYER holds service02.wasm, service03.wasm, wasmtime and this program,\n\
+    SOCKET is containerd's, FOLDER takes snapshots and the plot http.svg, LAYER holds service02.wasm, service03.wasm, wasmtime and this program,\n\
     OPTIONS is the wasi handler's options file; run it in a network namespace of its own. With ONLY no more is measured\n\
     than the loads of servers whose names have that.";
 
@@ -71,8 +71,10 @@ async fn main() -> Result<()> {
             };
             println!(
                 "# HTTP services\n\nOne run of `hack/bench-http`, which `make bench` calls: clients and server share the \
-                 machine's {} cpus, and every server is a container: services by us, the others by runc.\n",
-                std::thread::available_parallelism()?
+                 machine's {} cpus, and every server is a container: services by us, the others by runc.\n\n\
+                 ![{} connections](http.svg)\n",
+                std::thread::available_parallelism()?,
+                CONNECTIONS[0]
             );
             compare(&node, only.first().unwrap_or(&"")).await?;
             if !only.is_empty() {
