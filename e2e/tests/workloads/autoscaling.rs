@@ -40,7 +40,7 @@ spec:
       volumeMounts: [{name: work, mountPath: /work}]
 "#;
 
-/// Of the 10 millicores that the service requests it is to use half.
+/// Adds pods by one metric.
 const AUTOSCALER: &str = r#"
 apiVersion: autoscaling/v2
 kind: HorizontalPodAutoscaler
@@ -50,27 +50,15 @@ spec:
   scaleTargetRef: {apiVersion: apps/v1, kind: Deployment, name: web}
   minReplicas: 1
   maxReplicas: 3
-  metrics:
-    - type: Resource
-      resource: {name: cpu, target: {type: Utilization, averageUtilization: 50}}
+  metrics: [$METRIC]
 "#;
 
+/// Of the 10 millicores that the service requests it is to use half.
+const CPU: &str = "{type: Resource, resource: {name: cpu, target: {type: Utilization, averageUtilization: 50}}}";
+
 /// 20 requests a second are for one pod; the kubelet's probe is one.
-const AUTOSCALER_ON_REQUESTS: &str = r#"
-apiVersion: autoscaling/v2
-kind: HorizontalPodAutoscaler
-metadata:
-  name: web
-spec:
-  scaleTargetRef: {apiVersion: apps/v1, kind: Deployment, name: web}
-  minReplicas: 1
-  maxReplicas: 3
-  metrics:
-    - type: Pods
-      pods:
-        metric: {name: kubewasi_http_requests_per_second}
-        target: {type: AverageValue, averageValue: "20"}
-"#;
+const REQUESTS: &str = r#"{type: Pods, pods: {
+    metric: {name: kubewasi_http_requests_per_second}, target: {type: AverageValue, averageValue: "20"}}}"#;
 
 #[tokio::test]
 async fn kubectl_top_shows_what_guests_use_and_an_autoscaler_adds_pods_under_load() -> Result<()> {
@@ -83,7 +71,7 @@ async fn kubectl_top_shows_what_guests_use_and_an_autoscaler_adds_pods_under_loa
             measured.push(name);
         }
         deployment::start_web(namespace, 1).await?;
-        namespace.create_from(AUTOSCALER).await?;
+        namespace.create_from(&AUTOSCALER.replace("$METRIC", CPU)).await?;
         let scenario = async || {
             for pod in &measured {
                 top(namespace, pod).await?;
@@ -100,7 +88,7 @@ async fn kubectl_top_shows_what_guests_use_and_an_autoscaler_adds_pods_under_loa
 async fn an_autoscaler_adds_pods_by_the_requests_that_they_count() -> Result<()> {
     Namespace::with("requests", async |namespace| {
         deployment::start_web(namespace, 1).await?;
-        namespace.create_from(AUTOSCALER_ON_REQUESTS).await?;
+        namespace.create_from(&AUTOSCALER.replace("$METRIC", REQUESTS)).await?;
         let scenario = async || grows_under_load(namespace, requests, 20).await;
         CUSTOM.with(&namespace.cluster, scenario).await
     })
