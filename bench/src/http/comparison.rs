@@ -10,7 +10,7 @@ use kubewasi_bench::memory::pss;
 use kubewasi_bench::plot::{self, plot};
 
 use crate::cost::Cost;
-use crate::load::load;
+use crate::load::{kept, load};
 use crate::pod::Node;
 use crate::{ADDRESS, CONNECTIONS, SERVICES, listens, modes};
 
@@ -19,6 +19,10 @@ const TIME: Duration = Duration::from_secs(3);
 
 /// How often each server is measured.
 const ROUNDS: usize = 3;
+
+/// As many connections are kept, and were before it is looked at what those cost.
+const KEPT: usize = 500;
+const WARM: usize = 50;
 
 /// The plot, in the node's folder.
 const PLOT: &str = "http.svg";
@@ -80,7 +84,7 @@ pub async fn compare(node: &Node, only: &str) -> Result<()> {
     let mut rounds: Vec<[Vec<Row>; CONNECTIONS.len()]> = servers.iter().map(|_| Default::default()).collect();
     for _ in 0..ROUNDS {
         for (server, rows) in servers.iter().zip(&mut rounds) {
-            for (rows, row) in rows.iter_mut().zip(server.measure(node).await?) {
+            for (rows, row) in rows.iter_mut().zip(server.with(node, loads).await?) {
                 rows.push(row);
             }
         }
@@ -152,38 +156,56 @@ fn medians(rows: &[Row]) -> Row {
 }
 
 impl Server {
-    /// Starts it, loads it when it listens, and ends it.
-    async fn measure(&self, node: &Node) -> Result<[Row; CONNECTIONS.len()]> {
+    /// Starts it, does this with its process when it listens, and ends it.
+    async fn with<T>(&self, node: &Node, measure: impl AsyncFnOnce(u32) -> Result<T>) -> Result<T> {
         let pod = match &self.program {
             Program::Service(file, instance) => node.start(&self.id, file, &[("instance", instance)]).await?,
             Program::Native(args) => node.start_native(&self.id, args).await?,
         };
-        let rows = self.loads(pod.pid).await.with_context(|| self.name.clone())?;
+        listens(&self.name).await?;
+        let measured = measure(pod.pid).await.with_context(|| self.name.clone())?;
         match self.program {
             Program::Service(..) => pod.end().await.map(drop)?,
             Program::Native(_) => pod.kill().await?,
         }
-        Ok(rows)
+        Ok(measured)
     }
+}
 
-    async fn loads(&self, pid: u32) -> Result<[Row; CONNECTIONS.len()]> {
-        listens(&self.name).await?;
-        let mut rows = [Row::default(); CONNECTIONS.len()];
-        for (row, connections) in rows.iter_mut().zip(CONNECTIONS) {
-            let before = Cost::of(pid)?;
-            let seen = load(ADDRESS, connections, TIME).await?;
-            let cost = Cost::of(pid)?.of_each(&before, seen.answered);
-            *row = [
-                seen.requests_per_second,
-                seen.median.as_secs_f64() * 1e6,
-                seen.p99.as_secs_f64() * 1e6,
-                pss(pid)? as f64 / 1024.0,
-                cost.user * 1e6,
-                cost.system * 1e6,
-                cost.faults,
-                cost.switches,
-            ];
-        }
-        Ok(rows)
+async fn loads(pid: u32) -> Result<[Row; CONNECTIONS.len()]> {
+    let mut rows = [Row::default(); CONNECTIONS.len()];
+    for (row, connections) in rows.iter_mut().zip(CONNECTIONS) {
+        let before = Cost::of(pid)?;
+        let seen = load(ADDRESS, connections, TIME).await?;
+        let cost = Cost::of(pid)?.of_each(&before, seen.answered);
+        *row = [
+            seen.requests_per_second,
+            seen.median.as_secs_f64() * 1e6,
+            seen.p99.as_secs_f64() * 1e6,
+            pss(pid)? as f64 / 1024.0,
+            cost.user * 1e6,
+            cost.system * 1e6,
+            cost.faults,
+            cost.switches,
+        ];
     }
+    Ok(rows)
+}
+
+/// What clients cost that have asked once and keep their connections.
+pub async fn keep(node: &Node) -> Result<()> {
+    println!(
+        "\n## Connections that are kept\n\n{KEPT} clients have asked once and stay. KiB of PSS that each adds, to what is \
+         there after {WARM} of them.\n\n| server | KiB a connection |\n|---|---:|"
+    );
+    for server in servers() {
+        let each = server.with(node, async |pid| {
+            let _warm = kept(ADDRESS, WARM).await?;
+            let before = pss(pid)?;
+            let _kept = kept(ADDRESS, KEPT).await?;
+            Ok((pss(pid)?.saturating_sub(before)) as f64 / KEPT as f64)
+        });
+        println!("| {} | {:.1} |", server.name, each.await?);
+    }
+    Ok(())
 }

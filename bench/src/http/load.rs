@@ -70,6 +70,22 @@ async fn client(address: SocketAddr, begin: Instant, end: Instant) -> Result<(Ve
     }
 }
 
+/// So many connections, each of which was answered once.
+///
+/// # Errors
+///
+/// As [`load`].
+pub async fn kept(address: SocketAddr, connections: usize) -> Result<Vec<TcpStream>> {
+    let (mut kept, mut buffer) = (Vec::new(), Vec::with_capacity(4096));
+    for _ in 0..connections {
+        let mut stream = TcpStream::connect(address).await.context("cannot connect")?;
+        stream.write_all(REQUEST).await.context("cannot ask")?;
+        answered(&mut stream, &mut buffer).await?;
+        kept.push(stream);
+    }
+    Ok(kept)
+}
+
 /// Reads one answer, whose end its length or its last chunk tells.
 async fn answered(stream: &mut TcpStream, buffer: &mut Vec<u8>) -> Result<()> {
     buffer.clear();

@@ -19,7 +19,7 @@ use kubewasi_bench::memory::pss;
 use kubewasi_testbed::hostile;
 use tokio::net::TcpStream;
 
-use crate::comparison::compare;
+use crate::comparison::{compare, keep};
 use crate::cost::Cost;
 use crate::load::load;
 use crate::pod::Node;
@@ -82,6 +82,7 @@ async fn main() -> Result<()> {
             }
             profile(&node).await?;
             instantiate(&node).await?;
+            keep(&node).await?;
             misbehave(&node).await
         }
         _ => bail!(USAGE),
