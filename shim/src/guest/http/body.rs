@@ -227,7 +227,7 @@ mod tests {
         let watched = readers.clone();
         tokio::spawn(async move { watched.watch().await });
         let (sent, let_in) = (Arc::<Sent>::default(), admission.clone());
-        let stream = Gathered::new(TokioIo::new(server), sent.clone(), LONG);
+        let stream = Gathered::new(TokioIo::new(server), Bytes::new(), sent.clone());
         let service = service_fn(move |_: Request<Incoming>| {
             let presence = present(&let_in);
             readers.add(presence.client().clone());

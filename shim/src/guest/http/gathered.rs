@@ -9,13 +9,12 @@ use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Wake, Waker, ready};
-use std::time::Duration;
 
 use futures_util::task::AtomicWaker;
+use hyper::body::Bytes;
 use hyper::rt::{Read, ReadBufCursor, Write};
 use tokio::task::yield_now;
 
-use super::opening::Opening;
 use super::sent::Sent;
 
 /// So much is worth a write of its own.
@@ -31,19 +30,19 @@ pub struct Gathered<T> {
     /// A write waits, or has waited: what came meanwhile is with it.
     waits: bool,
     sent: Arc<Sent>,
-    /// Until its client has begun.
-    opening: Option<Opening>,
+    /// What was read of it before; it comes first.
+    read: Bytes,
 }
 
 impl<T> Gathered<T> {
-    /// Writes to `stream`, and says in `sent` when all is written. Its client may take so long to begin.
-    pub fn new(stream: T, sent: Arc<Sent>, limit: Duration) -> Gathered<T> {
+    /// Writes to `stream`, of which this was `read` already, and says in `sent` when all is written.
+    pub fn new(stream: T, read: Bytes, sent: Arc<Sent>) -> Gathered<T> {
         Gathered {
             stream,
             turn: Arc::default(),
             waits: false,
             sent,
-            opening: Some(Opening::new(limit)),
+            read,
         }
     }
 }
@@ -133,14 +132,12 @@ impl<T: Write + Unpin> Write for Gathered<T> {
 }
 
 impl<T: Read + Unpin> Read for Gathered<T> {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: ReadBufCursor<'_>) -> Poll<Result<()>> {
-        let Gathered { stream, opening, .. } = &mut *self;
-        let Some(begins) = opening else {
-            return Pin::new(stream).poll_read(cx, buffer);
-        };
-        if ready!(begins.poll_read(Pin::new(stream), cx, buffer))? {
-            *opening = None;
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, mut buffer: ReadBufCursor<'_>) -> Poll<Result<()>> {
+        if self.read.is_empty() {
+            return Pin::new(&mut self.stream).poll_read(cx, buffer);
         }
+        let length = self.read.len().min(buffer.remaining());
+        buffer.put_slice(&self.read.split_to(length));
         Poll::Ready(Ok(()))
     }
 }
@@ -170,7 +167,7 @@ mod tests {
     }
 
     fn gathered() -> Gathered<Written> {
-        Gathered::new(Written(Vec::new(), usize::MAX), Arc::default(), Duration::ZERO)
+        Gathered::new(Written(Vec::new(), usize::MAX), Bytes::new(), Arc::default())
     }
 
     /// Writes `pieces`, of which each poll brings one more and is followed by the next at once; how often it was polled.

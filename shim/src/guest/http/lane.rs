@@ -12,15 +12,15 @@ use hyper_util::server::conn::auto::Builder;
 use hyper_util::server::graceful::GracefulShutdown;
 use rustix::net::sockopt;
 use tokio::net::TcpStream;
-use tokio::sync::OwnedSemaphorePermit;
 use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio::task::yield_now;
 use tokio::time::sleep;
 
 use super::answer::Answers;
 use super::gathered::Gathered;
 use super::sent::Sent;
-use super::{busy_poll, spare};
+use super::{busy_poll, opening, spare};
 use crate::sys::allocator;
 
 /// How long a client may take to begin, to send the head of a request, or keep a connection without one.
@@ -76,21 +76,32 @@ impl Lane {
         }
         let answers = self.answers.clone();
         tokio::spawn(async move { answers.readers.watch().await });
-        let http: &'static Builder<TokioExecutor> = Box::leak(Box::new(self.http()));
+        let versions: &'static Versions = Box::leak(Box::new(Versions {
+            http1: self.http().http1_only(),
+            http2: self.http().http2_only(),
+        }));
         let connections = GracefulShutdown::new();
+        let (closing, closes) = watch::channel(());
         while let Some(Dealt { stream, peer, place }) = dealt.recv().await {
             let open = Open(self.answers.open.clone());
-            let Ok(stream) = prepared(stream) else { continue };
-            let (answers, sent) = (self.answers.clone(), Arc::<Sent>::default());
-            let stream = Gathered::new(TokioIo::new(stream), sent.clone(), HEAD);
-            let service = service_fn(move |request| {
-                let (answers, sent) = (answers.clone(), sent.clone());
-                async move { Ok::<_, Infallible>(answers.answer(peer, sent, request).await) }
-            });
-            let connection = connections.watch(http.serve_connection(stream, service));
+            let Ok(mut stream) = prepared(stream) else { continue };
+            let (answers, watcher, mut closes) = (self.answers.clone(), connections.watcher(), closes.clone());
             tokio::spawn(async move {
-                // A client that breaks the protocol or goes away ends its own connection.
-                let _ = connection.await;
+                let opening = tokio::select! {
+                    biased;
+                    opening = opening::read(&mut stream, HEAD) => opening,
+                    _ = closes.changed() => return,
+                };
+                // A client that does not begin, breaks the protocol or goes away ends its own connection.
+                let Ok(opening) = opening else { return };
+                let sent = Arc::<Sent>::default();
+                let stream = Gathered::new(TokioIo::new(stream), opening.read, sent.clone());
+                let service = service_fn(move |request| {
+                    let (answers, sent) = (answers.clone(), sent.clone());
+                    async move { Ok::<_, Infallible>(answers.answer(peer, sent, request).await) }
+                });
+                let http = versions.of(opening.is_http2);
+                let _ = watcher.watch(http.serve_connection(stream, service)).await;
                 drop((open, place));
             });
         }
@@ -100,6 +111,7 @@ impl Lane {
         for _ in 0..TURNS {
             yield_now().await;
         }
+        drop(closing);
         connections.shutdown().await;
     }
 
@@ -118,6 +130,21 @@ impl Lane {
             .max_send_buf_size(SEND_BUFFER)
             .keep_alive_interval(HEAD);
         http
+    }
+}
+
+/// How connections of each version are served.
+struct Versions {
+    http1: Builder<TokioExecutor>,
+    http2: Builder<TokioExecutor>,
+}
+
+impl Versions {
+    fn of(&self, is_http2: bool) -> &Builder<TokioExecutor> {
+        match is_http2 {
+            true => &self.http2,
+            false => &self.http1,
+        }
     }
 }
 
