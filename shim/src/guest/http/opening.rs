@@ -67,14 +67,53 @@ async fn piece(stream: &mut (impl AsyncRead + Unpin), read: &mut Vec<u8>) -> Res
 
 #[cfg(test)]
 mod tests {
+    use super::super::gathered::Gathered;
+    use super::super::sent::Sent;
     use super::*;
-    use tokio::io::{AsyncWriteExt as _, duplex};
+    use std::convert::Infallible;
+    use std::sync::Arc;
+
+    use http_body_util::{Empty, Full};
+    use hyper::body::Incoming;
+    use hyper::client::conn::http2;
+    use hyper::service::service_fn;
+    use hyper::{Request, Response};
+    use hyper_util::rt::{TokioExecutor, TokioIo};
+    use hyper_util::server::conn::auto::Builder;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex};
 
     const HOUR: Duration = Duration::from_secs(3600);
+
+    /// Serves a connection whose client may take so long to begin; the client's end, and the connection's.
+    fn serve(limit: Duration) -> (DuplexStream, impl Future<Output = bool> + Send) {
+        let (client, mut server) = duplex(4096);
+        let service = service_fn(|_: Request<Incoming>| async {
+            Ok::<_, Infallible>(Response::new(Full::new(Bytes::from_static(b"hello"))))
+        });
+        let served = async move {
+            let Ok(opening) = read(&mut server, limit).await else {
+                return false;
+            };
+            let http = Builder::new(TokioExecutor::new());
+            let http = match opening.is_http2 {
+                true => http.http2_only(),
+                false => http.http1_only(),
+            };
+            let stream = Gathered::new(TokioIo::new(server), opening.read, Arc::<Sent>::default());
+            http.serve_connection(stream, service).await.is_ok()
+        };
+        (client, served)
+    }
 
     #[tokio::test]
     async fn a_client_that_sends_nothing_or_a_part_of_the_preface_is_waited_for_no_longer_than_it_may_take() {
         for begun in ["", "P", "PRI", "PRI * HTTP/2.0\r\n\r\nSM\r\n\r"] {
+            let (mut client, served) = serve(Duration::from_millis(1));
+            client.write_all(begun.as_bytes()).await.unwrap();
+            let served = timeout(Duration::from_secs(20), served).await;
+            assert!(!served.unwrap(), "{begun:?}");
+            assert_eq!(client.read(&mut [0]).await.unwrap(), 0, "{begun:?}");
+
             let (mut client, mut server) = duplex(4096);
             client.write_all(begun.as_bytes()).await.unwrap();
             let error = read(&mut server, Duration::from_millis(1)).await.unwrap_err();
@@ -83,6 +122,38 @@ mod tests {
             let error = read(&mut server, HOUR).await.unwrap_err();
             assert_eq!(error.kind(), ErrorKind::UnexpectedEof, "{begun:?}");
         }
+    }
+
+    #[tokio::test]
+    async fn a_client_that_has_begun_may_go_on_later_and_keeps_its_connection() {
+        let (mut client, served) = serve(Duration::ZERO);
+        client.write_all(b"P").await.unwrap();
+        client.write_all(b"OST / HTTP/1.1\r\n").await.unwrap();
+        tokio::spawn(served);
+        for _ in 0..2 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+            client
+                .write_all(b"Host: pod\r\nContent-Length: 0\r\n\r\n")
+                .await
+                .unwrap();
+            let mut read = Vec::new();
+            while !read.ends_with(b"hello") {
+                assert!(client.read_buf(&mut read).await.unwrap() > 0, "{read:?}");
+            }
+            client.write_all(b"POST / HTTP/1.1\r\n").await.unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn a_client_of_http2_keeps_its_connection_without_a_request() {
+        let (client, served) = serve(Duration::ZERO);
+        let opened = http2::handshake(TokioExecutor::new(), TokioIo::new(client));
+        let (mut sender, connection) = opened.await.unwrap();
+        tokio::spawn(served);
+        tokio::spawn(connection);
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        let request = Request::get("http://pod/").body(Empty::<Bytes>::new()).unwrap();
+        assert_eq!(sender.send_request(request).await.unwrap().status(), 200);
     }
 
     #[tokio::test]
