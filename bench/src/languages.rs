@@ -108,7 +108,7 @@ pub async fn table(node: &Node, examples: &Path, options: &Path, file: &Path) ->
             rows.push(Row {
                 name: format!("{}, {kind}", program.language),
                 is_ours: kind == "wasm",
-                figures: vec![Some(size as f64), Some(time)],
+                figures: vec![size as f64, time],
             });
         };
         row("wasm", wasm_size, ours);

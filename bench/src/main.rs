@@ -8,7 +8,6 @@ use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-
 use kubewasi_bench::plot::{Row, plot};
 
 use crate::measure::{lifecycle, memory, milliseconds, on_path};
@@ -159,10 +158,10 @@ impl Bench {
         columns.extend(["start, ms", "whole life, ms"].map(str::to_owned));
         wasi.extend([ours.0, ours.1]);
         runc.extend([theirs.0, theirs.1]);
-        let row = |name: &str, is_ours, figures: Vec<f64>| Row {
+        let row = |name: &str, is_ours, figures| Row {
             name: name.to_owned(),
             is_ours,
-            figures: figures.into_iter().map(Some).collect(),
+            figures,
         };
         let columns: Vec<&str> = columns.iter().map(String::as_str).collect();
         plot(file, &columns, &[row("wasi", true, wasi), row("runc", false, runc)])?;

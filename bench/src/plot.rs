@@ -25,8 +25,8 @@ pub struct Row {
     pub name: String,
     /// Whether it is kubewasi's, or what that is beside.
     pub is_ours: bool,
-    /// A figure for each column; none where it was not measured.
-    pub figures: Vec<Option<f64>>,
+    /// A figure for each column.
+    pub figures: Vec<f64>,
 }
 
 /// Writes the picture to `file`, as SVG: the longest bar of each column is as long as those of the others.
@@ -57,10 +57,9 @@ fn draw(file: &Path, columns: &[&str], rows: &[Row], height: i32) -> Result<()> 
     for (index, column) in columns.iter().enumerate() {
         let left = NAMES + width * i32::try_from(index)?;
         text(column, left, HEAD / 2, HPos::Left)?;
-        let figure = |row: &Row| row.figures.get(index).copied().flatten();
-        let most = rows.iter().filter_map(figure).fold(0.0, f64::max);
+        let most = rows.iter().map(|row| row.figures[index]).fold(0.0, f64::max);
         for (number, row) in rows.iter().enumerate() {
-            let Some(value) = figure(row) else { continue };
+            let value = row.figures[index];
             let (y, end) = (middle(number)?, left + length(value, most, width - NUMBER));
             let colour = if row.is_ours { OURS } else { OTHERS };
             let bar = Rectangle::new([(left, y - BAR / 2), (end, y + BAR / 2)], colour.filled());
@@ -103,25 +102,22 @@ mod tests {
     }
 
     #[test]
-    fn a_plot_has_every_name_every_figure_and_no_bar_for_what_was_not_measured() {
+    fn a_plot_has_every_name_and_every_figure_with_a_bar() {
         let file = std::env::temp_dir().join(format!("kubewasi-plot-{}.svg", std::process::id()));
-        let row = |name: &str, is_ours, figures: &[Option<f64>]| Row {
+        let row = |name: &str, is_ours, figures: [f64; 2]| Row {
             name: name.into(),
             is_ours,
             figures: figures.to_vec(),
         };
-        let rows = [
-            row("wasi & co", true, &[Some(3.5), Some(1200.0)]),
-            row("runc", false, &[Some(7.5), None]),
-        ];
+        let rows = [row("wasi & co", true, [3.5, 1200.0]), row("runc", false, [7.5, 90.0])];
         plot(&file, &["MiB", "a second"], &rows).unwrap();
         let svg = std::fs::read_to_string(&file).unwrap();
         std::fs::remove_file(&file).unwrap();
-        for text in ["wasi &amp; co", "runc", "MiB", "a second", "3.5", "7.5", "1.2k"] {
+        for text in ["wasi &amp; co", "runc", "MiB", "a second", "3.5", "7.5", "1.2k", "90"] {
             assert!(svg.contains(text), "{text} is not in {svg}");
         }
         // The ground, and a bar a figure.
-        assert_eq!(svg.matches("<rect").count(), 4, "{svg}");
+        assert_eq!(svg.matches("<rect").count(), 5, "{svg}");
         let error = plot(Path::new("/nowhere/a.svg"), &["MiB"], &rows).unwrap_err();
         assert!(error.to_string().contains("/nowhere/a.svg"), "{error:#}");
     }

@@ -1,7 +1,6 @@
 //! Services, `wasmtime serve` and a native server under the same loads, in turns.
 
 use std::collections::HashMap;
-use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -95,34 +94,28 @@ pub async fn compare(node: &Node, only: &str) -> Result<()> {
          faulted in, switches between threads.\n\n| server | connections | requests/s | median, us | p99, us | PSS after, \
          MiB | user, us | kernel, us | page faults | switches |\n|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|"
     );
-    let mut rates = HashMap::new();
+    let (mut rates, mut bars) = (HashMap::new(), Vec::new());
     for (server, rows) in servers.iter().zip(&rounds) {
-        for (connections, rows) in CONNECTIONS.iter().zip(rows) {
-            let [rate, median, p99, pss, user, system, faults, switches] = medians(rows);
+        let measured = rows.each_ref().map(|rows| medians(rows));
+        for (connections, row) in CONNECTIONS.iter().zip(measured) {
+            let [rate, median, p99, pss, user, system, faults, switches] = row;
             println!(
                 "| {} | {connections} | {rate:.0} | {median:.0} | {p99:.0} | {pss:.1} | {user:.1} | {system:.1} | {faults:.2} \
                  | {switches:.2} |",
                 server.name
             );
-            rates.entry(server.name.as_str()).or_insert(rate);
         }
-    }
-    summarize(&rates);
-    plot_first(&node.folder.join(PLOT), &servers, &rounds)
-}
-
-/// Plots the first of the loads.
-fn plot_first(file: &Path, servers: &[Server], rounds: &[[Vec<Row>; CONNECTIONS.len()]]) -> Result<()> {
-    let rows = servers.iter().zip(rounds).map(|(server, [rows, ..])| {
-        let [rate, _, p99, pss, ..] = medians(rows);
-        plot::Row {
+        // What is summed up and plotted is the first of the loads.
+        let [[rate, _, p99, pss, ..], ..] = measured;
+        rates.insert(server.name.as_str(), rate);
+        bars.push(plot::Row {
             name: server.name.clone(),
             is_ours: server.name.starts_with(OURS),
-            figures: [rate, p99, pss].map(Some).to_vec(),
-        }
-    });
-    let columns = ["requests/s", "p99, us", "PSS, MiB"];
-    plot(file, &columns, &rows.collect::<Vec<_>>())
+            figures: vec![rate, p99, pss],
+        });
+    }
+    summarize(&rates);
+    plot(&node.folder.join(PLOT), &["requests/s", "p99, us", "PSS, MiB"], &bars)
 }
 
 /// What the first of the loads says of us, if all were measured.

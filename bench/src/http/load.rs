@@ -52,16 +52,14 @@ pub async fn load(address: SocketAddr, connections: usize, time: Duration) -> Re
 
 /// How long each request took that was asked between `begin` and `end`, and how many were asked before.
 async fn client(address: SocketAddr, begin: Instant, end: Instant) -> Result<(Vec<Duration>, usize)> {
-    let mut stream = TcpStream::connect(address).await.context("cannot connect")?;
-    stream.set_nodelay(true)?;
+    let mut stream = connect(address).await?;
     let (mut latencies, mut warming_up, mut buffer) = (Vec::new(), 0, Vec::with_capacity(4096));
     loop {
         let asked = Instant::now();
         if asked >= end {
             return Ok((latencies, warming_up));
         }
-        stream.write_all(REQUEST).await.context("cannot ask")?;
-        answered(&mut stream, &mut buffer).await?;
+        ask(&mut stream, &mut buffer).await?;
         if asked >= begin {
             latencies.push(asked.elapsed());
         } else {
@@ -78,16 +76,22 @@ async fn client(address: SocketAddr, begin: Instant, end: Instant) -> Result<(Ve
 pub async fn kept(address: SocketAddr, connections: usize) -> Result<Vec<TcpStream>> {
     let (mut kept, mut buffer) = (Vec::new(), Vec::with_capacity(4096));
     for _ in 0..connections {
-        let mut stream = TcpStream::connect(address).await.context("cannot connect")?;
-        stream.write_all(REQUEST).await.context("cannot ask")?;
-        answered(&mut stream, &mut buffer).await?;
+        let mut stream = connect(address).await?;
+        ask(&mut stream, &mut buffer).await?;
         kept.push(stream);
     }
     Ok(kept)
 }
 
-/// Reads one answer, whose end its length or its last chunk tells.
-async fn answered(stream: &mut TcpStream, buffer: &mut Vec<u8>) -> Result<()> {
+async fn connect(address: SocketAddr) -> Result<TcpStream> {
+    let stream = TcpStream::connect(address).await.context("cannot connect")?;
+    stream.set_nodelay(true)?;
+    Ok(stream)
+}
+
+/// Asks once, and reads the answer, whose end its length or its last chunk tells.
+async fn ask(stream: &mut TcpStream, buffer: &mut Vec<u8>) -> Result<()> {
+    stream.write_all(REQUEST).await.context("cannot ask")?;
     buffer.clear();
     while !is_whole(buffer)? {
         let read = stream.read_buf(buffer).await.context("cannot read an answer")?;

@@ -26,9 +26,9 @@ use crate::pod::Node;
 use crate::profile::{Part, Recording, Symbols};
 
 const USAGE: &str = "usage: kubewasi-bench-http SOCKET FOLDER LAYER OPTIONS [ONLY] | kubewasi-bench-http native\n\
-    SOCKET is containerd's, FOLDER takes snapshots and the plot http.svg, LAYER holds service02.wasm, service03.wasm, wasmtime and this program,\n\
-    OPTIONS is the wasi handler's options file; run it in a network namespace of its own. With ONLY no more is measured\n\
-    than the loads of servers whose names have that.";
+    SOCKET is containerd's, FOLDER takes snapshots and the plot http.svg, LAYER holds service02.wasm,\n\
+    service03.wasm, wasmtime and this program, OPTIONS is the wasi handler's options file; run it in a network\n\
+    namespace of its own. With ONLY no more is measured than the loads of servers whose names have that.";
 
 /// Every server's, one after the other.
 const ADDRESS: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 8080);
