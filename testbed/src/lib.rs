@@ -1,5 +1,6 @@
 //! What tests and measurements share: a containerd of their own, images, and a look at the machine before and after.
 
+pub mod binary;
 pub mod daemon;
 pub mod hostile;
 pub mod image;

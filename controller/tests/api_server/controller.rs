@@ -3,6 +3,8 @@
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 
+use kubewasi_testbed::binary;
+
 use crate::control_plane::{ControlPlane, free_port};
 use crate::package;
 
@@ -89,7 +91,10 @@ pub async fn uninstall(control_plane: &ControlPlane, seconds: u32) -> Output {
 /// The controller's command, with the rights that the package gives it.
 async fn command(control_plane: &ControlPlane) -> Command {
     let token = package::token(&control_plane.client, "kubewasi-controller", None).await;
-    let mut command = Command::new(env!("CARGO_BIN_EXE_kubewasi-controller"));
+    let mut command = Command::new(binary::under_test(
+        "kubewasi-controller",
+        env!("CARGO_BIN_EXE_kubewasi-controller"),
+    ));
     command
         .env("KUBECONFIG", control_plane.kubeconfig("controller", &token))
         .env_remove("KUBEWASI_FAULT_AFTER")

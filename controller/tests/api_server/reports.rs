@@ -17,6 +17,7 @@ use kubewasi_controller::node::host::{Containerd, Host};
 use kubewasi_controller::node::journal::{Journal, Lock};
 use kubewasi_controller::node::layout::Layout;
 use kubewasi_controller::node::systemd::Unit;
+use kubewasi_testbed::binary;
 use serde_json::json;
 use tokio::task::JoinHandle;
 
@@ -186,10 +187,8 @@ async fn a_dry_run_is_refused_as_the_agent_is_and_reports_nothing() {
         // Its host is the root of its first process, and whatever runs this test may have a systemd.
         let mut run = Command::new("unshare");
         run.args(["--mount", "--pid", "--fork", "--mount-proc", "sh", "-c"]);
-        run.args([
-            "mount -t tmpfs run /run && exec \"$0\" \"$@\"",
-            env!("CARGO_BIN_EXE_kubewasi-node"),
-        ]);
+        run.args(["mount -t tmpfs run /run && exec \"$0\" \"$@\""]);
+        run.arg(binary::under_test("kubewasi-node", env!("CARGO_BIN_EXE_kubewasi-node")));
         run.args([
             "agent",
             "--dry-run",

@@ -10,6 +10,7 @@ use kubewasi_controller::node::host::{Containerd, Host};
 use kubewasi_controller::node::observe::{ObserveError, permissible};
 use kubewasi_controller::node::plan::Planned;
 use kubewasi_controller::node::transaction::Progress;
+use kubewasi_testbed::binary;
 use serde_json::json;
 
 use crate::containerd::{Node, Version};
@@ -124,7 +125,8 @@ fn the_program_tells_of_a_host_without_systemd_and_fails() {
     // Whatever runs this test may have one.
     let mut check = Command::new("unshare");
     check.args(["--mount", "sh", "-c", "mount -t tmpfs run /run && exec \"$0\" check"]);
-    let Output { status, stdout, stderr } = check.arg(env!("CARGO_BIN_EXE_kubewasi-node")).output().unwrap();
+    check.arg(binary::under_test("kubewasi-node", env!("CARGO_BIN_EXE_kubewasi-node")));
+    let Output { status, stdout, stderr } = check.output().unwrap();
     let (said, errors) = (String::from_utf8_lossy(&stdout), String::from_utf8_lossy(&stderr));
     assert_eq!(status.code(), Some(1), "{said}{errors}");
     assert!(

@@ -20,6 +20,7 @@ use kubewasi_controller::node::shim::{self, Staged};
 use kubewasi_controller::node::smoke;
 use kubewasi_controller::node::systemd::Unit;
 use kubewasi_controller::node::transaction::{self, Order, Progress, candidate_of};
+use kubewasi_testbed::binary;
 use kubewasi_testbed::daemon::Daemon;
 use kubewasi_testbed::machine::{self, Machine};
 pub use kubewasi_testbed::version::Version;
@@ -326,13 +327,11 @@ fn output(command: &mut Command) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// The shim: `KUBEWASI_SHIM`, or the one that was built beside this test.
+/// The shim under test; cargo builds the workspace's binaries into the parent of the directory of the tests.
 fn shim_under_test() -> PathBuf {
-    if let Some(path) = std::env::var_os("KUBEWASI_SHIM") {
-        return path.into();
-    }
     let test = std::env::current_exe().unwrap();
-    let shim = test.parent().and_then(Path::parent).unwrap().join(SHIM);
+    let built = test.parent().and_then(Path::parent).unwrap().join(SHIM);
+    let shim = binary::under_test(SHIM, built.to_str().unwrap());
     assert!(shim.exists(), "{} is missing: cargo build -p {SHIM}", shim.display());
     shim
 }

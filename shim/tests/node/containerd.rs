@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{PoisonError, RwLock};
 use std::time::Duration;
 
+use kubewasi_testbed::binary;
 use kubewasi_testbed::daemon::Daemon;
 pub use kubewasi_testbed::version::Version;
 use rustix::process::Signal;
@@ -18,7 +19,9 @@ use crate::image_builder::Image;
 use crate::machine::{self, Machine};
 
 /// The shim under test.
-pub const SHIM: &str = env!("CARGO_BIN_EXE_containerd-shim-wasi-v1");
+pub fn shim_under_test() -> PathBuf {
+    binary::under_test("containerd-shim-wasi-v1", env!("CARGO_BIN_EXE_containerd-shim-wasi-v1"))
+}
 
 /// A running containerd and what tests do with it.
 pub struct Node {
@@ -60,9 +63,9 @@ impl Node {
             with_cri: false,
         };
         fs::create_dir_all(node.shim().parent().unwrap()).unwrap();
-        if fs::hard_link(SHIM, node.shim()).is_err() {
+        if fs::hard_link(shim_under_test(), node.shim()).is_err() {
             // Another file system.
-            fs::copy(SHIM, node.shim()).unwrap();
+            fs::copy(shim_under_test(), node.shim()).unwrap();
         }
         node.configure("idle_timeout = 0");
         let before = Machine::look(&node.namespace);

@@ -16,7 +16,7 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use crate::command::{Running, eventually};
 use crate::container::{Run, root_folder, spec};
-use crate::containerd::{Node, SHIM};
+use crate::containerd::{Node, shim_under_test};
 use crate::control::Events;
 use crate::forks::cgroup;
 use crate::guests::Probe;
@@ -154,7 +154,7 @@ on_every_containerd! {
         let (old, pid) = node.run(&image).args(&["/probe.wasm", "idle"]).detach();
         let server = server::pid(node);
         let upgrade = node.folder.join("bin/upgrade");
-        fs::copy(SHIM, &upgrade).unwrap();
+        fs::copy(shim_under_test(), &upgrade).unwrap();
         fs::rename(&upgrade, node.shim()).unwrap();
         let (new, _) = node.run(&image).args(&["/probe.wasm", "idle"]).detach();
         let servers = server::pids_of(node, "serve");

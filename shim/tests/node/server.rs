@@ -7,7 +7,7 @@ use std::process::Command;
 use serde_json::Value;
 
 use crate::command::run;
-use crate::containerd::{Node, SHIM};
+use crate::containerd::{Node, shim_under_test};
 use crate::machine;
 
 /// The pids of processes that run `command` of the shim for this node: `serve`, `launch`.
@@ -37,7 +37,7 @@ pub fn pid(node: &Node) -> i32 {
 #[track_caller]
 pub fn status(node: &Node) -> Value {
     let server = pid(node);
-    let lines = run(Command::new(SHIM).arg("status")).ok().stdout;
+    let lines = run(Command::new(shim_under_test()).arg("status")).ok().stdout;
     lines
         .lines()
         .map(|line| serde_json::from_str::<Value>(line).unwrap())
