@@ -5,9 +5,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint unit api node test-cgroup2 critest e2e e2e-full bench soak release images tools rust
 
-CACHE := $(shell hack/cache-dir)
-export CARGO_TARGET_DIR ?= $(CACHE)/target
-export PATH := $(CACHE)/bin:$(PATH)
+export CARGO_TARGET_DIR := $(shell hack/target-dir)
 
 # What Debian 12 has of what is needed: to build, to run a node, to test one, here and elsewhere, to build the examples.
 BUILD := gcc libc6-dev musl-tools protobuf-compiler
@@ -54,7 +52,7 @@ node: rust ## Tests under private containerds 1.6, 1.7 and 2.4, as root; NODE_TE
 
 critest: rust ## CRI's conformance tests by runc and by us, on containerd 1.7 and 2.4, native images and wasm; as root
 	@hack/packages $(BUILD) $(NODE) $(TEST) $(CRI)
-	@hack/critest
+	@hack/run-critest
 
 test-cgroup2: rust ## Node tests under cgroup v2, systemd and AppArmor, in a virtual machine; NODE_TESTS=filters picks some
 	@hack/packages $(BUILD) $(VM) jq
@@ -89,7 +87,7 @@ images: ## Images of controller, node agent and shim for x86_64 and aarch64, as 
 
 tools: ## Build the containerd versions, crictl and the linters now, not when they are first needed
 	@hack/tools-for-node
-	@for tool in cargo-deny typos-cli cargo-machete; do hack/tool $$tool; done
+	@hack/tool cargo-deny typos-cli cargo-machete >/dev/null
 	@echo "tools: ok"
 
 rust: ; @hack/rust x86_64-unknown-linux-musl wasm32-wasip1 wasm32-wasip2

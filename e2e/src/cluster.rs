@@ -17,10 +17,10 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// Connects to the cluster of KUBECONFIG. `hack/kind up` makes one and prints the path.
+    /// Connects to the cluster of KUBECONFIG. `hack/kind-cluster up` makes one and prints the path.
     pub async fn connect() -> Result<Cluster> {
         let kubeconfig = env::var_os("KUBECONFIG")
-            .context("KUBECONFIG is not set: `make e2e` sets it, and so does KUBECONFIG=$(hack/kind up)")?;
+            .context("KUBECONFIG is not set: `make e2e` sets it, and so does KUBECONFIG=$(hack/kind-cluster up)")?;
         let client = Client::try_default()
             .await
             .context("KUBECONFIG names no cluster that can be reached")?;

@@ -17,7 +17,7 @@ use crate::wait;
 /// What manifests write for the folder of the tests' images.
 const IMAGES: &str = "$IMAGES";
 
-/// Where those images are unless E2E_IMAGES says otherwise: the nodes of `hack/kind` have them under this name.
+/// Where those images are unless E2E_IMAGES says otherwise: the nodes of `hack/kind-cluster` have them under this name.
 const LOCAL_IMAGES: &str = "localhost/kubewasi";
 
 /// A scenario's own namespace.

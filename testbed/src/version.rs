@@ -18,8 +18,8 @@ impl Version {
     pub fn folder(self) -> PathBuf {
         match self {
             Version::V1_6 => PathBuf::from("/usr/bin"),
-            Version::V1_7 => hack("containerd", &["1.7.35"]),
-            Version::V2_4 => hack("containerd", &["2.4.2"]),
+            Version::V1_7 => hack("build-containerd", &["1.7.35"]),
+            Version::V2_4 => hack("build-containerd", &["2.4.2"]),
         }
     }
 
