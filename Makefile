@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint unit api node test-cgroup2 critest e2e e2e-full bench soak release images tools rust
+.PHONY: help demo fresh test lint unit api node test-cgroup2 critest e2e e2e-full bench soak release images tools rust
 
 export CARGO_TARGET_DIR := $(shell hack/target-dir)
 
@@ -23,6 +23,9 @@ help: ## Say what the targets do
 demo: rust ## Run a Rust guest under a private containerd, and measure it beside runc
 	@hack/packages $(BUILD) $(NODE)
 	@hack/demo
+
+fresh: ## Demo and test in a bare Debian 12 root with rustup, Go and empty caches, as root; it takes most of an hour
+	@hack/fresh
 
 test: lint unit api node ## Lint, unit tests, API server tests and node tests: all that CI asks
 	@echo "test: ok, lint, unit, API server and node tests"
