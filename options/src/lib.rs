@@ -12,6 +12,7 @@ mod kind;
 mod parse;
 mod reference;
 mod table;
+mod world;
 
 pub use annotations::{AnnotationError, annotated};
 pub use cache_file::is_cache_file;
@@ -21,3 +22,4 @@ pub use kind::{Kind, ValueError};
 pub use parse::{OptionsError, parse};
 pub use reference::{markdown, reference, size};
 pub use table::{Entry, Guest, Options, Place, Scope, TABLE};
+pub use world::{NoChoice, WorldChoice};

@@ -87,7 +87,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::{Engine, Guest, Optimization, Scope};
+    use crate::{Engine, Guest, Optimization, Scope, WorldChoice};
 
     fn refused(toml: &str) -> String {
         parse(toml).unwrap_err().to_string()
@@ -103,7 +103,7 @@ mod tests {
         let options = parse(
             "scope = 'pod'\nlog = 'debug,ttrpc=info'\ncache_dir = '/c'\ncache_size = '100Mi'\ncompile_timeout = 5\n\
              compile_memory = 134217728\nidle_timeout = 0\nlauncher_max_forks = '7'\n\
-             launcher_max_age = 9\nrunc_binary = 'crun'\nrunc_no_pivot_root = true\n\
+             launcher_max_age = 9\nworld = 'command'\nrunc_binary = 'crun'\nrunc_no_pivot_root = true\n\
              runc_no_new_keyring = 'true'\nmemory_limit = '1Mi'\n\
              optimization = 'none'\nstack_size = '1Mi'\nwasm_gc = false\nwasm_exceptions = false\nwasm_threads = false\n\
              wasm_tail_call = false\nwasm_memory64 = false\nwasm_wide_arithmetic = true\n",
@@ -137,6 +137,7 @@ mod tests {
                 guest: Guest {
                     memory_limit: 1 << 20,
                     stack_size: 1 << 20,
+                    world: WorldChoice::Command,
                     ..Guest::default()
                 },
             }
@@ -176,7 +177,7 @@ mod tests {
         );
         assert_eq!(
             refused("compile_timeout = 9223372036854775807"),
-            "option compile_timeout: 9223372036854775807 is out of range, it must be 1 to 3600"
+            "option compile_timeout: 9223372036854775807 is out of range, it must be 1 to 86400"
         );
     }
 

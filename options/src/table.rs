@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::engine::{Engine, Optimization};
 use crate::http::Http;
 use crate::kind::{Kind, Value};
+use crate::world::WorldChoice;
 
 /// Which containers share one shim server.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -34,7 +35,7 @@ pub struct Options {
     pub cache_dir: PathBuf,
     /// The most bytes the artifact cache keeps.
     pub cache_size: u64,
-    /// The longest one compilation may run.
+    /// The most processor time that one compilation may use.
     pub compile_timeout: Duration,
     /// The most memory one compilation may use, in bytes.
     pub compile_memory: u64,
@@ -63,6 +64,8 @@ pub struct Guest {
     pub memory_limit: u64,
     /// The most stack that its calls may take, in bytes.
     pub stack_size: u64,
+    /// What it runs as where its component leaves the choice.
+    pub world: WorldChoice,
     /// What it reads by wasi:config; from annotations alone.
     pub config: BTreeMap<String, String>,
     /// How it serves HTTP.
@@ -145,10 +148,11 @@ pub const TABLE: &[Entry] = &[
     },
     Entry {
         key: "compile_timeout",
-        kind: Kind::Seconds { min: 1, max: 3600 },
-        default: "60",
+        kind: Kind::Seconds { min: 1, max: 86400 },
+        // The largest programs that toolchains make take a minute on one cpu of a server; small nodes are ten times as slow.
+        default: "600",
         place: Place::Handler,
-        doc: "The longest one compilation may run.",
+        doc: "The most processor time, of all its threads together, that one compilation may use.",
         set: |options, value| set_seconds(&mut options.compile_timeout, value),
     },
     Entry {
@@ -306,6 +310,20 @@ pub const TABLE: &[Entry] = &[
         place: Place::Pod,
         doc: "The most that a guest's linear memories may have together, beside the limit of its container.",
         set: |options, value| set_number(&mut options.guest.memory_limit, value),
+    },
+    Entry {
+        key: "world",
+        kind: Kind::Word(&["auto", "command", "service"]),
+        default: "auto",
+        place: Place::Pod,
+        doc: "What a component runs as when it exports both wasi:cli/run and a handler of wasi:http; auto: a service. A program that is not what is set here is refused.",
+        set: |options, value| {
+            if let Value::Text(word) = value
+                && let Ok(choice) = word.parse()
+            {
+                options.guest.world = choice;
+            }
+        },
     },
     Entry {
         key: "http_port",
@@ -473,6 +491,7 @@ impl Default for Options {
             guest: Guest {
                 memory_limit: 0,
                 stack_size: 0,
+                world: WorldChoice::default(),
                 config: BTreeMap::new(),
                 http: Http::default(),
             },
@@ -507,7 +526,7 @@ mod tests {
         assert_eq!(options.log, "info");
         assert_eq!(options.cache_dir, PathBuf::from("/var/lib/kubewasi/cache"));
         assert_eq!(options.cache_size, 2 << 30);
-        assert_eq!(options.compile_timeout, Duration::from_secs(60));
+        assert_eq!(options.compile_timeout, Duration::from_secs(600));
         assert_eq!(options.compile_memory, 1 << 30);
         assert_eq!(options.idle_timeout, Duration::from_secs(60));
         assert_eq!(options.launcher_max_forks, 10_000);

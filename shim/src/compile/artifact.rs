@@ -44,16 +44,16 @@ mod tests {
     use super::*;
     use crate::compile::{Profile, engine::engine, worker};
     use crate::image::memory;
-    use kubewasi_options::Engine as Options;
+    use kubewasi_options::{Engine as Options, WorldChoice};
     use std::io::Write;
 
     fn artifact(text: &str) -> (OwnedFd, World) {
         let wasm = wat::parse_str(text).expect("valid text");
-        let (bytes, world) = worker::compile(&wasm, &Options::default()).expect("compiled");
+        let (bytes, worlds) = worker::compile(&wasm, &Options::default(), WorldChoice::Auto).expect("compiled");
         let mut file = memory::file("artifact").expect("memfd");
         file.write_all(&bytes).expect("write");
         memory::seal(&file).expect("seal");
-        (file.into(), world)
+        (file.into(), worlds.world)
     }
 
     #[test]

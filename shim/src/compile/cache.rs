@@ -16,7 +16,7 @@ use std::time::{Duration, SystemTime};
 
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatVfsMountFlags, Timestamps};
 
-use super::World;
+use super::Worlds;
 use super::key::Key;
 use crate::image::{Digest, Identity};
 use crate::sys::mounts;
@@ -27,7 +27,8 @@ pub struct Index {
     /// In bytes.
     pub length: u64,
     pub sha256: Digest,
-    pub world: World,
+    #[serde(flatten)]
+    pub worlds: Worlds,
     /// The wasm it was compiled from.
     pub wasm: Digest,
     /// Whether the wasm came from an image, so that it goes when no image holds it.
@@ -64,7 +65,7 @@ pub struct Cache {
 #[derive(Clone, Copy)]
 struct Checked {
     identity: Identity,
-    world: World,
+    worlds: Worlds,
     noted: Option<SystemTime>,
 }
 
@@ -118,20 +119,20 @@ impl Cache {
     }
 
     /// The artifact of `key`, open for reading, when it is there and is what was stored.
-    pub fn get(&self, key: Key) -> Option<(File, World)> {
+    pub fn get(&self, key: Key) -> Option<(File, Worlds)> {
         let file = match self.open_artifact(key) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return None,
             Err(error) => return self.distrust(key, &error.to_string()),
         };
         match self.check(key, &file) {
-            Ok(world) => Some((file, world)),
+            Ok(worlds) => Some((file, worlds)),
             Err(reason) => self.distrust(key, &reason),
         }
     }
 
     /// Stores what `content` holds, and answers it from the cache, open for reading only.
-    pub fn put(&self, key: Key, content: &File, world: World, wasm: Digest, from_image: bool) -> io::Result<File> {
+    pub fn put(&self, key: Key, content: &File, worlds: Worlds, wasm: Digest, from_image: bool) -> io::Result<File> {
         let temporary = self.temporary();
         let stored = (|| {
             let mut file = create(&temporary)?;
@@ -142,7 +143,7 @@ impl Cache {
             let index = Index {
                 length,
                 sha256,
-                world,
+                worlds,
                 wasm,
                 from_image,
             };
@@ -186,7 +187,7 @@ impl Cache {
     }
 
     /// Whether `file` is what was stored under `key`: the reason when not.
-    fn check(&self, key: Key, file: &File) -> Result<World, String> {
+    fn check(&self, key: Key, file: &File) -> Result<Worlds, String> {
         let told = |error: io::Error| error.to_string();
         let stat = rustix::fs::fstat(file).map_err(|errno| told(errno.into()))?;
         if !is_own_file(stat.st_uid, stat.st_mode, own_user()) {
@@ -204,7 +205,7 @@ impl Cache {
             .filter(|known| known.identity == identity);
         if let Some(known) = known {
             self.note_use(key, known);
-            return Ok(known.world);
+            return Ok(known.worlds);
         }
         let index = read_index(&self.index(key)).map_err(|error| format!("its index: {error}"))?;
         if index.length != identity.size {
@@ -218,11 +219,11 @@ impl Cache {
             key,
             Checked {
                 identity,
-                world: index.world,
+                worlds: index.worlds,
                 noted: None,
             },
         );
-        Ok(index.world)
+        Ok(index.worlds)
     }
 
     /// Remembers a checked artifact, and tells the other servers of this folder through the index file's time that it

@@ -1,4 +1,7 @@
-//! The server's side of a compile worker: starts it, waits within a limit, and says how it ended.
+//! The server's side of a compile worker: starts it, waits for it, and says how it ended.
+//!
+//! How much it may compute is the kernel's to watch (RLIMIT_CPU): a busy or slow node takes longer for the same work. The
+//! clock on the wall is looked at only for a worker that does not compute at all.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -6,23 +9,27 @@ use std::os::fd::OwnedFd;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::PathBuf;
 use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use kubewasi_options::Engine as Options;
+use kubewasi_options::{Engine as Options, WorldChoice};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
-use super::World;
+use super::Worlds;
 use super::confine::Confine;
 use super::worker::{EXHAUSTED, Job, Outcome};
 use crate::image::memory;
+use crate::sys::stat::Stat;
 
 /// Starts compile workers.
 #[derive(Clone, Debug)]
 pub struct Driver {
     /// This program; /proc/self/exe is right even after an upgrade replaced its file.
     pub program: PathBuf,
+    /// The most processor time; whole seconds.
     pub timeout: Duration,
+    /// How often the worker's processor time is looked at.
+    pub look: Duration,
     /// In bytes.
     pub memory: u64,
     pub engine: Options,
@@ -35,11 +42,13 @@ pub struct Driver {
 pub enum WorkerError {
     #[error("{0}")]
     Rejected(String),
-    #[error("compiling took longer than {} s: raise the option compile_timeout", .0.as_secs())]
-    Timeout(Duration),
+    #[error("compiling takes more than {} s of processor time: raise the option compile_timeout", .0.as_secs())]
+    ProcessorTime(Duration),
+    #[error("the compile worker used no processor time for {} s and was ended", .0.as_secs())]
+    Stalled(Duration),
     #[error("compiling needs more than {} MiB of memory: raise the option compile_memory", .0 >> 20)]
     Memory(u64),
-    #[error("the compiler died by signal {0}{hint}", hint = if *.0 == libc::SIGKILL { " (is the node short of memory?)" } else { "" })]
+    #[error("the compile worker was killed by signal {0}{hint}", hint = if *.0 == libc::SIGKILL { " (is the node short of memory?)" } else { "" })]
     Signal(i32),
     #[error("the compile worker failed: {0}")]
     Broken(String),
@@ -49,6 +58,11 @@ pub enum WorkerError {
     Start(#[source] io::Error),
 }
 
+/// How often a worker is looked at, and how often in a row it may be found without progress. The first of the two alone is
+/// no measure: a server that was frozen or stopped has not looked.
+pub const LOOK: Duration = Duration::from_secs(30);
+const IDLE_LOOKS: u32 = 20;
+
 /// As many bytes of a worker's stderr are read: an outcome with the longest sensible message.
 const MOST_SAID: usize = 64 << 10;
 
@@ -56,18 +70,22 @@ const MOST_SAID: usize = 64 << 10;
 const MOST_THREADS: usize = 4;
 
 impl Driver {
-    /// Compiles `input` in a worker; the artifact comes in a sealed memfd. Blocks, and must be called on a thread that
-    /// lives as long as the call: the kernel ends the worker when that thread ends.
-    pub fn compile(&self, input: OwnedFd) -> Result<(File, World), WorkerError> {
+    /// Compiles `input` in a worker, whose pid `started` is given; the artifact comes in a sealed memfd. Blocks, and must
+    /// be called on a thread that lives as long as the call: the kernel ends the worker when that thread ends.
+    pub fn compile(
+        &self,
+        input: OwnedFd,
+        choice: WorldChoice,
+        started: impl FnOnce(u32),
+    ) -> Result<(File, Worlds), WorkerError> {
         let output = memory::file("artifact").map_err(WorkerError::Start)?;
         let threads = std::thread::available_parallelism()
             .map_or(1, usize::from)
             .min(MOST_THREADS);
-        // The wall clock strikes first unless the server is gone.
-        let seconds = (self.timeout.as_secs() + 1).saturating_mul(threads as u64) + 5;
         let job = Job {
             memory: self.memory,
-            seconds,
+            seconds: self.timeout.as_secs(),
+            choice,
             engine: self.engine,
         };
         let confine = if self.confined {
@@ -86,6 +104,7 @@ impl Driver {
             .stderr(Stdio::piped())
             .spawn()
             .map_err(WorkerError::Start)?;
+        started(child.id());
         // It waits for nothing: what it uses before it is moved is what any process uses to begin.
         let moved = confine.iter().try_for_each(|confine| confine.enter(child.id()));
         if moved.is_err() {
@@ -96,27 +115,27 @@ impl Driver {
         moved.map_err(WorkerError::Cgroup)?;
         let (status, said) = finished?;
         let Some(status) = status else {
-            return Err(WorkerError::Timeout(self.timeout));
+            return Err(WorkerError::Stalled(self.look * IDLE_LOOKS));
         };
         if status.signal() == Some(libc::SIGKILL) && confine.as_ref().is_some_and(Confine::ran_out) {
             return Err(WorkerError::Memory(self.memory));
         }
-        let world = self.verdict(status, &said)?;
+        let worlds = self.verdict(status, &said)?;
         memory::seal(&output).map_err(|error| WorkerError::Broken(error.to_string()))?;
-        Ok((output, world))
+        Ok((output, worlds))
     }
 
-    /// Waits until the worker is gone, and ends it when its time is up (`None`). Nothing of it is left afterwards.
+    /// Waits until the worker is gone, and ends it when it makes no progress (`None`). Nothing of it is left afterwards.
     fn finish(&self, child: &mut Child) -> io::Result<(Option<ExitStatus>, Vec<u8>)> {
-        let deadline = Instant::now() + self.timeout;
-        let wait = |child: &mut Child| -> io::Result<(bool, Vec<u8>)> {
+        let mut progress = Progress::new(child.id(), self.look);
+        let mut wait = |child: &mut Child| -> io::Result<(bool, Vec<u8>)> {
             let pid = Pid::from_child(child);
             let pidfd = pidfd_open(pid, PidfdFlags::empty())?;
             let said = match child.stderr.take() {
-                Some(stderr) => read_until(stderr, deadline)?,
+                Some(stderr) => read_all(stderr, &mut progress)?,
                 None => Vec::new(),
             };
-            Ok((readable(&pidfd, deadline)?, said))
+            Ok((progress.readable(&pidfd)?, said))
         };
         let (ended, said) = match wait(child) {
             Ok((ended, said)) => (ended, Ok(said)),
@@ -129,15 +148,17 @@ impl Driver {
         Ok((ended.then_some(status), said?))
     }
 
-    fn verdict(&self, status: ExitStatus, said: &[u8]) -> Result<World, WorkerError> {
-        if let Some(signal) = status.signal() {
-            return Err(WorkerError::Signal(signal));
+    fn verdict(&self, status: ExitStatus, said: &[u8]) -> Result<Worlds, WorkerError> {
+        match status.signal() {
+            Some(libc::SIGXCPU) => return Err(WorkerError::ProcessorTime(self.timeout)),
+            Some(signal) => return Err(WorkerError::Signal(signal)),
+            None => {}
         }
         if status.code() == Some(EXHAUSTED) {
             return Err(WorkerError::Memory(self.memory));
         }
         match serde_json::from_slice(said) {
-            Ok(Outcome::Compiled { world, .. }) if status.success() => Ok(world),
+            Ok(Outcome::Compiled { worlds, .. }) if status.success() => Ok(worlds),
             Ok(Outcome::Rejected { message }) => Err(WorkerError::Rejected(message)),
             Ok(Outcome::Broken { message }) => Err(WorkerError::Broken(message)),
             _ => Err(WorkerError::Broken(format!(
@@ -148,10 +169,52 @@ impl Driver {
     }
 }
 
-/// Reads until the end or the deadline, keeping at most [`MOST_SAID`] bytes.
-fn read_until(mut stderr: ChildStderr, deadline: Instant) -> io::Result<Vec<u8>> {
+/// Whether a worker computes.
+struct Progress {
+    pid: u32,
+    look: Duration,
+    used: Option<Duration>,
+    idle_looks: u32,
+}
+
+impl Progress {
+    fn new(pid: u32, look: Duration) -> Progress {
+        Progress {
+            pid,
+            look,
+            used: None,
+            idle_looks: 0,
+        }
+    }
+
+    /// Whether `fd` became readable, or its other end went away, before the worker was found idle too often.
+    fn readable(&mut self, fd: impl std::os::fd::AsFd) -> io::Result<bool> {
+        let look = Timespec {
+            tv_sec: self.look.as_secs() as i64,
+            tv_nsec: i64::from(self.look.subsec_nanos()),
+        };
+        while self.idle_looks < IDLE_LOOKS {
+            match poll(&mut [PollFd::new(&fd, PollFlags::IN)], Some(&look)) {
+                Ok(0) => self.look(),
+                Ok(_) => return Ok(true),
+                Err(rustix::io::Errno::INTR) => {}
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+        Ok(false)
+    }
+
+    fn look(&mut self) {
+        let used = Stat::of(self.pid).ok().and_then(|stat| stat.processor_time());
+        self.idle_looks = if used == self.used { self.idle_looks + 1 } else { 0 };
+        self.used = used;
+    }
+}
+
+/// Reads until the end, or until the worker makes no progress, keeping at most [`MOST_SAID`] bytes.
+fn read_all(mut stderr: ChildStderr, progress: &mut Progress) -> io::Result<Vec<u8>> {
     let (mut said, mut buffer) = (Vec::new(), [0; 4096]);
-    while readable(&stderr, deadline)? {
+    while progress.readable(&stderr)? {
         match stderr.read(&mut buffer)? {
             0 => break,
             count => said.extend_from_slice(&buffer[..count.min(MOST_SAID - said.len())]),
@@ -160,25 +223,10 @@ fn read_until(mut stderr: ChildStderr, deadline: Instant) -> io::Result<Vec<u8>>
     Ok(said)
 }
 
-/// Whether `fd` became readable, or its other end went away, before the deadline.
-fn readable(fd: impl std::os::fd::AsFd, deadline: Instant) -> io::Result<bool> {
-    loop {
-        let left = deadline.saturating_duration_since(Instant::now());
-        let left = Timespec {
-            tv_sec: left.as_secs() as i64,
-            tv_nsec: i64::from(left.subsec_nanos()),
-        };
-        match poll(&mut [PollFd::new(&fd, PollFlags::IN)], Some(&left)) {
-            Ok(count) => return Ok(count > 0),
-            Err(rustix::io::Errno::INTR) => {}
-            Err(errno) => return Err(errno.into()),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::compile::World;
     use std::os::unix::fs::PermissionsExt;
 
     /// A driver whose worker is a script: how workers end is what is tested here, not what they compile.
@@ -188,24 +236,26 @@ mod tests {
         std::fs::set_permissions(&program, PermissionsExt::from_mode(0o755)).expect("chmod");
         Driver {
             program,
-            timeout: Duration::from_millis(400),
+            timeout: Duration::from_secs(3),
+            look: Duration::from_millis(50),
             memory: 64 << 20,
             engine: Options::default(),
             confined: false,
         }
     }
 
-    fn run(script: &str) -> Result<(File, World), WorkerError> {
+    const COMPILED: &str = r#"printf artifact; printf '{"compiled":{"worlds":{"world":"Module"},"length":8}}' >&2"#;
+
+    fn run(script: &str) -> Result<(File, Worlds), WorkerError> {
         let folder = tempfile::tempdir().expect("temp folder");
         let input = memory::file("input").expect("memfd");
-        driver(&folder, script).compile(input.into())
+        driver(&folder, script).compile(input.into(), WorldChoice::Auto, |_| ())
     }
 
     #[test]
     fn a_finished_worker_gives_its_output_and_world() {
-        let (mut output, world) =
-            run(r#"printf artifact; printf '{"compiled":{"world":"Module","length":8}}' >&2"#).expect("compiled");
-        assert_eq!(world, World::Module);
+        let (mut output, worlds) = run(COMPILED).expect("compiled");
+        assert_eq!(worlds.world, World::Module);
         use std::io::{Seek, SeekFrom, Write};
         output.seek(SeekFrom::Start(0)).expect("seek");
         let mut text = String::new();
@@ -215,14 +265,37 @@ mod tests {
     }
 
     #[test]
-    fn a_worker_that_takes_too_long_is_ended() {
-        let begun = Instant::now();
-        let error = run("exec sleep 30").expect_err("too long");
-        assert!(matches!(error, WorkerError::Timeout(_)), "{error}");
-        assert!(error.to_string().contains("compile_timeout"), "{error}");
+    fn a_worker_that_does_not_compute_is_ended() {
+        let error = run("exec sleep 30").expect_err("stalled");
+        assert!(matches!(error, WorkerError::Stalled(_)), "{error}");
         // Also one that closed its stderr.
-        assert!(matches!(run("exec sleep 30 2>&-"), Err(WorkerError::Timeout(_))));
-        assert!(begun.elapsed() < Duration::from_secs(10));
+        assert!(matches!(run("exec sleep 30 2>&-"), Err(WorkerError::Stalled(_))));
+    }
+
+    #[test]
+    fn a_worker_that_computes_is_waited_for() {
+        // Longer than an idle one is.
+        let script = "i=0; while [ $i -lt 3000000 ]; do i=$((i+1)); done";
+        run(&format!("{script}; {COMPILED}")).expect("compiled");
+    }
+
+    #[test]
+    fn the_kernels_signal_for_the_processor_time_names_limit_and_option() {
+        let error = run("kill -XCPU $$").expect_err("too long").to_string();
+        assert_eq!(
+            error,
+            "compiling takes more than 3 s of processor time: raise the option compile_timeout"
+        );
+    }
+
+    #[test]
+    fn who_starts_a_worker_learns_its_pid() {
+        let folder = tempfile::tempdir().expect("temp folder");
+        let input = memory::file("input").expect("memfd");
+        let mut pid = 0;
+        let said = driver(&folder, "printf %s $$ >&2; exit 3").compile(input.into(), WorldChoice::Auto, |it| pid = it);
+        let said = said.expect_err("no outcome").to_string();
+        assert!(pid > 0 && said.ends_with(&format!(": {pid}")), "{pid}: {said}");
     }
 
     #[test]
@@ -241,7 +314,7 @@ mod tests {
 
     #[test]
     fn a_claim_of_success_with_a_failing_exit_code_is_not_believed() {
-        let lie = run(r#"printf '{"compiled":{"world":"Module","length":8}}' >&2; exit 1"#);
+        let lie = run(&format!("{COMPILED}; exit 1"));
         assert!(matches!(lie, Err(WorkerError::Broken(_))));
     }
 
@@ -250,11 +323,13 @@ mod tests {
         let driver = Driver {
             program: "/no/such/program".into(),
             timeout: Duration::from_secs(1),
+            look: LOOK,
             memory: 1 << 20,
             engine: Options::default(),
             confined: false,
         };
         let input = memory::file("input").expect("memfd");
-        assert!(matches!(driver.compile(input.into()), Err(WorkerError::Start(_))));
+        let started = driver.compile(input.into(), WorldChoice::Auto, |_| ());
+        assert!(matches!(started, Err(WorkerError::Start(_))));
     }
 }

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use kubewasi_options::WorldChoice;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until, timeout};
 
@@ -21,8 +22,9 @@ const ONE_IMAGE: Duration = Duration::from_secs(60);
 const ALL_IMAGES: Duration = Duration::from_secs(600);
 
 /// Follows containerd's image events for as long as the server lives. Only wasm layers are compiled ahead: a file in a
-/// tar layer cannot be told to be an entry point before a container names it.
-pub async fn keep(images: Arc<Images>, artifacts: Arc<Artifacts>) {
+/// tar layer cannot be told to be an entry point before a container names it. `choice` is what containers run that do not
+/// choose.
+pub async fn keep(images: Arc<Images>, artifacts: Arc<Artifacts>, choice: WorldChoice) {
     let (sender, mut changes) = mpsc::channel(WAITING);
     let watching = images.watch(sender);
     let acting = async {
@@ -30,7 +32,7 @@ pub async fn keep(images: Arc<Images>, artifacts: Arc<Artifacts>) {
         loop {
             tokio::select! {
                 change = changes.recv() => match change {
-                    Some(Change::Arrived { namespace, name }) => arrived(&images, &artifacts, &namespace, &name).await,
+                    Some(Change::Arrived { namespace, name }) => arrived(&images, &artifacts, choice, &namespace, &name).await,
                     // Several removals are one sweep, after the last.
                     Some(Change::Removed { .. }) => sweep_at = Some(Instant::now() + AFTER_REMOVAL),
                     None => return,
@@ -45,14 +47,14 @@ pub async fn keep(images: Arc<Images>, artifacts: Arc<Artifacts>) {
     tokio::join!(watching, acting);
 }
 
-async fn arrived(images: &Images, artifacts: &Artifacts, namespace: &str, image: &str) {
+async fn arrived(images: &Arc<Images>, artifacts: &Arc<Artifacts>, choice: WorldChoice, namespace: &str, image: &str) {
     let layers = match timeout(ONE_IMAGE, images.wasm_of(namespace, image)).await {
         Err(_) => return tracing::debug!(namespace, image, "an image that arrived could not be read in time"),
         Ok(Ok(layers)) => layers,
         Ok(Err(error)) => return tracing::debug!(namespace, image, %error, "an image that arrived could not be read"),
     };
     for wasm in layers {
-        match artifacts.get(images, &wasm).await {
+        match artifacts.get(images, &wasm, choice, None).await {
             Ok(artifact) => {
                 tracing::info!(
                     namespace,

@@ -1,11 +1,11 @@
-//! What an artifact is for, in one name: the wasm and the engines (pure).
+//! What an artifact is for, in one name: the wasm, the engines and the choice of its world (pure).
 //!
 //! Which of the two engines an artifact is compiled for, only its world says, which is not known before it is compiled.
 
 use std::fmt;
 use std::hash::{Hash, Hasher};
 
-use kubewasi_options::Engine as Options;
+use kubewasi_options::{Engine as Options, WorldChoice};
 use sha2::{Digest as _, Sha256};
 use wasmtime::Engine;
 
@@ -47,9 +47,12 @@ impl Compatibility {
         Compatibility(hasher.0.finalize().into())
     }
 
-    /// The key of `wasm`'s artifact.
-    pub fn key(&self, wasm: &Digest) -> Key {
-        let hasher = Sha256::new_with_prefix(self.0).chain_update(wasm.0);
+    /// The key of `wasm`'s artifact, compiled for the world that is chosen.
+    pub fn key(&self, wasm: &Digest, choice: WorldChoice) -> Key {
+        let mut hasher = Sha256::new_with_prefix(self.0).chain_update(wasm.0);
+        if choice != WorldChoice::Auto {
+            hasher.update(choice.as_str());
+        }
         Key(Digest(hasher.finalize().into()))
     }
 }
@@ -70,19 +73,31 @@ impl Hasher for Feed {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use WorldChoice::{Auto, Command, Service};
 
     #[test]
     fn equal_engines_give_equal_keys_and_each_part_changes_them() {
         let [own, again] = [(); 2].map(|()| Compatibility::own(&Options::default()).expect("engines"));
         let (a, b) = (Digest::of(b"a"), Digest::of(b"b"));
-        assert_eq!(own.key(&a), again.key(&a));
-        assert_ne!(own.key(&a), own.key(&b));
-        assert_eq!(own.key(&a).to_string().len(), 64);
+        assert_eq!(own.key(&a, Auto), again.key(&a, Auto));
+        assert_ne!(own.key(&a, Auto), own.key(&b, Auto));
+        assert_eq!(own.key(&a, Auto).to_string().len(), 64);
+    }
+
+    #[test]
+    fn another_choice_of_the_world_is_another_key() {
+        let own = Compatibility::own(&Options::default()).expect("engines");
+        let [auto, command, service] = [Auto, Command, Service].map(|choice| own.key(&Digest::of(b"a"), choice));
+        assert!(auto != command && command != service && service != auto);
     }
 
     #[test]
     fn another_option_of_the_engine_is_another_key() {
-        let key = |options: Options| Compatibility::own(&options).expect("engines").key(&Digest::of(b"a"));
+        let key = |options: Options| {
+            Compatibility::own(&options)
+                .expect("engines")
+                .key(&Digest::of(b"a"), Auto)
+        };
         let default = Options::default();
         let optimization = kubewasi_options::Optimization::None;
         assert_ne!(
@@ -107,7 +122,7 @@ mod tests {
         let mut config = wasmtime::Config::new();
         config.consume_fuel(true);
         let fuel = Engine::new(&config).expect("engine");
-        let key = |engines| Compatibility::of(engines).key(&Digest::of(b"a"));
+        let key = |engines| Compatibility::of(engines).key(&Digest::of(b"a"), Auto);
         assert_ne!(key([&default, &default]), key([&fuel, &default]));
         assert_ne!(key([&default, &default]), key([&default, &fuel]));
     }

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! Artifacts ──> key ──> cache (found: open, check once)
-//!     └─ one flight a key ──> driver ══ stdin, stdout, stderr ══> worker (confined: world, engine)
+//!     └─ one flight a key, a task of its own ──> driver ══ stdin, stdout, stderr ══> worker (confined: world, engine)
 //! guest ──> artifact (maps it)
 //! ```
 
@@ -12,12 +12,13 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use kubewasi_options::WorldChoice;
 use prometheus_client::metrics::histogram::Histogram;
-use tokio::sync::{OnceCell, Semaphore};
+use tokio::sync::{Semaphore, watch};
 
 use crate::image::{Digest, Images, Source, Wasm};
 
@@ -26,6 +27,7 @@ mod cache;
 pub mod confine;
 mod driver;
 pub mod engine;
+mod flight;
 pub mod keeper;
 mod key;
 pub mod worker;
@@ -33,6 +35,7 @@ mod world;
 
 use cache::Cache;
 use driver::{Driver, WorkerError};
+use flight::{Flight, NoResult, Waiting};
 use key::{Compatibility, Key};
 
 /// The engine settings an artifact is compiled for, by its world.
@@ -69,12 +72,22 @@ impl World {
     }
 }
 
+/// What a wasm binary runs as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Worlds {
+    /// The one that it is compiled for.
+    pub world: World,
+    /// The one that it exports too and that was not chosen: a component may be a command and a service.
+    #[serde(default)]
+    pub other: Option<World>,
+}
+
 /// A compiled module or component, safe to map: verified once by this server.
 #[derive(Clone, Debug)]
 pub struct Artifact {
     /// The file, open for reading.
     pub file: Arc<OwnedFd>,
-    pub world: World,
+    pub worlds: Worlds,
     /// It was there already, or another caller was compiling it.
     pub cached: bool,
 }
@@ -86,7 +99,7 @@ pub struct Settings {
     pub folder: PathBuf,
     /// The most bytes the cache keeps.
     pub size: u64,
-    /// The longest one compilation may run.
+    /// The most processor time one compilation may use; whole seconds.
     pub timeout: Duration,
     /// The most memory one compilation may use, in bytes.
     pub memory: u64,
@@ -112,15 +125,13 @@ pub struct Artifacts {
     /// `None` while the folder cannot be used; tried again at the next artifact.
     cache: Mutex<Option<Arc<Cache>>>,
     /// The keys being compiled now.
-    flights: Mutex<HashMap<Key, Arc<Flight>>>,
+    flights: watch::Sender<HashMap<Key, Waiting>>,
     /// So many workers run at once.
     workers: Arc<Semaphore>,
     counters: Arc<Tally>,
     /// What each compilation took.
     seconds: Histogram,
 }
-
-type Flight = OnceCell<Result<Artifact, CompileError>>;
 
 #[derive(Default)]
 struct Tally {
@@ -145,14 +156,27 @@ pub enum CompileError {
         name: String,
         source: Arc<crate::image::ImageError>,
     },
+    /// The caller's time is up, the compilation's is not.
+    #[error(
+        "{name} is still being compiled: {} s of processor time so far, of at most {} s (option compile_timeout); compiling continues, try again",
+        .used.as_secs(), .limit.as_secs()
+    )]
+    Unfinished {
+        name: String,
+        used: Duration,
+        limit: Duration,
+    },
+    /// As `Unfinished`, before a worker has started.
+    #[error("{name} waits to be compiled, as do other programs of this node; it keeps its place, try again")]
+    Queued { name: String },
     #[error("the wasm engine cannot be configured: {message}")]
     Engine { message: String },
     #[error("compiling {name} failed: {message}")]
     Internal { name: String, message: String },
 }
 
-/// From a small module to the longest that `compile_timeout` allows by default, in seconds.
-const SECONDS: [f64; 11] = [0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0];
+/// From a small module to a large one on a busy node, in seconds.
+const SECONDS: [f64; 12] = [0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0, 600.0];
 
 /// Two compilations at once: a burst of new images waits rather than taking the node's memory.
 const WORKERS: usize = 2;
@@ -176,6 +200,7 @@ impl Artifacts {
             driver: Driver {
                 program,
                 timeout: settings.timeout,
+                look: driver::LOOK,
                 memory: settings.memory,
                 engine: settings.engine,
                 confined: false,
@@ -183,7 +208,7 @@ impl Artifacts {
             compatibility,
             settings,
             cache: Mutex::default(),
-            flights: Mutex::default(),
+            flights: watch::Sender::new(HashMap::new()),
             workers: Arc::new(Semaphore::new(WORKERS)),
             counters: Arc::default(),
             seconds: Histogram::new(SECONDS),
@@ -192,38 +217,85 @@ impl Artifacts {
         Ok(artifacts)
     }
 
-    /// The artifact of `wasm`, from the cache or compiled now; two callers for one key compile once, and get the same
-    /// error when that fails.
-    pub async fn get(&self, images: &Images, wasm: &Wasm) -> Result<Artifact, CompileError> {
-        let key = self.compatibility.key(&wasm.digest);
-        let flight = self
-            .flights
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .entry(key)
-            .or_default()
-            .clone();
-        let first = AtomicBool::new(false);
-        let result = flight
-            .get_or_init(|| {
-                first.store(true, Ordering::Relaxed);
-                self.find_or_compile(images, wasm, key)
-            })
-            .await
-            .clone();
-        let mut flights = self.flights.lock().unwrap_or_else(PoisonError::into_inner);
-        if flights.get(&key).is_some_and(|current| Arc::ptr_eq(current, &flight)) {
-            flights.remove(&key);
+    /// The artifact of `wasm` as `choice` has it run, from the cache or compiled now. Callers for one key compile once
+    /// and get the same result, the same error when that fails. Compiling is nobody's own: it goes on to its end when the
+    /// caller goes away or does not wait so long, and the next one finds it.
+    ///
+    /// # Errors
+    ///
+    /// [`CompileError::Unfinished`] or [`CompileError::Queued`] at the deadline; `None` waits for as long as it takes.
+    pub async fn get(
+        self: &Arc<Self>,
+        images: &Arc<Images>,
+        wasm: &Wasm,
+        choice: WorldChoice,
+        deadline: Option<Instant>,
+    ) -> Result<Artifact, CompileError> {
+        let key = self.compatibility.key(&wasm.digest, choice);
+        let (flight, mut waiting) = flight::begin();
+        let mut first = false;
+        self.flights.send_if_modified(|flights| {
+            match flights.get(&key) {
+                Some(present) => waiting = present.clone(),
+                None => first = flights.insert(key, waiting.clone()).is_none(),
+            }
+            first
+        });
+        if first {
+            self.take_off(images, wasm, choice, key, flight);
         }
-        drop(flights);
+        let name = || wasm.name.clone();
+        let result = waiting.result(deadline).await.map_err(|error| match error {
+            NoResult::Queued => CompileError::Queued { name: name() },
+            NoResult::Compiling(used) => CompileError::Unfinished {
+                name: name(),
+                used,
+                limit: self.settings.timeout,
+            },
+            NoResult::Gone => CompileError::Internal {
+                name: name(),
+                message: "the server is ending".to_owned(),
+            },
+        })?;
         let artifact = result.map(|artifact| Artifact {
-            cached: artifact.cached || !first.load(Ordering::Relaxed),
+            cached: artifact.cached || !first,
             ..artifact
         })?;
         if artifact.cached {
             self.counters.hits.fetch_add(1, Ordering::Relaxed);
         }
         Ok(artifact)
+    }
+
+    /// Finds or compiles on a task of its own.
+    fn take_off(self: &Arc<Self>, images: &Arc<Images>, wasm: &Wasm, choice: WorldChoice, key: Key, flight: Flight) {
+        let (artifacts, images, wasm) = (self.clone(), images.clone(), wasm.clone());
+        let flight = Arc::new(flight);
+        tokio::spawn(async move {
+            let name = wasm.name.clone();
+            let work = {
+                let (artifacts, flight) = (artifacts.clone(), flight.clone());
+                // In a task within, so that a panic ends the flight too.
+                tokio::spawn(async move { artifacts.find_or_compile(&images, &wasm, choice, key, &flight).await })
+            };
+            let result = work.await.unwrap_or_else(|panic| {
+                Err(CompileError::Internal {
+                    name,
+                    message: panic.to_string(),
+                })
+            });
+            // Whoever comes from now on looks into the cache.
+            artifacts.flights.send_modify(|flights| {
+                flights.remove(&key);
+            });
+            flight.land(result);
+        });
+    }
+
+    /// Resolves when nothing is being compiled.
+    pub async fn idle(&self) {
+        // The sender is ours, so it outlives the wait.
+        let _ = self.flights.subscribe().wait_for(HashMap::is_empty).await;
     }
 
     /// Removes the artifacts of images whose wasm is not in `live`; answers how many.
@@ -250,24 +322,31 @@ impl Artifacts {
         self.seconds.clone()
     }
 
-    async fn find_or_compile(&self, images: &Images, wasm: &Wasm, key: Key) -> Result<Artifact, CompileError> {
+    async fn find_or_compile(
+        &self,
+        images: &Images,
+        wasm: &Wasm,
+        choice: WorldChoice,
+        key: Key,
+        flight: &Arc<Flight>,
+    ) -> Result<Artifact, CompileError> {
         let name = || wasm.name.clone();
         let internal = |error: &dyn std::fmt::Display| CompileError::Internal {
             name: name(),
             message: error.to_string(),
         };
         let cache = self.cache();
-        let artifact = move |file: File, world, cached| Artifact {
+        let artifact = move |file: File, worlds, cached| Artifact {
             file: Arc::new(file.into()),
-            world,
+            worlds,
             cached,
         };
         if let Some(cache) = cache.clone() {
             let found = tokio::task::spawn_blocking(move || cache.get(key))
                 .await
                 .map_err(|error| internal(&error))?;
-            if let Some((file, world)) = found {
-                return Ok(artifact(file, world, true));
+            if let Some((file, worlds)) = found {
+                return Ok(artifact(file, worlds, true));
             }
         }
         let compiled = async {
@@ -285,17 +364,17 @@ impl Artifacts {
             })?;
             let input = begins_as_wasm(input, &wasm.name)?;
             let (driver, tally, digest) = (self.driver.clone(), self.counters.clone(), wasm.digest);
-            let seconds = self.seconds.clone();
+            let (seconds, flight) = (self.seconds.clone(), flight.clone());
             let from_image = !matches!(wasm.source, Source::Copy(_));
-            // On a thread of its own to the end, also when the caller goes away: the next one finds the artifact.
+            // On a thread that lives as long as the worker.
             tokio::task::spawn_blocking(move || {
                 let _permit = permit;
                 let begun = Instant::now();
-                let compiled = driver.compile(input);
+                let compiled = driver.compile(input, choice, |pid| flight.compiling(pid));
                 seconds.observe(begun.elapsed().as_secs_f64());
-                let (compiled, world) = compiled?;
+                let (compiled, worlds) = compiled?;
                 tally.compiled.fetch_add(1, Ordering::Relaxed);
-                let kept = cache.map(|cache| cache.put(key, &compiled, world, digest, from_image));
+                let kept = cache.map(|cache| cache.put(key, &compiled, worlds, digest, from_image));
                 let file = match kept {
                     Some(Ok(file)) => file,
                     Some(Err(error)) => {
@@ -308,7 +387,7 @@ impl Artifacts {
                         compiled
                     }
                 };
-                Ok(artifact(file, world, false))
+                Ok(artifact(file, worlds, false))
             })
             .await
             .map_err(|error| internal(&error))?

@@ -11,11 +11,13 @@ use crate::image::memory;
 
 struct Node {
     folder: tempfile::TempDir,
-    images: Images,
-    artifacts: Artifacts,
+    images: Arc<Images>,
+    artifacts: Arc<Artifacts>,
 }
 
-const COMPILED: &str = r#"printf artifact; printf '{"compiled":{"world":"Module","length":8}}' >&2"#;
+const COMPILED: &str = r#"printf artifact; printf '{"compiled":{"worlds":{"world":"Module"},"length":8}}' >&2"#;
+/// A worker that waits until it is released: the folder of its program has the file then.
+const HELD: &str = r#"while [ ! -e "${0%/*}/released" ]; do sleep 0.02; done"#;
 const REJECTED: &str = r#"printf '{"rejected":{"message":"type mismatch"}}' >&2; exit 1"#;
 
 impl Node {
@@ -28,13 +30,13 @@ impl Node {
         fs::set_permissions(&program, PermissionsExt::from_mode(0o755)).expect("chmod");
         let artifacts = Node::open(folder.path());
         Node {
-            images: Images::new(folder.path().join("no-containerd.sock")),
+            images: Arc::new(Images::new(folder.path().join("no-containerd.sock"))),
             folder,
             artifacts,
         }
     }
 
-    fn open(folder: &Path) -> Artifacts {
+    fn open(folder: &Path) -> Arc<Artifacts> {
         let settings = Settings {
             folder: folder.join("cache"),
             size: 1 << 20,
@@ -42,12 +44,29 @@ impl Node {
             memory: 1 << 30,
             engine: kubewasi_options::Engine::default(),
         };
-        Artifacts::open_with(settings, folder.join("worker")).expect("artifacts")
+        Arc::new(Artifacts::open_with(settings, folder.join("worker")).expect("artifacts"))
     }
 
     async fn get(&self, wasm: &Wasm) -> Result<(String, bool), CompileError> {
-        let artifact = self.artifacts.get(&self.images, wasm).await?;
+        self.get_by(wasm, None).await
+    }
+
+    async fn get_by(&self, wasm: &Wasm, deadline: Option<Instant>) -> Result<(String, bool), CompileError> {
+        let choice = WorldChoice::Auto;
+        let artifact = self.artifacts.get(&self.images, wasm, choice, deadline).await?;
         Ok((content(&artifact), artifact.cached))
+    }
+
+    /// Lets the workers of a script with [`HELD`] go on.
+    fn release(&self) {
+        fs::write(self.folder.path().join("released"), "").expect("write");
+    }
+
+    /// Waits until so many workers have begun.
+    async fn until_runs(&self, runs: usize) {
+        while self.runs() < runs {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
     }
 
     fn runs(&self) -> usize {
@@ -158,23 +177,69 @@ async fn what_is_no_wasm_reaches_no_compiler() {
 }
 
 #[tokio::test]
-async fn a_caller_that_goes_away_leaves_the_artifact_to_the_next() {
-    let node = Node::new(COMPILED);
+async fn a_caller_that_goes_away_leaves_the_compilation_to_the_next() {
+    let node = Node::new(&format!("{HELD}; {COMPILED}"));
     let one = wasm(b"\0asm one");
-    let hurried = tokio::time::timeout(Duration::from_millis(50), node.get(&one)).await;
-    assert!(hurried.is_err(), "the worker takes longer");
-    let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
-    while node.artifacts.counters().compiled == 0 {
-        assert!(
-            tokio::time::Instant::now() < deadline,
-            "the compilation was dropped with its caller"
-        );
-        tokio::time::sleep(Duration::from_millis(10)).await;
+    for _ in 0..3 {
+        let hurried = tokio::time::timeout(Duration::from_millis(50), node.get(&one)).await;
+        assert!(hurried.is_err(), "the worker is held");
     }
-    // The count comes before the artifact is stored.
-    tokio::time::sleep(Duration::from_millis(200)).await;
-    assert_eq!(node.get(&one).await.expect("found"), kept());
+    node.until_runs(1).await;
+    let waiting = node.get(&one);
+    node.release();
+    assert_eq!(waiting.await.expect("compiled"), kept());
     assert_eq!(node.runs(), 1);
+}
+
+#[tokio::test]
+async fn a_caller_whose_time_is_up_hears_how_far_it_is_and_the_next_one_gets_the_artifact() {
+    let node = Node::new(&format!("{HELD}; {COMPILED}"));
+    let (one, two, three) = (wasm(b"\0asm one"), wasm(b"\0asm two"), wasm(b"\0asm three"));
+    let now = || Some(Instant::now());
+    // As many as may be compiled at the same time.
+    for wasm in [&one, &two] {
+        node.get_by(wasm, now()).await.expect_err("begun");
+    }
+    node.until_runs(2).await;
+    let unfinished = node.get_by(&one, now()).await.expect_err("held").to_string();
+    assert_eq!(
+        unfinished,
+        "/app.wasm is still being compiled: 0 s of processor time so far, of at most 20 s (option compile_timeout); compiling continues, try again"
+    );
+    let queued = node.get_by(&three, now()).await.expect_err("queued").to_string();
+    assert!(queued.starts_with("/app.wasm waits to be compiled"), "{queued}");
+    node.release();
+    for wasm in [&one, &two, &three] {
+        assert_eq!(node.get(wasm).await.expect("compiled"), kept());
+    }
+    node.artifacts.idle().await;
+    assert_eq!((node.runs(), node.artifacts.counters().compiled), (3, 3));
+}
+
+#[tokio::test]
+async fn nothing_is_idle_while_a_compilation_goes_on_that_nobody_waits_for() {
+    let node = Node::new(&format!("{HELD}; {COMPILED}"));
+    node.artifacts.idle().await;
+    let deadline = Some(Instant::now());
+    node.get_by(&wasm(b"\0asm one"), deadline).await.expect_err("begun");
+    let idle = tokio::time::timeout(Duration::from_millis(50), node.artifacts.idle()).await;
+    assert!(idle.is_err(), "the worker is held");
+    node.release();
+    node.artifacts.idle().await;
+    assert_eq!(node.artifacts.counters().compiled, 1);
+}
+
+#[tokio::test]
+async fn a_worker_that_is_killed_is_named_and_the_next_try_compiles() {
+    let node = Node::new(&format!("[ -e \"${{0%/*}}/released\" ] || kill -KILL $$; {COMPILED}"));
+    let one = wasm(b"\0asm one");
+    let error = node.get(&one).await.expect_err("killed").to_string();
+    assert!(
+        error.starts_with("/app.wasm: the compile worker was killed by signal 9"),
+        "{error}"
+    );
+    node.release();
+    assert_eq!(node.get(&one).await.expect("compiled"), fresh());
 }
 
 #[tokio::test]

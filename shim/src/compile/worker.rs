@@ -10,11 +10,11 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 use std::panic;
 
-use kubewasi_options::Engine as Options;
+use kubewasi_options::{Engine as Options, WorldChoice};
 use rustix::process::{DumpableBehavior, Resource, Rlimit, Signal};
 
-use super::world::world;
-use super::{World, engine};
+use super::world::worlds;
+use super::{World, Worlds, engine};
 use crate::sys::credentials::{Capabilities, Ids};
 use crate::sys::seccomp::{Allow, FilterError};
 use crate::sys::{allocator, credentials, fds, seccomp};
@@ -24,8 +24,9 @@ use crate::sys::{allocator, credentials, fds, seccomp};
 pub struct Job {
     /// The most memory it may map beside its own program, in bytes.
     pub memory: u64,
-    /// The most processor time, in seconds: a second limit, for a worker whose server is gone.
+    /// The most processor time, in seconds; more is SIGXCPU.
     pub seconds: u64,
+    pub choice: WorldChoice,
     pub engine: Options,
 }
 
@@ -34,7 +35,7 @@ pub struct Job {
 #[serde(rename_all = "snake_case")]
 pub enum Outcome {
     Compiled {
-        world: World,
+        worlds: Worlds,
         length: u64,
     },
     /// The module is at fault, and this is the compiler's message.
@@ -58,11 +59,12 @@ const NOBODY: u32 = 65534;
 
 impl Job {
     /// The arguments that follow the binary's name.
-    pub fn arguments(&self) -> [String; 4] {
+    pub fn arguments(&self) -> [String; 5] {
         [
             "compile".to_owned(),
             self.memory.to_string(),
             self.seconds.to_string(),
+            self.choice.to_string(),
             engine::argument(&self.engine),
         ]
     }
@@ -74,6 +76,7 @@ impl Job {
         Some(Job {
             memory: arguments.next()?.parse().ok()?,
             seconds: arguments.next()?.parse().ok()?,
+            choice: arguments.next()?.parse().ok()?,
             engine: engine::of_argument(&arguments.next()?)?,
         })
     }
@@ -88,7 +91,7 @@ pub fn run() -> ! {
         |job| {
             allocator::exit_when_exhausted(EXHAUSTED);
             confine(&job)
-                .and_then(|()| perform(&job.engine))
+                .and_then(|()| perform(&job))
                 .unwrap_or_else(|message| Outcome::Broken { message })
         },
     );
@@ -102,7 +105,7 @@ pub fn run() -> ! {
     std::process::exit(code);
 }
 
-fn perform(options: &Options) -> Result<Outcome, String> {
+fn perform(job: &Job) -> Result<Outcome, String> {
     let told = |what: &str| {
         let what = what.to_owned();
         move |error: io::Error| format!("{what} failed: {error}")
@@ -110,8 +113,8 @@ fn perform(options: &Options) -> Result<Outcome, String> {
     let wasm = input().map_err(told("reading the wasm"))?;
     // The default hook would mix its text into the outcome.
     panic::set_hook(Box::new(|_| {}));
-    match panic::catch_unwind(|| compile(&wasm, options)) {
-        Ok(Ok((artifact, world))) => {
+    match panic::catch_unwind(|| compile(&wasm, &job.engine, job.choice)) {
+        Ok(Ok((artifact, worlds))) => {
             let mut output = File::from(
                 io::stdout()
                     .as_fd()
@@ -120,7 +123,7 @@ fn perform(options: &Options) -> Result<Outcome, String> {
             );
             output.write_all(&artifact).map_err(told("writing the artifact"))?;
             Ok(Outcome::Compiled {
-                world,
+                worlds,
                 length: artifact.len() as u64,
             })
         }
@@ -140,15 +143,15 @@ fn input() -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Compiles `wasm`; the error is what its author should read.
-pub fn compile(wasm: &[u8], options: &Options) -> Result<(Vec<u8>, World), String> {
-    let world = world(wasm).map_err(|error| error.to_string())?;
-    let engine = engine::engine(world.profile(), options).map_err(|error| format!("{error:#}"))?;
-    let artifact = match world {
+/// Compiles `wasm` for the world that `choice` has it run as; the error is what its author should read.
+pub fn compile(wasm: &[u8], options: &Options, choice: WorldChoice) -> Result<(Vec<u8>, Worlds), String> {
+    let worlds = worlds(wasm, choice).map_err(|error| error.to_string())?;
+    let engine = engine::engine(worlds.world.profile(), options).map_err(|error| format!("{error:#}"))?;
+    let artifact = match worlds.world {
         World::Module => engine.precompile_module(wasm),
         World::Command02 | World::Command03 | World::Http02 | World::Http03 => engine.precompile_component(wasm),
     };
-    Ok((artifact.map_err(|error| format!("{error:#}"))?, world))
+    Ok((artifact.map_err(|error| format!("{error:#}"))?, worlds))
 }
 
 fn said(panic: &(dyn Any + Send)) -> &str {
@@ -181,13 +184,14 @@ fn confine(job: &Job) -> Result<(), String> {
     rustix::process::nice(10).map_err(rustix_step("nice"))?;
     let own = mapped().map_err(step("asking for its own size"))?;
     let limits = [
-        (Resource::As, job.memory.saturating_add(own)),
-        (Resource::Fsize, job.memory),
-        (Resource::Cpu, job.seconds),
+        (Resource::As, job.memory.saturating_add(own), 0),
+        (Resource::Fsize, job.memory, 0),
+        // SIGXCPU, by which the server knows the reason, and SIGKILL for one that ignores it.
+        (Resource::Cpu, job.seconds, 5),
         // The three it has; it opens none.
-        (Resource::Nofile, 5),
-        (Resource::Core, 0),
-        (Resource::Memlock, 0),
+        (Resource::Nofile, 5, 0),
+        (Resource::Core, 0, 0),
+        (Resource::Memlock, 0, 0),
     ];
     if rustix::process::geteuid().is_root() {
         become_nobody().map_err(|error| format!("confining the compiler failed: {error}"))?;
@@ -195,10 +199,10 @@ fn confine(job: &Job) -> Result<(), String> {
     // After the user changed: that resets it.
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(rustix_step("dumpable"))?;
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL)).map_err(rustix_step("death signal"))?;
-    for (resource, most) in limits {
+    for (resource, most, grace) in limits {
         let limit = Rlimit {
             current: Some(most),
-            maximum: Some(most),
+            maximum: Some(most + grace),
         };
         rustix::process::setrlimit(resource, limit).map_err(rustix_step("limits"))?;
     }
@@ -294,6 +298,7 @@ mod tests {
         let job = Job {
             memory: 1 << 30,
             seconds: 60,
+            choice: WorldChoice::Command,
             engine: Options::default(),
         };
         assert_eq!(Job::parse(job.arguments().into_iter()), Some(job));
@@ -302,7 +307,11 @@ mod tests {
 
     #[test]
     fn text_and_cut_modules_are_rejected_with_the_parsers_message() {
-        let rejected = |bytes: &[u8]| compile(bytes, &Options::default()).map(|_| ()).expect_err("rejected");
+        let rejected = |bytes: &[u8]| {
+            compile(bytes, &Options::default(), WorldChoice::Auto)
+                .map(|_| ())
+                .expect_err("rejected")
+        };
         assert!(
             rejected(b"(module)").contains("magic header not detected"),
             "{}",
@@ -319,7 +328,9 @@ mod tests {
     #[test]
     fn an_invalid_module_is_rejected_with_the_validators_message() {
         let bad = wat::parse_str("(module (func (export \"_start\") i32.add drop))").expect("text assembles");
-        let message = compile(&bad, &Options::default()).map(|_| ()).expect_err("rejected");
+        let message = compile(&bad, &Options::default(), WorldChoice::Auto)
+            .map(|_| ())
+            .expect_err("rejected");
         assert!(message.contains("type mismatch"), "{message}");
     }
 
@@ -338,7 +349,12 @@ mod tests {
             ..Options::default()
         };
         let with = |text: &str, options: &Options| {
-            compile(&wat::parse_str(text).expect("text assembles"), options).map(|_| ())
+            compile(
+                &wat::parse_str(text).expect("text assembles"),
+                options,
+                WorldChoice::Auto,
+            )
+            .map(|_| ())
         };
         for text in [
             "(module (type (struct (field i32))) (func (result (ref 0)) struct.new_default 0))",

@@ -3,6 +3,7 @@
 use std::fmt::Display;
 use std::fs;
 use std::io;
+use std::time::Duration;
 
 /// The text of the file; each accessor says `None` when the field is not there.
 pub struct Stat(String);
@@ -51,6 +52,13 @@ impl Stat {
         self.field(6)?.parse().ok()
     }
 
+    /// What all its threads have used, in user and in kernel mode.
+    pub fn processor_time(&self) -> Option<Duration> {
+        let [user, kernel] = [14, 15].map(|number| self.field(number).and_then(|ticks| ticks.parse::<u64>().ok()));
+        let milliseconds = (user? + kernel?).saturating_mul(1000) / rustix::param::clock_ticks_per_second();
+        Some(Duration::from_millis(milliseconds))
+    }
+
     pub fn threads(&self) -> Option<usize> {
         self.field(20)?.parse().ok()
     }
@@ -79,5 +87,12 @@ mod tests {
             (Some("a) b"), Some(1), Some(99))
         );
         assert!(!stat.is_zombie());
+    }
+
+    #[test]
+    fn the_processor_time_is_that_of_user_and_kernel_mode() {
+        let stat = Stat::from("7 (a) R 1 7 7 0 -1 4194560 1 2 3 4 250 50 7 8 20 0 3 0 99".to_owned());
+        let ticks = 300 / rustix::param::clock_ticks_per_second();
+        assert_eq!(stat.processor_time(), Some(Duration::from_secs(ticks)));
     }
 }

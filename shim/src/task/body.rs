@@ -2,6 +2,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::time::Instant;
 
 use oci_spec::runtime::LinuxResources;
 
@@ -170,9 +171,15 @@ impl Body {
     /// # Errors
     ///
     /// What cannot be run, and why.
-    pub async fn exec(&self, node: &Node, process: &Process, image: Option<&Image>) -> Result<(), TaskError> {
+    pub async fn exec(
+        &self,
+        node: &Node,
+        process: &Process,
+        image: Option<&Image>,
+        deadline: Option<Instant>,
+    ) -> Result<(), TaskError> {
         match self {
-            Body::Guest(guest) => guest_exec::run(node, guest, process, image).await,
+            Body::Guest(guest) => guest_exec::run(node, guest, process, image, deadline).await,
             Body::Native(container) => {
                 let Some(spec) = &process.spec else {
                     return Err(process.facts.unknown());

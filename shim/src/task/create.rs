@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use containerd_shim_protos::api::CreateTaskRequest;
-use kubewasi_options::{AnnotationError, Guest};
+use kubewasi_options::{AnnotationError, Guest, WorldChoice};
 use oci_spec::runtime::Spec;
 use tracing::Instrument;
 
@@ -39,12 +39,13 @@ const KILLED: u32 = 137;
 /// The pod's sandbox container.
 const SANDBOX_ID: &str = "io.kubernetes.cri.sandbox-id";
 
-/// Creates a container; returns its pid.
+/// Creates a container, whose program is compiled by the deadline; returns its pid.
 pub async fn create(
     node: Arc<Node>,
     namespace: String,
     api: Api,
     request: CreateTaskRequest,
+    deadline: Option<Instant>,
 ) -> Result<u32, TaskError> {
     if !request.bundle.starts_with('/') {
         return Err(TaskError::BundlePath(request.bundle));
@@ -69,7 +70,7 @@ pub async fn create(
         container: &container,
         finished: false,
     };
-    let made = make(&node, &container, api, &request)
+    let made = make(&node, &container, api, &request, deadline)
         .instrument(container.span.clone())
         .await;
     match made {
@@ -113,7 +114,13 @@ impl Drop for Unfinished<'_> {
     }
 }
 
-async fn make(node: &Node, container: &Container, api: Api, request: &CreateTaskRequest) -> Result<(), TaskError> {
+async fn make(
+    node: &Node,
+    container: &Container,
+    api: Api,
+    request: &CreateTaskRequest,
+    deadline: Option<Instant>,
+) -> Result<(), TaskError> {
     if !request.checkpoint.is_empty() {
         return Err(TaskError::CannotCreateYet("starting from a checkpoint".to_owned()));
     }
@@ -138,7 +145,7 @@ async fn make(node: &Node, container: &Container, api: Api, request: &CreateTask
     } else {
         // Compiling goes on: the next container of this image finds the artifact.
         tokio::select! {
-            found = program(node, container, &spec) => found?,
+            found = program(node, container, &spec, options.world, deadline) => found?,
             () = container.given_up() => return Err(TaskError::GivenUp(facts.id.clone())),
         }
     };
@@ -244,12 +251,18 @@ enum Found {
 }
 
 /// What the container runs, compiled, and the image when it is a layer of that.
-async fn program(node: &Node, container: &Container, spec: &Spec) -> Result<(Found, Option<Image>), TaskError> {
+async fn program(
+    node: &Node,
+    container: &Container,
+    spec: &Spec,
+    choice: WorldChoice,
+    deadline: Option<Instant>,
+) -> Result<(Found, Option<Image>), TaskError> {
     let search = Search::new(container.facts(), spec, None);
     match node.images.resolve(search.request(spec.process().as_ref())).await? {
         Program::Wasm(mut wasm) => {
             let image = wasm.image.take();
-            let (role, artifact) = search::guest(node, wasm).await?;
+            let (role, artifact) = search::guest(node, wasm, choice, deadline).await?;
             Ok((Found::Guest(role, Some(artifact)), image))
         }
         Program::Native => Ok((Found::Native, None)),

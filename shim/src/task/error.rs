@@ -101,6 +101,8 @@ impl TaskError {
             | TaskError::NoProcessYet { .. }
             | TaskError::DeadAtStart { .. }
             | TaskError::Discarded { .. } => Code::FAILED_PRECONDITION,
+            // The client may try again.
+            TaskError::Compile(CompileError::Unfinished { .. } | CompileError::Queued { .. }) => Code::UNAVAILABLE,
             TaskError::Signal(_)
             | TaskError::BundlePath(_)
             | TaskError::LimitsType(_)

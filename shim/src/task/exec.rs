@@ -1,7 +1,7 @@
 //! Processes that are exec'd into a container: registered by Exec, run by Start, gone with Delete or their container.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use containerd_shim_protos::api::ExecProcessRequest;
 use oci_spec::runtime;
@@ -41,13 +41,18 @@ pub fn add(node: &Node, container: &Container, request: ExecProcessRequest) -> R
     process.step(Move::Create, &node.events)
 }
 
-/// Runs a registered process; returns its pid.
-pub async fn start(node: &Arc<Node>, container: &Arc<Container>, process: &Arc<Process>) -> Result<u32, TaskError> {
+/// Runs a registered process, which is compiled by the deadline; returns its pid.
+pub async fn start(
+    node: &Arc<Node>,
+    container: &Arc<Container>,
+    process: &Arc<Process>,
+    deadline: Option<Instant>,
+) -> Result<u32, TaskError> {
     container.may_exec()?;
     let body = container.body()?.clone();
     container.begin_exec(process, &node.events)?;
     let image = container.made().and_then(|made| made.image.as_ref());
-    if let Err(error) = body.exec(node, process, image).await {
+    if let Err(error) = body.exec(node, process, image, deadline).await {
         tracing::warn!(%error, process = process.facts.name(), "cannot exec");
         process.step(Move::FailStart, &node.events)?;
         if process.phase().over() {

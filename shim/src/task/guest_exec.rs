@@ -1,7 +1,9 @@
 //! Running a process in a guest's container: found, compiled, forked beside the guest and started.
 
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
+use kubewasi_options::WorldChoice;
 use oci_spec::runtime::Spec;
 
 use super::create;
@@ -17,18 +19,27 @@ use crate::sandbox::process::Guest;
 use crate::stdio::{self, terminal};
 use crate::sys::open_files;
 
-/// Runs `process` beside `guest`, whose image is `image` where that is known, and gives it its streams.
+/// Runs `process` beside `guest`, whose image is `image` where that is known, and gives it its streams. Compiling is waited
+/// for until the deadline.
 ///
 /// # Errors
 ///
 /// What cannot be found, compiled or confined.
-pub async fn run(node: &Node, guest: &Guest, process: &Process, image: Option<&Image>) -> Result<(), TaskError> {
+pub async fn run(
+    node: &Node,
+    guest: &Guest,
+    process: &Process,
+    image: Option<&Image>,
+    deadline: Option<Instant>,
+) -> Result<(), TaskError> {
     let facts = &process.facts;
     let asked = process.spec.as_ref().ok_or_else(|| facts.unknown())?;
     let spec = create::read(&facts.bundle).await?;
     let search = Search::new(facts, &spec, image);
     let live = PathBuf::from(format!("/proc/{}/root", guest.child().pid()));
-    let (role, artifact) = program(node, search.request(Some(asked)), &live, &spec).await?;
+    let options = create::options(node, &spec)?;
+    let request = search.request(Some(asked));
+    let (role, artifact) = program(node, request, &live, &spec, options.world, deadline).await?;
     let confinement = exec::plan(exec::Request {
         id: &facts.id,
         spec: &spec,
@@ -37,7 +48,7 @@ pub async fn run(node: &Node, guest: &Guest, process: &Process, image: Option<&I
         beside: guest.child().pid(),
         terminal: facts.terminal,
         role,
-        options: create::options(node, &spec)?,
+        options,
         open_files: open_files::before(),
     })?;
     let opened = stdio::open(&facts.streams, facts.terminal, terminal::size_of(asked))?;
@@ -58,13 +69,15 @@ async fn program(
     request: Request<'_>,
     live: &Path,
     spec: &Spec,
+    choice: WorldChoice,
+    deadline: Option<Instant>,
 ) -> Result<(Role, Option<Artifact>), TaskError> {
     let first = spec.process().as_ref();
     let entry_point = first.and_then(|first| first.args().as_ref()?.first());
     let entry_point = entry_point.map(String::as_str).unwrap_or_default();
     match node.images.executable(request, live, entry_point).await? {
         Executable::Wasm(wasm) => {
-            let (role, artifact) = search::guest(node, wasm).await?;
+            let (role, artifact) = search::guest(node, wasm, choice, deadline).await?;
             Ok((role, Some(artifact)))
         }
         Executable::Native(path) => Ok((Role::Native { path }, None)),

@@ -1,13 +1,15 @@
 //! Where a process of a container looks for what it runs, from the container's spec.
 
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
+use kubewasi_options::WorldChoice;
 use oci_spec::runtime::{Process, Spec};
 
 use super::error::TaskError;
 use super::events::Facts;
 use super::service::Node;
-use crate::compile::Artifact;
+use crate::compile::{Artifact, Worlds};
 use crate::image::{self, Image, Wasm};
 use crate::sandbox::plan::Role;
 
@@ -54,12 +56,27 @@ impl<'a> Search<'a> {
     }
 }
 
-/// The guest that runs `wasm`, compiled.
-pub async fn guest(node: &Node, wasm: Wasm) -> Result<(Role, Artifact), TaskError> {
-    let artifact = node.artifacts.get(&node.images, &wasm).await?;
-    tracing::info!(program = wasm.name, digest = %wasm.digest, world = ?artifact.world, "program found");
+/// The guest that runs `wasm` as `choice` has it, compiled by the deadline.
+pub async fn guest(
+    node: &Node,
+    wasm: Wasm,
+    choice: WorldChoice,
+    deadline: Option<Instant>,
+) -> Result<(Role, Artifact), TaskError> {
+    let artifact = node.artifacts.get(&node.images, &wasm, choice, deadline).await?;
+    let Worlds { world, other } = artifact.worlds;
+    tracing::info!(program = wasm.name, digest = %wasm.digest, ?world, "program found");
+    if let Some(other) = other {
+        tracing::info!(
+            program = wasm.name,
+            ?world,
+            ?other,
+            "the component is a command and a service: a handler makes it a service unless the annotation \
+             kubewasi.dev/world is command"
+        );
+    }
     let role = Role::Guest {
-        world: artifact.world,
+        world,
         export: wasm.export,
     };
     Ok((role, artifact))

@@ -151,7 +151,7 @@ async fn serve(folder: &Path, settings: &Settings, sinks: Arc<Sinks>, stdout: &m
     })?);
     let children = Arc::<Children>::default();
     let reaper = tokio::spawn(children.clone().keep_sweeping());
-    let keeper = tokio::spawn(keep(images.clone(), artifacts.clone()));
+    let keeper = tokio::spawn(keep(images.clone(), artifacts.clone(), options.guest.world));
     let node = Arc::new(Node {
         containers: Containers::new(Instant::now() + RESERVATION),
         events: Publisher::start(&settings.ttrpc_address),
@@ -201,7 +201,7 @@ async fn serve(folder: &Path, settings: &Settings, sinks: Arc<Sinks>, stdout: &m
     Ok(())
 }
 
-/// Resolves when nothing was held for the idle time, with the sockets gone.
+/// Resolves when nothing was held for the idle time and nothing is being compiled, with the sockets gone.
 async fn idle_end(folder: &Path, idle: Duration, node: &Node) {
     let mut changes = node.containers.changes();
     loop {
@@ -223,6 +223,11 @@ async fn idle_end(folder: &Path, idle: Duration, node: &Node) {
         tokio::select! {
             _ = changes.changed() => continue,
             () = waited => {}
+        }
+        // What is being compiled would be lost with us, and with it what a client that tries again has waited for.
+        tokio::select! {
+            _ = changes.changed() => continue,
+            () = node.artifacts.idle() => {}
         }
         // What containerd has not taken yet, since it is away, would be lost with us.
         tokio::select! {

@@ -107,6 +107,18 @@ impl Drop for Answering<'_> {
     }
 }
 
+/// When a request has to be answered for its client to learn why it is not met yet: a tenth of the client's timeout before
+/// the client gives up, at most [`TO_ANSWER`]. `None` when the client sets no timeout, as `ctr` and Docker do. The kubelet's
+/// is `--runtime-request-timeout`, 2 minutes by default, and arrives by CRI and ttrpc in nanoseconds.
+fn deadline(now: Instant, timeout_nano: i64) -> Option<Instant> {
+    let timeout = u64::try_from(timeout_nano).ok().filter(|nanos| *nanos > 0)?;
+    let timeout = Duration::from_nanos(timeout);
+    now.checked_add(timeout - (timeout / 10).min(TO_ANSWER))
+}
+
+/// The time that an answer takes to its client on a busy node.
+const TO_ANSWER: Duration = Duration::from_secs(10);
+
 /// Runs `work` to its end, whatever becomes of the request.
 async fn whole<T: Send + 'static>(
     work: impl Future<Output = Result<T, TaskError>> + Send + 'static,
@@ -235,24 +247,27 @@ pub async fn force_delete(node: &Arc<Node>, key: &(String, String)) -> Result<Op
 
 #[async_trait]
 impl Task for TaskService {
-    async fn create(&self, _: &TtrpcContext, request: CreateTaskRequest) -> ttrpc::Result<CreateTaskResponse> {
+    async fn create(&self, context: &TtrpcContext, request: CreateTaskRequest) -> ttrpc::Result<CreateTaskResponse> {
         let _answering = Answering::new(&self.node.requests);
         let namespace = self.namespace.clone();
-        let pid = whole(create::create(self.node.clone(), namespace, self.api, request)).await?;
+        let deadline = deadline(Instant::now(), context.timeout_nano);
+        let create = create::create(self.node.clone(), namespace, self.api, request, deadline);
+        let pid = whole(create).await?;
         Ok(CreateTaskResponse {
             pid,
             ..CreateTaskResponse::default()
         })
     }
 
-    async fn start(&self, _: &TtrpcContext, request: StartRequest) -> ttrpc::Result<StartResponse> {
+    async fn start(&self, context: &TtrpcContext, request: StartRequest) -> ttrpc::Result<StartResponse> {
         let _answering = Answering::new(&self.node.requests);
         let (container, process) = self.process(&request.id, &request.exec_id)?;
         let (node, span) = (self.node.clone(), container.span.clone());
+        let deadline = deadline(Instant::now(), context.timeout_nano);
         let started = async move {
             match process.facts.exec_id {
                 None => start(&node, &container).await,
-                Some(_) => exec::start(&node, &container, &process).await,
+                Some(_) => exec::start(&node, &container, &process, deadline).await,
             }
         };
         let pid = whole(started.instrument(span)).await?;
@@ -445,5 +460,28 @@ fn state(process: &Process) -> StateResponse {
         exit_status: phase.exit().map_or(0, |exit| exit.code),
         exited_at: phase.exit().map(|exit| timestamp(exit.at)).into(),
         ..StateResponse::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_is_answered_before_its_client_gives_up() {
+        let now = Instant::now();
+        let after = |timeout: Duration| {
+            let nanos = i64::try_from(timeout.as_nanos()).unwrap();
+            deadline(now, nanos).unwrap() - now
+        };
+        assert_eq!(after(Duration::from_secs(120)), Duration::from_secs(110));
+        assert_eq!(after(Duration::from_secs(5)), Duration::from_millis(4500));
+    }
+
+    #[test]
+    fn a_client_without_a_timeout_is_answered_when_the_request_is_met() {
+        for none in [0, -1] {
+            assert_eq!(deadline(Instant::now(), none), None);
+        }
     }
 }

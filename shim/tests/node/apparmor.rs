@@ -50,8 +50,6 @@ impl Drop for Profile {
 }
 
 fn confined<'a>(node: &'a Node, args: &[&str], profile: &str, edit: impl FnOnce(&mut Value)) -> Run<'a> {
-    // Compiling is slow where a machine is emulated.
-    node.configure("idle_timeout = 0\ncompile_timeout = 600");
     let root = root_folder(
         node,
         &[

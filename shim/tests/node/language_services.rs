@@ -113,7 +113,7 @@ fn ok(body: &str) -> Answer {
     }
 }
 
-on_newest_containerd! {
+on_every_containerd! {
     fn a_service_in_rust_greets_and_echoes(node) {
         let service = Service::start(node, "rust-http", "service");
         assert_eq!(service.get("/ready"), ok("ready\n"));
@@ -138,6 +138,26 @@ on_newest_containerd! {
         service.end();
     }
 
+    fn a_service_in_go_greets_by_name(node) {
+        let service = Service::start(node, "go-http", "service");
+        assert_eq!(service.get("/"), ok("Hello, world, from Go\n"));
+        assert_eq!(service.get("/Ada%20L"), ok("Hello, Ada L, from Go\n"));
+        assert_eq!(service.get("/%zz").status, 400);
+        let long = "x".repeat(10_000);
+        assert_eq!(service.get(&format!("/{long}")), ok(&format!("Hello, {long}, from Go\n")));
+        service.end();
+    }
+
+    fn a_service_in_c_greets_by_name(node) {
+        let service = Service::start(node, "c-http", "service");
+        assert_eq!(service.get("/"), ok("Hello, world, from C\n"));
+        assert_eq!(service.get("/Ada"), ok("Hello, Ada, from C\n"));
+        assert_eq!(service.ask("PUT", "/", "", "").status, 405);
+        service.end();
+    }
+}
+
+on_newest_containerd! {
     fn a_service_in_rust_counts_in_a_native_redis_of_its_pod(node) {
         prepare(node);
         import_example(node, &["rust-visits"]);
@@ -159,24 +179,6 @@ on_newest_containerd! {
         crictl(node, &["stop", "--timeout", "20", &redis]).ok();
         assert_eq!(service.get("/").status, 503);
         says(&service.pod, "visits", "cannot connect to 127.0.0.1");
-        service.end();
-    }
-
-    fn a_service_in_go_greets_by_name(node) {
-        let service = Service::start(node, "go-http", "service");
-        assert_eq!(service.get("/"), ok("Hello, world, from Go\n"));
-        assert_eq!(service.get("/Ada%20L"), ok("Hello, Ada L, from Go\n"));
-        assert_eq!(service.get("/%zz").status, 400);
-        let long = "x".repeat(10_000);
-        assert_eq!(service.get(&format!("/{long}")), ok(&format!("Hello, {long}, from Go\n")));
-        service.end();
-    }
-
-    fn a_service_in_c_greets_by_name(node) {
-        let service = Service::start(node, "c-http", "service");
-        assert_eq!(service.get("/"), ok("Hello, world, from C\n"));
-        assert_eq!(service.get("/Ada"), ok("Hello, Ada, from C\n"));
-        assert_eq!(service.ask("PUT", "/", "", "").status, 405);
         service.end();
     }
 

@@ -16,10 +16,8 @@ use crate::pod::{PID_OF_CONTAINER, Pod};
 /// How long a program may take for what it does within moments, on a machine that has more to do.
 pub const MOMENTS: Duration = Duration::from_secs(30);
 
-/// Gets a node ready for the examples. Those in Python and JavaScript are large, and the shim under test is no release
-/// build: compiling them may take longer than users would have it.
+/// Gets a node ready for the examples.
 pub fn prepare(node: &mut Node) {
-    node.configure("idle_timeout = 0\ncompile_timeout = 120");
     cri::prepare(node);
 }
 

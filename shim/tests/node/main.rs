@@ -79,6 +79,7 @@ mod apparmor;
 mod attach;
 mod bad_input;
 mod cache;
+mod compiling;
 mod confinement;
 mod control;
 mod cri;
@@ -115,5 +116,6 @@ mod tracer;
 mod unified;
 mod users;
 mod volumes;
+mod worlds;
 
 use kubewasi_testbed::machine;

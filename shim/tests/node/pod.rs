@@ -63,6 +63,14 @@ impl<'a> Pod<'a> {
     /// Makes and starts a container of `image`; `edit` changes its ContainerConfig. Returns its id.
     #[track_caller]
     pub fn run(&self, name: &str, image: &str, command: &[&str], edit: impl FnOnce(&mut Value)) -> String {
+        let id = self.create(name, image, command, edit);
+        crictl(self.node, &["start", &id]).ok();
+        id
+    }
+
+    /// As [`Pod::run`], without starting it.
+    #[track_caller]
+    pub fn create(&self, name: &str, image: &str, command: &[&str], edit: impl FnOnce(&mut Value)) -> String {
         let mut config = json!({
             "metadata": {"name": name, "attempt": 0},
             "image": {"image": image}, "command": command, "log_path": format!("{name}.log"),
@@ -75,9 +83,7 @@ impl<'a> Pod<'a> {
             &["create", "--no-pull", &self.sandbox, &config, &self.config],
         )
         .ok();
-        let id = made.stdout.trim().to_owned();
-        crictl(self.node, &["start", &id]).ok();
-        id
+        made.stdout.trim().to_owned()
     }
 
     /// What the container `name` has written so far, as CRI logs it.

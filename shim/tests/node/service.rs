@@ -48,8 +48,13 @@ impl<'a> Served<'a> {
     /// As [`Served::start`], with flags of `ctr run`, on a port that they lead to.
     #[track_caller]
     pub fn start_with(node: &'a Node, service: Service, annotations: &[&str], flags: &[&str], port: u16) -> Served<'a> {
-        let image = image(node, service);
-        let mut container = node.run(&image).flag(flags);
+        Served::start_image(node, &image(node, service), annotations, flags, port)
+    }
+
+    /// As [`Served::start_with`], of any image that is there.
+    #[track_caller]
+    pub fn start_image(node: &'a Node, image: &Image, annotations: &[&str], flags: &[&str], port: u16) -> Served<'a> {
+        let mut container = node.run(image).flag(flags);
         for annotation in annotations {
             container = container.flag(&["--annotation", &format!("kubewasi.dev/{annotation}")]);
         }

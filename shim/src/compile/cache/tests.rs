@@ -1,6 +1,13 @@
 use super::*;
+use crate::compile::World;
 use crate::compile::key::Compatibility;
 use crate::image::memory;
+use kubewasi_options::WorldChoice;
+
+const WORLDS: Worlds = Worlds {
+    world: World::Http02,
+    other: Some(World::Command02),
+};
 
 struct Test {
     folder: tempfile::TempDir,
@@ -11,7 +18,7 @@ fn key(wasm: &str) -> Key {
     static COMPATIBILITY: std::sync::OnceLock<Compatibility> = std::sync::OnceLock::new();
     COMPATIBILITY
         .get_or_init(|| Compatibility::own(&kubewasi_options::Engine::default()).expect("engines"))
-        .key(&Digest::of(wasm.as_bytes()))
+        .key(&Digest::of(wasm.as_bytes()), WorldChoice::Auto)
 }
 
 impl Test {
@@ -29,9 +36,7 @@ impl Test {
         let mut file = memory::file("artifact").expect("memfd");
         file.write_all(content.as_bytes()).expect("write");
         let digest = Digest::of(name.as_bytes());
-        self.cache
-            .put(key(name), &file, World::Command02, digest, true)
-            .expect("put");
+        self.cache.put(key(name), &file, WORLDS, digest, true).expect("put");
     }
 
     fn get(&self, name: &str) -> Option<String> {
@@ -49,8 +54,8 @@ impl Test {
 }
 
 fn get(cache: &Cache, name: &str) -> Option<String> {
-    cache.get(key(name)).map(|(file, world)| {
-        assert_eq!(world, World::Command02);
+    cache.get(key(name)).map(|(file, worlds)| {
+        assert_eq!(worlds, WORLDS);
         io::read_to_string(file).expect("read")
     })
 }
@@ -170,7 +175,7 @@ fn an_artifact_larger_than_the_cache_is_given_and_not_kept() {
     file.write_all(b"artifact").expect("write");
     let stored = test
         .cache
-        .put(key("a"), &file, World::Module, Digest::of(b"a"), true)
+        .put(key("a"), &file, WORLDS, Digest::of(b"a"), true)
         .expect("put");
     assert_eq!(io::read_to_string(stored).expect("read"), "artifact");
     assert_eq!(test.get("a"), None);
@@ -184,7 +189,7 @@ fn a_sweep_takes_artifacts_whose_image_is_gone() {
     let mut file = memory::file("artifact").expect("memfd");
     file.write_all(b"artifact").expect("write");
     test.cache
-        .put(key("own"), &file, World::Command02, Digest::of(b"own"), false)
+        .put(key("own"), &file, WORLDS, Digest::of(b"own"), false)
         .expect("put");
     assert_eq!(test.cache.sweep(&HashSet::from([Digest::of(b"a")])).expect("sweep"), 1);
     assert_eq!(
