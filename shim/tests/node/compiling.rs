@@ -9,7 +9,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use crate::command::{Finished, Running, eventually};
 use crate::containerd::Node;
 use crate::cri::{self, crictl_command, exit_code};
-use crate::guests::wat;
+use crate::guests::{Probe, wat};
 use crate::image_builder::Image;
 use crate::pod::{PID_OF_CONTAINER, Pod};
 use crate::server;
@@ -181,6 +181,22 @@ on_newest_containerd! {
         sleep(Duration::from_secs(7));
         worker.go_on();
         run.wait().ok();
+    }
+
+    fn an_exec_that_waits_for_the_compiler_is_told_so_too(node) {
+        let image = Image::with_files("exec", &[("/probe.wasm", &Probe::P1.bytes()), ("/large.wasm", &large())]);
+        node.import(&image);
+        let (id, _) = node.run(&image).args(&["/probe.wasm", "idle"]).detach();
+        let mut exec = node.ctr_command(&["--timeout", "10s", "task", "exec", "--exec-id", "first"]);
+        exec.arg("--fifo-dir").arg(node.folder.join("fifo")).args([&id, "/large.wasm"]);
+        let exec = Running::start(&mut exec);
+        let worker = Stopped::first(node);
+        is_told_that_it_is_compiled(exec.wait());
+        worker.go_on();
+        eventually("it is compiled", SOON * 2, || (compiled(node) == 2).then_some(()));
+        crate::exec::exec(node, &id, &["/large.wasm"]).ok();
+        assert_eq!(compiled(node), 2);
+        node.remove(&id);
     }
 
     fn a_worker_that_is_killed_is_named_and_the_next_try_compiles(node) {
