@@ -9,11 +9,14 @@ use std::path::Path;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
+use crate::index::Index;
+
 pub const TAR: &str = "application/vnd.oci.image.layer.v1.tar";
 pub const WASM: &str = "application/wasm";
 pub const IMAGE_CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 pub const WASM_CONFIG: &str = "application/vnd.wasm.config.v0+json";
-const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+pub(crate) const INDEX: &str = "application/vnd.oci.image.index.v1+json";
+pub(crate) const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 
 /// Why a tar that is made in memory does not fail.
 const IN_MEMORY: &str = "memory takes what is written";
@@ -30,6 +33,8 @@ pub struct Image {
     layers: Vec<Layer>,
     /// False for form B: wasm layers, no diff_ids.
     diff_ids: bool,
+    /// The index that the image's name leads to; a manifest without one.
+    pub(crate) index: Option<Index>,
 }
 
 #[derive(Clone, Debug)]
@@ -50,6 +55,7 @@ impl Image {
             config: serde_json::Map::new(),
             layers: Vec::new(),
             diff_ids: true,
+            index: None,
         }
     }
 
@@ -172,34 +178,40 @@ impl Image {
         Ok(())
     }
 
-    /// The digest of the manifest: what a registry knows the image by, whatever its tags are.
+    /// The digest of the manifest or index: what a registry knows the image by, whatever its tags are.
     pub fn digest(&self) -> String {
-        let (_, manifest) = self.blobs();
-        manifest["digest"].as_str().unwrap_or_default().to_owned()
+        let (_, target) = self.target();
+        target["digest"].as_str().unwrap_or_default().to_owned()
+    }
+
+    /// The files of the blobs, and the descriptor of what the image's name leads to.
+    fn target(&self) -> (BTreeMap<String, Vec<u8>>, Value) {
+        match &self.index {
+            Some(index) => index.of(self),
+            None => {
+                let (files, mut manifest) = self.blobs();
+                manifest["platform"] = json!({"os": self.os, "architecture": self.architecture});
+                (files, manifest)
+            }
+        }
     }
 
     /// The files of the layout: blobs, index and version.
     fn layout(&self) -> BTreeMap<String, Vec<u8>> {
-        let (mut files, mut manifest) = self.blobs();
-        manifest["platform"] = json!({"os": self.os, "architecture": self.architecture});
+        let (mut files, mut target) = self.target();
         // containerd takes the image's name from its own annotation, skopeo the tag from the standard one.
-        manifest["annotations"] =
+        target["annotations"] =
             json!({"io.containerd.image.name": self.name, "org.opencontainers.image.ref.name": "latest"});
-        let index = json!({"schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json",
-                           "manifests": [manifest]});
+        let index = json!({"schemaVersion": 2, "mediaType": INDEX, "manifests": [target]});
         files.insert("index.json".into(), index.to_string().into_bytes());
         files.insert("oci-layout".into(), br#"{"imageLayoutVersion":"1.0.0"}"#.to_vec());
         files
     }
 
     /// The files of the blobs, and the manifest's descriptor.
-    fn blobs(&self) -> (BTreeMap<String, Vec<u8>>, Value) {
+    pub(crate) fn blobs(&self) -> (BTreeMap<String, Vec<u8>>, Value) {
         let mut files = BTreeMap::new();
-        let mut blob = |media_type: &str, bytes: &[u8]| {
-            let digest = hex_digest(bytes);
-            files.insert(format!("blobs/sha256/{digest}"), bytes.to_vec());
-            json!({"mediaType": media_type, "digest": format!("sha256:{digest}"), "size": bytes.len()})
-        };
+        let mut blob = |media_type: &str, bytes: &[u8]| blob(&mut files, media_type, bytes);
         let layers: Vec<Value> = self
             .layers
             .iter()
@@ -232,6 +244,13 @@ impl Image {
         let manifest = blob(MANIFEST, manifest.to_string().as_bytes());
         (files, manifest)
     }
+}
+
+/// Adds a blob to the files of a layout, and returns its descriptor.
+pub(crate) fn blob(files: &mut BTreeMap<String, Vec<u8>>, media_type: &str, bytes: &[u8]) -> Value {
+    let digest = hex_digest(bytes);
+    files.insert(format!("blobs/sha256/{digest}"), bytes.to_vec());
+    json!({"mediaType": media_type, "digest": format!("sha256:{digest}"), "size": bytes.len()})
 }
 
 /// The lower-case hexadecimal sha256 of `bytes`.

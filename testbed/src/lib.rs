@@ -4,6 +4,7 @@ pub mod binary;
 pub mod daemon;
 pub mod hostile;
 pub mod image;
+pub mod index;
 pub mod machine;
 pub mod script;
 pub mod version;

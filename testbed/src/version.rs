@@ -10,6 +10,8 @@ pub enum Version {
     /// Debian 12's own.
     V1_6,
     V1_7,
+    /// Built from source by those tests alone that `make test-pulls` runs.
+    V2_3,
     V2_4,
 }
 
@@ -19,6 +21,7 @@ impl Version {
         match self {
             Version::V1_6 => PathBuf::from("/usr/bin"),
             Version::V1_7 => hack("build-containerd", &["1.7.35"]),
+            Version::V2_3 => hack("build-containerd", &["2.3.7"]),
             Version::V2_4 => hack("build-containerd", &["2.4.2"]),
         }
     }
@@ -27,7 +30,7 @@ impl Version {
     pub fn format(self) -> (u32, &'static str) {
         match self {
             Version::V1_6 | Version::V1_7 => (2, "io.containerd.grpc.v1.cri"),
-            Version::V2_4 => (3, "io.containerd.cri.v1.runtime"),
+            Version::V2_3 | Version::V2_4 => (3, "io.containerd.cri.v1.runtime"),
         }
     }
 }

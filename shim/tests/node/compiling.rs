@@ -123,12 +123,13 @@ on_every_containerd! {
         let image = image();
         node.import_into(&image, "k8s.io").ok();
         let pod = Pod::start(node, PID_OF_CONTAINER);
-        let starting = start(node, &pod.create("first", &image.name, &["/large.wasm"], |_| ()), 10);
+        let first = pod.create("first", &image.name, &["/large.wasm"], |_| ()).ok().stdout;
+        let starting = start(node, first.trim(), 10);
         let worker = Stopped::first(node);
         is_told_that_it_is_compiled(starting.wait());
         // The kubelet's next try: another container.
-        let again = pod.create("second", &image.name, &["/large.wasm"], |_| ());
-        is_told_that_it_is_compiled(start(node, &again, 5).wait());
+        let again = pod.create("second", &image.name, &["/large.wasm"], |_| ()).ok().stdout;
+        is_told_that_it_is_compiled(start(node, again.trim(), 5).wait());
         assert_eq!(workers(node), [worker.pid()], "one worker for both");
         worker.go_on();
         eventually("it is compiled", SOON * 2, || (compiled(node) == 1).then_some(()));

@@ -31,6 +31,8 @@ pub struct Node {
     /// The test's temporary folder.
     pub folder: PathBuf,
     with_cri: bool,
+    /// A configuration other than that of [`Node::config`].
+    replaced: Option<String>,
     daemon: Daemon,
 }
 
@@ -61,6 +63,7 @@ impl Node {
             folder,
             namespace: mark,
             with_cri: false,
+            replaced: None,
         };
         fs::create_dir_all(node.shim().parent().unwrap()).unwrap();
         if fs::hard_link(shim_under_test(), node.shim()).is_err() {
@@ -159,9 +162,16 @@ impl Node {
         self.start();
     }
 
+    /// Starts the daemon again with the TOML `config`, which it keeps from then on.
+    pub fn replace_config(&mut self, config: String) {
+        self.replaced = Some(config);
+        self.stop();
+        self.start();
+    }
+
     /// Starts the daemon and waits until it answers.
     pub fn start(&mut self) {
-        let config = self.config();
+        let config = self.replaced.clone().unwrap_or_else(|| self.config());
         self.daemon.start(&config).unwrap();
         eventually("containerd answers", Duration::from_secs(30), || {
             (self.ctr(&["version"]).code == Some(0)).then_some(())
@@ -210,7 +220,7 @@ impl Node {
             "--all-platforms",
             "--no-unpack",
         ];
-        if self.version >= Version::V2_4 {
+        if self.version >= Version::V2_3 {
             args.push("--local");
         }
         let finished = self.ctr(&[args.as_slice(), &[archive.to_str().unwrap()]].concat());
@@ -270,7 +280,7 @@ impl Node {
         let common = self.daemon.private();
         let (version, cri_plugins) = match self.version {
             Version::V1_6 | Version::V1_7 => (2, &["io.containerd.grpc.v1.cri"][..]),
-            Version::V2_4 => (
+            Version::V2_3 | Version::V2_4 => (
                 3,
                 &[
                     "io.containerd.grpc.v1.cri",
@@ -306,7 +316,7 @@ impl Node {
                      [plugins.\"io.containerd.grpc.v1.cri\".cni]\nbin_dir = {cni:?}\nconf_dir = {cni:?}\n"
                 ),
             ),
-            Version::V2_4 => (
+            Version::V2_3 | Version::V2_4 => (
                 "io.containerd.cri.v1.runtime",
                 format!(
                     "[plugins.\"io.containerd.cri.v1.images\".pinned_images]\nsandbox = {pause:?}\n\

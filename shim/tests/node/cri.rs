@@ -3,6 +3,7 @@
 use std::fs;
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
@@ -21,13 +22,13 @@ use crate::pod;
 pub const PAUSE: &str = "kubewasi.test/pause:latest";
 
 /// Debian's docker-registry on a port of its own.
-struct Registry {
+pub struct Registry {
     port: u16,
     daemon: Child,
 }
 
 impl Registry {
-    fn start(node: &Node) -> Registry {
+    pub fn start(node: &Node) -> Registry {
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let config = node.folder.join("registry.yml");
         let store = node.folder.join("registry");
@@ -55,13 +56,23 @@ impl Registry {
 
     /// Pushes `image` and returns the name to pull it by.
     #[track_caller]
-    fn push(&self, node: &Node, image: &Image, name: &str) -> String {
+    pub fn push(&self, node: &Node, image: &Image, name: &str) -> String {
         let layout = node.folder.join(format!("layout-{name}"));
         image.write_folder(&layout).unwrap();
+        self.copy(&format!("oci:{}:latest", layout.display()), name)
+    }
+
+    /// Pushes the one image of an OCI archive and returns the name to pull it by.
+    #[track_caller]
+    pub fn push_archive(&self, archive: &Path, name: &str) -> String {
+        self.copy(&format!("oci-archive:{}", archive.display()), name)
+    }
+
+    #[track_caller]
+    fn copy(&self, source: &str, name: &str) -> String {
         let pulled = format!("127.0.0.1:{}/{name}:latest", self.port);
         run(Command::new("skopeo")
-            .args(["copy", "--all", "--dest-tls-verify=false"])
-            .arg(format!("oci:{}:latest", layout.display()))
+            .args(["copy", "--all", "--preserve-digests", "--dest-tls-verify=false", source])
             .arg(format!("docker://{pulled}")))
         .ok();
         pulled

@@ -156,14 +156,9 @@ impl Manifest {
 #[track_caller]
 pub fn import_example(node: &Node, build: &[&str]) {
     let archive = hack("example", build).join("image.tar");
-    let platform = if build.contains(&"native") {
-        "linux/amd64"
-    } else {
-        "wasi/wasm"
-    };
     // Unpacked now, as a pull would: containerd 2.x makes no snapshots of an imported image later.
-    let mut args = vec!["--namespace", "k8s.io", "image", "import", "--platform", platform];
-    if node.version >= Version::V2_4 {
+    let mut args = vec!["--namespace", "k8s.io", "image", "import"];
+    if node.version >= Version::V2_3 {
         args.push("--local");
     }
     args.push(archive.to_str().unwrap());

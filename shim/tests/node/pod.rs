@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
+use crate::command::Finished;
 use crate::containerd::Node;
 use crate::cri::{crictl, file};
 
@@ -63,14 +64,15 @@ impl<'a> Pod<'a> {
     /// Makes and starts a container of `image`; `edit` changes its ContainerConfig. Returns its id.
     #[track_caller]
     pub fn run(&self, name: &str, image: &str, command: &[&str], edit: impl FnOnce(&mut Value)) -> String {
-        let id = self.create(name, image, command, edit);
+        let made = self.create(name, image, command, edit).ok();
+        let id = made.stdout.trim().to_owned();
         crictl(self.node, &["start", &id]).ok();
         id
     }
 
-    /// As [`Pod::run`], without starting it.
+    /// Makes a container as [`Pod::run`] does, and does not start it.
     #[track_caller]
-    pub fn create(&self, name: &str, image: &str, command: &[&str], edit: impl FnOnce(&mut Value)) -> String {
+    pub fn create(&self, name: &str, image: &str, command: &[&str], edit: impl FnOnce(&mut Value)) -> Finished {
         let mut config = json!({
             "metadata": {"name": name, "attempt": 0},
             "image": {"image": image}, "command": command, "log_path": format!("{name}.log"),
@@ -78,12 +80,10 @@ impl<'a> Pod<'a> {
         });
         edit(&mut config);
         let config = file(self.node, &format!("{name}.json"), &config);
-        let made = crictl(
+        crictl(
             self.node,
             &["create", "--no-pull", &self.sandbox, &config, &self.config],
         )
-        .ok();
-        made.stdout.trim().to_owned()
     }
 
     /// What the container `name` has written so far, as CRI logs it.
