@@ -46,7 +46,7 @@ const CASES: &[Case] = &[
         reason: "ConfigImports",
         said: "format version 9",
         spoil: r#"cd /etc/containerd; cp -a config.toml .e2e; mkdir odd; echo 'version = 9' >odd/one.toml
-            { echo 'imports = ["/etc/containerd/odd/*.toml"]'; cat .e2e; } >config.toml"#,
+            { echo 'imports = ["/etc/containerd/odd/*.toml"]'; grep -v '^imports = ' .e2e; } >config.toml"#,
         mend: PUT_BACK,
         shim: "shim-next",
     },
@@ -54,7 +54,7 @@ const CASES: &[Case] = &[
         reason: "ConfigImports",
         said: "/etc/containerd/nowhere.toml",
         spoil: r#"cd /etc/containerd; cp -a config.toml .e2e
-            { echo 'imports = ["/etc/containerd/nowhere.toml"]'; cat .e2e; } >config.toml"#,
+            { echo 'imports = ["/etc/containerd/nowhere.toml"]'; grep -v '^imports = ' .e2e; } >config.toml"#,
         mend: PUT_BACK,
         shim: "shim-next",
     },
