@@ -72,7 +72,7 @@ impl Registry<'_> {
             let forward = Forward::to(self.namespace, &pod(number), self.port).await?;
             let to = format!("docker://{}/{name}", forward.address);
             let copied = Command::new("skopeo")
-                .args(["--insecure-policy", "copy", "--quiet", "--preserve-digests"])
+                .args(["--insecure-policy", "copy", "--all", "--quiet", "--preserve-digests"])
                 .args(["--dest-tls-verify=false", &from, &to])
                 .stdin(Stdio::null())
                 .kill_on_drop(true)

@@ -6,6 +6,7 @@ use kubewasi_e2e::namespace::Namespace;
 use kubewasi_e2e::registry::Registry;
 use kubewasi_e2e::{wait, workload};
 use kubewasi_testbed::image::Image;
+use kubewasi_testbed::index::EVERY_NODE;
 
 use crate::pod_security::RESTRICTED;
 
@@ -24,7 +25,7 @@ fn says(text: &str) -> Result<Vec<u8>> {
 
 /// An ordinary image, of wasm alone, whose program writes a line.
 fn image(text: &str) -> Result<Image> {
-    Ok(Image::with_files("image", &[("/says.wasm", &says(text)?)]).platform("wasi", "wasm"))
+    Ok(Image::with_files("image", &[("/says.wasm", &says(text)?)]).indexed(&EVERY_NODE))
 }
 
 /// What `wkg oci push` makes of such a program.
