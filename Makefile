@@ -68,10 +68,8 @@ e2e: rust ## Scenarios on a Kubernetes cluster by kind, as root; E2E=filters pic
 e2e-full: override E2E += --include-ignored
 e2e-full: e2e ## As e2e, with faults, density and scale
 
-bench: rust ## Containers and languages beside runc, services beside wasmtime serve; writes bench/*.md and docs/languages.md
+bench: rust ## Languages, services, containers (BENCH=http,... picks); writes bench/*.md; BASELINE=COMMIT compares builds
 	@hack/packages $(BUILD) $(NODE) $(LANGUAGES) linux-perf
-	@hack/bench-languages
-	@hack/bench-http
 	@hack/bench
 
 soak: rust ## Clients and faults for SOAK_MINUTES=10 (SOAK_SEED); SOAK=lifecycles: 10,000 in one server

@@ -7,15 +7,15 @@ use anyhow::{Context, Result};
 use kubewasi_bench::plot::{Row, plot};
 
 use crate::measure::{lifecycle, milliseconds};
-use crate::node::{Node, Workload};
+use crate::node::{Node, RUNC, WASI, Workload};
 
 /// Of so many runs the middle one counts.
 const RUNS: usize = 11;
 
 /// One example, given enough to do that it does its work: neither is a `--version` measured, nor a whole day's orders.
-struct Program {
-    example: &'static str,
-    language: &'static str,
+pub struct Program {
+    pub example: &'static str,
+    pub language: &'static str,
     wasm: &'static str,
     /// The native program and what it is started by.
     native: &'static [&'static str],
@@ -25,7 +25,7 @@ struct Program {
     files: &'static [(&'static str, &'static str)],
 }
 
-const PROGRAMS: [Program; 6] = [
+pub const PROGRAMS: [Program; 6] = [
     Program {
         example: "hello",
         language: "Rust",
@@ -83,7 +83,7 @@ const PROGRAMS: [Program; 6] = [
 ];
 
 /// Prints the table in Markdown, and writes its `file` of bars. `examples` has a folder for each program, as
-/// `hack/bench-languages` makes it.
+/// `hack/bench` makes it.
 pub async fn table(node: &Node, examples: &Path, options: &Path, file: &Path) -> Result<()> {
     let mut rows = Vec::new();
     println!(
@@ -92,8 +92,8 @@ pub async fn table(node: &Node, examples: &Path, options: &Path, file: &Path) ->
     );
     for program in &PROGRAMS {
         let folder = examples.join(program.example);
-        let wasm = program.workload(&folder, "wasm", &[program.wasm], Some(options))?;
-        let native = program.workload(&folder, "native", program.native, None)?;
+        let wasm = program.wasm(examples, options)?;
+        let native = program.native(examples)?;
         let cold = node.lifecycle(&wasm, &format!("{}-cold", program.example)).await?;
         let (_, ours) = lifecycle(node, &wasm, RUNS).await?;
         let (_, theirs) = lifecycle(node, &native, RUNS).await?;
@@ -118,7 +118,21 @@ pub async fn table(node: &Node, examples: &Path, options: &Path, file: &Path) ->
 }
 
 impl Program {
-    fn workload(&self, folder: &Path, kind: &str, program: &[&str], options: Option<&Path>) -> Result<Workload> {
+    /// Its component by the shim on containerd's PATH.
+    pub fn wasm(&self, examples: &Path, options: &Path) -> Result<Workload> {
+        let folder = examples.join(self.example);
+        let workload = self.workload(&folder, "wasm", &[self.wasm], WASI)?;
+        Ok(Workload {
+            options: Some(options.to_owned()),
+            ..workload
+        })
+    }
+
+    fn native(&self, examples: &Path) -> Result<Workload> {
+        self.workload(&examples.join(self.example), "native", self.native, RUNC)
+    }
+
+    fn workload(&self, folder: &Path, kind: &str, program: &[&str], runtime: &str) -> Result<Workload> {
         let layer = folder.join(kind);
         for (path, text) in self.files {
             let file = layer.join(path);
@@ -130,15 +144,11 @@ impl Program {
         let words = |words: &[&str]| words.iter().map(|&word| word.to_owned()).collect::<Vec<_>>();
         Ok(Workload {
             name: self.example,
-            runtime: if options.is_some() {
-                "io.containerd.wasi.v1"
-            } else {
-                "io.containerd.runc.v2"
-            },
+            runtime: runtime.to_owned(),
             layer,
             command: words(&[program, self.arguments].concat()),
             environment: words(self.environment),
-            options: options.map(Path::to_owned),
+            options: None,
         })
     }
 }

@@ -1,5 +1,6 @@
 //! Measures wasm containers beside runc's on a private containerd, for `make demo` and `make bench`.
 
+mod builds;
 mod languages;
 mod measure;
 mod node;
@@ -8,56 +9,46 @@ use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
+use kubewasi_bench::baseline::Build;
 use kubewasi_bench::plot::{Row, plot};
 
 use crate::measure::{lifecycle, memory, milliseconds, on_path};
-use crate::node::{Node, Workload};
+use crate::node::{Node, RUNC, Workload};
 
 const USAGE: &str = "usage: kubewasi-bench demo|report SOCKET FOLDER WASM-LAYER NATIVE-LAYER OPTIONS\n\
     usage: kubewasi-bench languages SOCKET FOLDER EXAMPLES OPTIONS\n\
+    usage: kubewasi-bench compare containers|languages SOCKET FOLDER WASM-LAYER|EXAMPLES BUILD=SHIM...\n\
     SOCKET is containerd's, FOLDER takes snapshots (not on an overlay) and the plot report.svg or languages.svg,\n\
     the layers hold /hello.wasm and /hello,\n\
     EXAMPLES has a folder each, with the unpacked images wasm/ and native/ and their compressed sizes in size.wasm and\n\
-    size.native; OPTIONS is the wasi handler's options file, whose cache folder does not exist yet";
+    size.native; OPTIONS is the wasi handler's options file, whose cache folder does not exist yet;\n\
+    BUILD is baseline, tree or closing, SHIM the shim's absolute path";
 
 #[tokio::main]
 async fn main() -> Result<()> {
     let args: Vec<String> = std::env::args().skip(1).collect();
-    if let [mode, socket, folder, examples, options] = args.as_slice()
-        && mode == "languages"
-    {
-        let node = Node::connect(Path::new(socket), Path::new(folder)).await?;
-        let plot = Path::new(folder).join("languages.svg");
-        return languages::table(&node, Path::new(examples), Path::new(options), &plot).await;
-    }
-    let [mode, socket, folder, wasm, native, options] = args.as_slice() else {
-        bail!(USAGE);
-    };
-    let bench = Bench {
-        node: Node::connect(Path::new(socket), Path::new(folder)).await?,
-        socket: socket.into(),
-        wasi_shim: on_path("containerd-shim-wasi-v1").context("containerd-shim-wasi-v1 is not on PATH")?,
-        runc_shim: on_path("containerd-shim-runc-v2").context("containerd-shim-runc-v2 is not on PATH")?,
-        wasi: Workload {
-            name: "wasi",
-            runtime: "io.containerd.wasi.v1",
-            layer: wasm.into(),
-            command: vec!["/hello.wasm".into()],
-            environment: Vec::new(),
-            options: Some(options.into()),
-        },
-        runc: Workload {
-            name: "runc",
-            runtime: "io.containerd.runc.v2",
-            layer: native.into(),
-            command: vec!["/hello".into()],
-            environment: Vec::new(),
-            options: None,
-        },
-    };
-    match mode.as_str() {
-        "demo" => bench.demo().await,
-        "report" => bench.report(&Path::new(folder).join("report.svg")).await,
+    match args.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
+        ["compare", section, socket, folder, layers, ..] => {
+            let (socket, folder, layers) = (Path::new(socket), Path::new(folder), Path::new(layers));
+            let builds = Build::parse_all(&args[5..])?;
+            let node = Node::connect(socket, folder).await?;
+            let comparison = match *section {
+                "containers" => builds::containers(&node, socket, folder, layers, &builds).await?,
+                "languages" => builds::languages(&node, folder, layers, &builds).await?,
+                _ => bail!(USAGE),
+            };
+            comparison.conclude()
+        }
+        ["languages", socket, folder, examples, options] => {
+            let node = Node::connect(Path::new(socket), Path::new(folder)).await?;
+            let plot = Path::new(folder).join("languages.svg");
+            languages::table(&node, Path::new(examples), Path::new(options), &plot).await
+        }
+        ["demo", socket, folder, layers @ ..] => Bench::new(socket, folder, layers).await?.demo().await,
+        ["report", socket, folder, layers @ ..] => {
+            let bench = Bench::new(socket, folder, layers).await?;
+            bench.report(&Path::new(folder).join("report.svg")).await
+        }
         _ => bail!(USAGE),
     }
 }
@@ -72,6 +63,31 @@ struct Bench {
 }
 
 impl Bench {
+    /// `layers` are those of the component and of the native program, and then the handler's options file.
+    async fn new(socket: &str, folder: &str, layers: &[&str]) -> Result<Bench> {
+        let &[wasm, native, options] = layers else {
+            bail!(USAGE);
+        };
+        Ok(Bench {
+            node: Node::connect(Path::new(socket), Path::new(folder)).await?,
+            socket: socket.into(),
+            wasi_shim: on_path("containerd-shim-wasi-v1").context("containerd-shim-wasi-v1 is not on PATH")?,
+            runc_shim: on_path("containerd-shim-runc-v2").context("containerd-shim-runc-v2 is not on PATH")?,
+            wasi: Workload {
+                options: Some(options.into()),
+                ..Workload::hello(Path::new(wasm))
+            },
+            runc: Workload {
+                name: "runc",
+                runtime: RUNC.into(),
+                layer: native.into(),
+                command: vec!["/hello".into()],
+                environment: Vec::new(),
+                options: None,
+            },
+        })
+    }
+
     /// The demo's table, then what its last line says, for the script that prints it.
     async fn demo(&self) -> Result<()> {
         let cold = self.node.lifecycle(&self.wasi, "wasi-cold").await?;

@@ -11,13 +11,17 @@ use serde_json::json;
 /// The containerd namespace of all that is measured.
 const NAMESPACE: &str = "bench";
 
+/// The types of the runtimes that are measured.
+pub const WASI: &str = "io.containerd.wasi.v1";
+pub const RUNC: &str = "io.containerd.runc.v2";
+
 /// A program in a folder that a runtime can run.
 #[derive(Clone, Debug)]
 pub struct Workload {
     /// How tables name it.
     pub name: &'static str,
-    /// The runtime's type, as containerd knows it.
-    pub runtime: &'static str,
+    /// The runtime's type, as containerd knows it, or the path of its shim.
+    pub runtime: String,
     /// The read-only layer of its root filesystem.
     pub layer: PathBuf,
     /// The program in that layer and its arguments.
@@ -26,6 +30,20 @@ pub struct Workload {
     pub environment: Vec<String>,
     /// The handler's options file, for runtimes that take one.
     pub options: Option<PathBuf>,
+}
+
+impl Workload {
+    /// `examples/hello` as a component, by the shim on containerd's PATH and without options.
+    pub fn hello(layer: &Path) -> Workload {
+        Workload {
+            name: "wasi",
+            runtime: WASI.into(),
+            layer: layer.into(),
+            command: vec!["/hello.wasm".into()],
+            environment: Vec::new(),
+            options: None,
+        }
+    }
 }
 
 /// A private containerd.
@@ -91,7 +109,7 @@ impl Node {
         let spec = spec(id, workload, args);
         let declared = self
             .client
-            .declare(id, workload.runtime, workload.options.as_deref(), &spec)
+            .declare(id, &workload.runtime, workload.options.as_deref(), &spec)
             .await;
         declared.with_context(|| format!("cannot make the container {id}"))?;
         Ok(vec![rootfs])

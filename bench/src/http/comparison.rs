@@ -4,9 +4,11 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use kubewasi_bench::baseline::{Build, Comparison, Effort, Figure, interleave};
 use kubewasi_bench::median::median;
 use kubewasi_bench::memory::pss;
 use kubewasi_bench::plot::{self, plot};
+use kubewasi_bench::verdict::Better;
 
 use crate::cost::Cost;
 use crate::load::{kept, load};
@@ -83,7 +85,10 @@ pub async fn compare(node: &Node, only: &str) -> Result<()> {
     let mut rounds: Vec<[Vec<Row>; CONNECTIONS.len()]> = servers.iter().map(|_| Default::default()).collect();
     for _ in 0..ROUNDS {
         for (server, rows) in servers.iter().zip(&mut rounds) {
-            for (rows, row) in rows.iter_mut().zip(server.with(node, loads).await?) {
+            for (rows, row) in rows
+                .iter_mut()
+                .zip(server.with(node, async |pid| loads(pid, TIME).await).await?)
+            {
                 rows.push(row);
             }
         }
@@ -110,7 +115,7 @@ pub async fn compare(node: &Node, only: &str) -> Result<()> {
         rates.insert(server.name.as_str(), rate);
         bars.push(plot::Row {
             name: server.name.clone(),
-            is_ours: server.name.starts_with(OURS),
+            is_ours: server.is_ours(),
             figures: vec![rate, p99, pss],
         });
     }
@@ -140,6 +145,38 @@ fn summarize(rates: &HashMap<&str, f64>) {
     }
 }
 
+/// The loads of each component in each mode by several builds of the shim, in interleaved rounds.
+pub async fn compare_builds(node: &Node, builds: &[Build]) -> Result<Comparison> {
+    let effort = Effort::from_env()?;
+    let servers = servers();
+    interleave(builds, effort.rounds, async |build, _| {
+        let node = Node {
+            runtime: build.runtime(),
+            options: build.options(&node.folder, "http")?,
+            ..node.clone()
+        };
+        let mut figures = Vec::new();
+        for server in servers.iter().filter(|server| server.is_ours()) {
+            let rows = server.with(&node, async |pid| loads(pid, effort.load).await).await?;
+            for (connections, [rate, _, p99, pss, user, system, ..]) in CONNECTIONS.iter().zip(rows) {
+                let figure = |what: &str, better, value| Figure {
+                    name: format!("{}, {connections} connections: {what}", server.id),
+                    better,
+                    value,
+                };
+                figures.extend([
+                    figure("requests/s", Better::Higher, rate),
+                    figure("p99, us", Better::Lower, p99),
+                    figure("processor, us a request", Better::Lower, user + system),
+                    figure("PSS after, MiB", Better::Lower, pss),
+                ]);
+            }
+        }
+        Ok(figures)
+    })
+    .await
+}
+
 /// Of one server under one load: requests a second, median and p99 in microseconds, PSS in MiB, and what one request cost.
 type Row = [f64; 8];
 
@@ -149,6 +186,10 @@ fn medians(rows: &[Row]) -> Row {
 }
 
 impl Server {
+    fn is_ours(&self) -> bool {
+        matches!(self.program, Program::Service(..))
+    }
+
     /// Starts it, does this with its process when it listens, and ends it.
     async fn with<T>(&self, node: &Node, measure: impl AsyncFnOnce(u32) -> Result<T>) -> Result<T> {
         let pod = match &self.program {
@@ -165,11 +206,11 @@ impl Server {
     }
 }
 
-async fn loads(pid: u32) -> Result<[Row; CONNECTIONS.len()]> {
+async fn loads(pid: u32, time: Duration) -> Result<[Row; CONNECTIONS.len()]> {
     let mut rows = [Row::default(); CONNECTIONS.len()];
     for (row, connections) in rows.iter_mut().zip(CONNECTIONS) {
         let before = Cost::of(pid)?;
-        let seen = load(ADDRESS, connections, TIME).await?;
+        let seen = load(ADDRESS, connections, time).await?;
         let cost = Cost::of(pid)?.of_each(&before, seen.answered);
         *row = [
             seen.requests_per_second,

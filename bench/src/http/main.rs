@@ -9,26 +9,27 @@ mod pod;
 mod profile;
 
 use std::net::SocketAddr;
-use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use kubewasi_bench::client::Client;
+use kubewasi_bench::baseline::Build;
 use kubewasi_bench::memory::pss;
 use kubewasi_testbed::hostile;
 use tokio::net::TcpStream;
 
-use crate::comparison::{compare, keep};
+use crate::comparison::{compare, compare_builds, keep};
 use crate::cost::Cost;
 use crate::load::load;
 use crate::pod::Node;
 use crate::profile::{Part, Recording, Symbols};
 
 const USAGE: &str = "usage: kubewasi-bench-http SOCKET FOLDER LAYER OPTIONS [ONLY] | kubewasi-bench-http native\n\
+    usage: kubewasi-bench-http compare SOCKET FOLDER LAYER BUILD=SHIM...\n\
     SOCKET is containerd's, FOLDER takes snapshots and the plot http.svg, LAYER holds service02.wasm,\n\
     service03.wasm, wasmtime and this program, OPTIONS is the wasi handler's options file; run it in a network\n\
-    namespace of its own. With ONLY no more is measured than the loads of servers whose names have that.";
+    namespace of its own. With ONLY no more is measured than the loads of servers whose names have that.\n\
+    BUILD is baseline, tree or closing, SHIM the shim's absolute path.";
 
 /// Every server's, one after the other.
 const ADDRESS: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 8080);
@@ -62,15 +63,18 @@ async fn main() -> Result<()> {
     let args: Vec<String> = std::env::args().skip(1).collect();
     match args.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
         ["native"] => native::serve(ADDRESS).await,
+        ["compare", socket, folder, layer, ..] => {
+            let node = Node::connect(socket, folder, layer).await?;
+            let comparison = compare_builds(&node, &Build::parse_all(&args[4..])?).await?;
+            comparison.conclude()
+        }
         [socket, folder, layer, options, only @ ..] => {
             let node = Node {
-                client: Client::connect(Path::new(socket), "bench-http").await?,
-                folder: folder.into(),
-                layer: layer.into(),
                 options: options.into(),
+                ..Node::connect(socket, folder, layer).await?
             };
             println!(
-                "# HTTP services\n\nOne run of `hack/bench-http`, which `make bench` calls: clients and server share the \
+                "# HTTP services\n\nOne run of `make bench`: clients and server share the \
                  machine's {} cpus, and every server is a container: services by us, the others by runc.\n\n\
                  ![{} connections](http.svg)\n",
                 std::thread::available_parallelism()?,

@@ -7,12 +7,15 @@ use kubewasi_bench::client::{Client, Streams, rootfs};
 use serde_json::json;
 
 /// Where containers are made.
+#[derive(Clone)]
 pub struct Node {
     pub client: Client,
     /// Takes snapshots and logs.
     pub folder: PathBuf,
     /// Holds the components, and the programs of native servers.
     pub layer: PathBuf,
+    /// The wasi handler's name for containerd, or the path of its shim.
+    pub runtime: String,
     /// The wasi handler's options file.
     pub options: PathBuf,
 }
@@ -26,6 +29,17 @@ pub struct Pod<'a> {
 }
 
 impl Node {
+    /// At the containerd that listens on `socket`, with the shim on its PATH and without options.
+    pub async fn connect(socket: &str, folder: &str, layer: &str) -> Result<Node> {
+        Ok(Node {
+            client: Client::connect(Path::new(socket), "bench-http").await?,
+            folder: folder.into(),
+            layer: layer.into(),
+            runtime: "io.containerd.wasi.v1".into(),
+            options: PathBuf::new(),
+        })
+    }
+
     /// Starts the component `file` with these annotations, `kubewasi.dev/` before each key.
     pub async fn start(&self, id: &str, file: &str, annotations: &[(&str, &str)]) -> Result<Pod<'_>> {
         let annotations: serde_json::Map<_, _> = annotations
@@ -34,7 +48,7 @@ impl Node {
             .collect();
         let mut spec = spec(id, &[format!("/{file}")]);
         spec["annotations"] = annotations.into();
-        self.run(id, "io.containerd.wasi.v1", Some(&self.options), &spec).await
+        self.run(id, &self.runtime, Some(&self.options), &spec).await
     }
 
     /// Starts a native server by runc, in the same root filesystem and in control groups like a service's.
