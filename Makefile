@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo fresh test lint unit api node test-cgroup2 critest e2e e2e-full bench soak release images tools rust
+.PHONY: help demo fresh test lint unit api node test-cgroup2 test-pulls critest e2e e2e-full bench soak release images tools rust
 
 export CARGO_TARGET_DIR := $(shell hack/target-dir)
 
@@ -52,6 +52,12 @@ node: rust ## Tests under private containerds 1.6, 1.7 and 2.4, as root; NODE_TE
 	@hack/tools-for-node
 	@cargo test --quiet --locked --workspace --test node $(NODE_TESTS) -- --test-threads=3
 	@echo "node: ok"
+
+test-pulls: rust ## Every example from a registry on stock nodes of containerd 2.3 and 2.4, which takes minutes; as root
+	@hack/packages $(BUILD) $(NODE) $(TEST) $(LANGUAGES)
+	@hack/tools-for-node
+	@cargo test --quiet --locked --workspace --test node pulls:: -- --ignored
+	@echo "test-pulls: ok"
 
 critest: rust ## CRI's conformance tests by runc and by us, on containerd 1.7 and 2.4, native images and wasm; as root
 	@hack/packages $(BUILD) $(NODE) $(TEST) $(CRI)

@@ -31,8 +31,10 @@ enum Outcome {
     NoMatch,
     /// It cannot be unpacked: its layers are not those of its config.
     Mismatched,
+    /// It cannot be unpacked: a layer is not a tar archive.
+    NoProcessor,
 }
-use Outcome::{Mismatched, NoMatch, NoSnapshot, Runs};
+use Outcome::{Mismatched, NoMatch, NoProcessor, NoSnapshot, Runs};
 
 impl Outcome {
     /// What the refused request says; the request for the pull but for [`NoSnapshot`].
@@ -42,6 +44,7 @@ impl Outcome {
             NoSnapshot => "parent snapshot",
             NoMatch => "no match for platform in manifest",
             Mismatched => "mismatched image rootfs and manifest layers",
+            NoProcessor => "no processor for media-type",
         }
     }
 }
@@ -125,6 +128,16 @@ fn rows() -> Vec<Row> {
     row([Mismatched, Runs, Runs, Runs], &|name, wasm| {
         b(name, wasm).indexed(&[LINUX]).attested()
     });
+    // Forms C and E.
+    row([NoProcessor, Mismatched, Mismatched, Mismatched], &|name, wasm| {
+        Image::with_listed_wasm_layers(name, &[("app.wasm", wasm)])
+    });
+    row([Mismatched, Runs, Runs, Runs], &|name, wasm| {
+        let older = "application/vnd.bytecodealliance.wasm.component.layer.v0+wasm";
+        Image::without_diff_ids(name)
+            .layer(older, Some("app.wasm"), wasm)
+            .entrypoint(&["app.wasm"])
+    });
     rows
 }
 
@@ -155,7 +168,7 @@ fn outcome(node: &Node, registry: &Registry, pod: &Pod<'_>, image: &Image, numbe
         outcome.copied().ok_or_else(|| said.to_owned())
     };
     if pull.code != Some(0) {
-        return known(&[NoMatch, Mismatched], &pull.stderr);
+        return known(&[NoMatch, Mismatched, NoProcessor], &pull.stderr);
     }
     // Form D has no entry point, and CRI creates no container without one.
     let made = pod.create(&name, &pulled, &["/app.wasm"], |_| ());
