@@ -1,7 +1,7 @@
 //! The server's side of a compile worker: starts it, waits for it, and says how it ended.
 //!
-//! How much it may compute is the kernel's to watch (RLIMIT_CPU): a busy or slow node takes longer for the same work. The
-//! clock on the wall is looked at only for a worker that does not compute at all.
+//! The kernel limits its processor time (RLIMIT_CPU): a busy node takes longer for the same work. Wall-clock time counts only
+//! for a worker that uses no processor time at all.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -28,7 +28,7 @@ pub struct Driver {
     pub program: PathBuf,
     /// The most processor time; whole seconds.
     pub timeout: Duration,
-    /// How often the worker's processor time is looked at.
+    /// The interval at which the worker's processor time is read.
     pub look: Duration,
     /// In bytes.
     pub memory: u64,
@@ -58,9 +58,11 @@ pub enum WorkerError {
     Start(#[source] io::Error),
 }
 
-/// How often a worker is looked at, and how often in a row it may be found without progress. The first of the two alone is
-/// no measure: a server that was frozen or stopped has not looked.
+/// The interval at which a worker's processor time is read.
 pub const LOOK: Duration = Duration::from_secs(30);
+
+/// After so many intervals in a row without progress a worker is ended. Readings are counted instead of time, since a server
+/// that was frozen together with its worker has taken none.
 const IDLE_LOOKS: u32 = 20;
 
 /// As many bytes of a worker's stderr are read: an outcome with the longest sensible message.
@@ -169,7 +171,7 @@ impl Driver {
     }
 }
 
-/// Whether a worker computes.
+/// Detects a worker that makes no progress.
 struct Progress {
     pid: u32,
     look: Duration,
@@ -289,7 +291,7 @@ mod tests {
     }
 
     #[test]
-    fn who_starts_a_worker_learns_its_pid() {
+    fn the_caller_learns_the_pid_of_its_worker() {
         let folder = tempfile::tempdir().expect("temp folder");
         let input = memory::file("input").expect("memfd");
         let mut pid = 0;

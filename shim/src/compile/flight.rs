@@ -1,5 +1,7 @@
-//! A compilation under way: how far it is, and the one result that every caller who waits for it gets.
+//! A compilation under way: its progress, and the one result that every caller that waits for it gets.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
@@ -7,23 +9,30 @@ use tokio::sync::watch;
 use super::{Artifact, CompileError};
 use crate::sys::stat::Stat;
 
-/// How far a compilation is.
+/// The progress of a compilation.
 #[derive(Clone, Debug)]
 enum State {
     /// It waits until fewer compilations run.
     Queued,
     /// The worker with this pid compiles.
     Compiling(u32),
-    Landed(Result<Artifact, CompileError>),
+    Finished(Result<Artifact, CompileError>),
 }
 
 /// The side of the task that compiles.
 #[derive(Debug)]
-pub struct Flight(watch::Sender<State>);
+pub struct Flight {
+    state: watch::Sender<State>,
+    retry_expected: Arc<AtomicBool>,
+}
 
-/// The side of those who wait.
+/// The side of the callers that wait.
 #[derive(Clone, Debug)]
-pub struct Waiting(watch::Receiver<State>);
+pub struct Waiting {
+    state: watch::Receiver<State>,
+    /// A caller was asked to try again.
+    retry_expected: Arc<AtomicBool>,
+}
 
 /// Why there is no result.
 #[derive(Debug, PartialEq, Eq)]
@@ -39,18 +48,30 @@ pub enum NoResult {
 /// A compilation that begins now.
 pub fn begin() -> (Flight, Waiting) {
     let (sender, receiver) = watch::channel(State::Queued);
-    (Flight(sender), Waiting(receiver))
+    let retry_expected = Arc::<AtomicBool>::default();
+    let waiting = Waiting {
+        state: receiver,
+        retry_expected: retry_expected.clone(),
+    };
+    (
+        Flight {
+            state: sender,
+            retry_expected,
+        },
+        waiting,
+    )
 }
 
 impl Flight {
     /// The worker with this pid has started.
     pub fn compiling(&self, pid: u32) {
-        self.0.send_replace(State::Compiling(pid));
+        self.state.send_replace(State::Compiling(pid));
     }
 
-    /// Ends the compilation.
-    pub fn land(&self, result: Result<Artifact, CompileError>) {
-        self.0.send_replace(State::Landed(result));
+    /// Ends the compilation; whether a caller was asked to try again.
+    pub fn finish(&self, result: Result<Artifact, CompileError>) -> bool {
+        self.state.send_replace(State::Finished(result));
+        self.retry_expected.load(Ordering::SeqCst)
     }
 }
 
@@ -58,26 +79,34 @@ impl Waiting {
     /// The result of the compilation, whether it succeeded or failed, if it ends before the deadline; `None` waits for
     /// as long as it takes.
     pub async fn result(mut self, deadline: Option<Instant>) -> Result<Result<Artifact, CompileError>, NoResult> {
-        let landed = async {
-            let state = self.0.wait_for(|state| matches!(state, State::Landed(_))).await;
+        let finished = async {
+            let state = self.state.wait_for(|state| matches!(state, State::Finished(_))).await;
             match state.as_deref() {
-                Ok(State::Landed(result)) => Ok(result.clone()),
+                Ok(State::Finished(result)) => Ok(result.clone()),
                 _ => Err(NoResult::Gone),
             }
         };
         let Some(deadline) = deadline else {
-            return landed.await;
+            return finished.await;
         };
-        match tokio::time::timeout_at(deadline.into(), landed).await {
+        match tokio::time::timeout_at(deadline.into(), finished).await {
             Ok(result) => result,
-            Err(_) => Err(self.progress()),
+            Err(_) => self.give_up(),
         }
     }
 
-    fn progress(&self) -> NoResult {
-        match &*self.0.borrow() {
-            State::Compiling(pid) => NoResult::Compiling(processor_time(*pid)),
-            State::Queued | State::Landed(_) => NoResult::Queued,
+    /// Whether there is a result.
+    pub fn is_finished(&self) -> bool {
+        matches!(&*self.state.borrow(), State::Finished(_))
+    }
+
+    fn give_up(&self) -> Result<Result<Artifact, CompileError>, NoResult> {
+        // Before the state is read: a compilation that finishes now is seen here, or sees this.
+        self.retry_expected.store(true, Ordering::SeqCst);
+        match &*self.state.borrow() {
+            State::Queued => Err(NoResult::Queued),
+            State::Compiling(pid) => Err(NoResult::Compiling(processor_time(*pid))),
+            State::Finished(result) => Ok(result.clone()),
         }
     }
 }
@@ -105,28 +134,29 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn whoever_waits_gets_the_one_result_also_after_the_end() {
+    async fn every_caller_gets_the_one_result_also_after_the_end() {
         let (flight, waiting) = begin();
         let early = tokio::spawn(waiting.clone().result(None));
         flight.compiling(std::process::id());
-        flight.land(failed());
+        assert!(!flight.finish(failed()), "no caller was asked to try again");
         for result in [early.await.expect("no panic"), waiting.result(now()).await] {
             assert!(matches!(result, Ok(Err(CompileError::Empty { .. }))), "{result:?}");
         }
     }
 
     #[tokio::test]
-    async fn a_caller_whose_time_is_up_hears_how_far_it_is() {
+    async fn a_caller_whose_deadline_passes_learns_the_progress() {
         let (flight, waiting) = begin();
         let queued = waiting.clone().result(now()).await.expect_err("unfinished");
         assert_eq!(queued, NoResult::Queued);
         flight.compiling(std::process::id());
         let compiling = waiting.result(now()).await.expect_err("unfinished");
         assert!(matches!(compiling, NoResult::Compiling(_)), "{compiling:?}");
+        assert!(flight.finish(failed()), "the callers were asked to try again");
     }
 
     #[tokio::test]
-    async fn a_compilation_that_is_dropped_leaves_nobody_waiting() {
+    async fn a_compilation_that_is_dropped_ends_the_wait() {
         let (flight, waiting) = begin();
         drop(flight);
         assert_eq!(waiting.result(None).await.expect_err("gone"), NoResult::Gone);

@@ -124,7 +124,7 @@ pub struct Artifacts {
     compatibility: Compatibility,
     /// `None` while the folder cannot be used; tried again at the next artifact.
     cache: Mutex<Option<Arc<Cache>>>,
-    /// The keys being compiled now.
+    /// The keys being compiled now, and those that failed after their callers were asked to try again.
     flights: watch::Sender<HashMap<Key, Waiting>>,
     /// So many workers run at once.
     workers: Arc<Semaphore>,
@@ -156,7 +156,7 @@ pub enum CompileError {
         name: String,
         source: Arc<crate::image::ImageError>,
     },
-    /// The caller's time is up, the compilation's is not.
+    /// The caller's deadline has passed before the compilation has ended.
     #[error(
         "{name} is still being compiled: {} s of processor time so far, of at most {} s (option compile_timeout); compiling continues, try again",
         .used.as_secs(), .limit.as_secs()
@@ -218,8 +218,8 @@ impl Artifacts {
     }
 
     /// The artifact of `wasm` as `choice` has it run, from the cache or compiled now. Callers for one key compile once
-    /// and get the same result, the same error when that fails. Compiling is nobody's own: it goes on to its end when the
-    /// caller goes away or does not wait so long, and the next one finds it.
+    /// and get the same result, the same error when that fails. Compiling goes on to its end when
+    /// the caller goes away or its deadline passes, and the next caller finds the artifact.
     ///
     /// # Errors
     ///
@@ -239,10 +239,12 @@ impl Artifacts {
                 Some(present) => waiting = present.clone(),
                 None => first = flights.insert(key, waiting.clone()).is_none(),
             }
-            first
+            // A failure that was kept for the next caller.
+            let heard = waiting.is_finished() && flights.remove(&key).is_some();
+            first || heard
         });
         if first {
-            self.take_off(images, wasm, choice, key, flight);
+            self.compile_in_background(images, wasm, choice, key, flight);
         }
         let name = || wasm.name.clone();
         let result = waiting.result(deadline).await.map_err(|error| match error {
@@ -268,7 +270,14 @@ impl Artifacts {
     }
 
     /// Finds or compiles on a task of its own.
-    fn take_off(self: &Arc<Self>, images: &Arc<Images>, wasm: &Wasm, choice: WorldChoice, key: Key, flight: Flight) {
+    fn compile_in_background(
+        self: &Arc<Self>,
+        images: &Arc<Images>,
+        wasm: &Wasm,
+        choice: WorldChoice,
+        key: Key,
+        flight: Flight,
+    ) {
         let (artifacts, images, wasm) = (self.clone(), images.clone(), wasm.clone());
         let flight = Arc::new(flight);
         tokio::spawn(async move {
@@ -284,18 +293,22 @@ impl Artifacts {
                     message: panic.to_string(),
                 })
             });
-            // Whoever comes from now on looks into the cache.
+            let failed = result.is_err();
             artifacts.flights.send_modify(|flights| {
-                flights.remove(&key);
+                // The next caller looks into the cache, or compiles again; but a failure that no caller waited for is
+                // reported once.
+                if !(flight.finish(result) && failed) {
+                    flights.remove(&key);
+                }
             });
-            flight.land(result);
         });
     }
 
     /// Resolves when nothing is being compiled.
     pub async fn idle(&self) {
+        let all_finished = |flights: &HashMap<Key, Waiting>| flights.values().all(Waiting::is_finished);
         // The sender is ours, so it outlives the wait.
-        let _ = self.flights.subscribe().wait_for(HashMap::is_empty).await;
+        let _ = self.flights.subscribe().wait_for(all_finished).await;
     }
 
     /// Removes the artifacts of images whose wasm is not in `live`; answers how many.

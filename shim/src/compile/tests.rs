@@ -192,7 +192,7 @@ async fn a_caller_that_goes_away_leaves_the_compilation_to_the_next() {
 }
 
 #[tokio::test]
-async fn a_caller_whose_time_is_up_hears_how_far_it_is_and_the_next_one_gets_the_artifact() {
+async fn a_caller_whose_deadline_passes_learns_the_progress_and_the_next_one_gets_the_artifact() {
     let node = Node::new(&format!("{HELD}; {COMPILED}"));
     let (one, two, three) = (wasm(b"\0asm one"), wasm(b"\0asm two"), wasm(b"\0asm three"));
     let now = || Some(Instant::now());
@@ -217,7 +217,21 @@ async fn a_caller_whose_time_is_up_hears_how_far_it_is_and_the_next_one_gets_the
 }
 
 #[tokio::test]
-async fn nothing_is_idle_while_a_compilation_goes_on_that_nobody_waits_for() {
+async fn a_failure_after_the_deadline_of_its_caller_is_reported_to_the_next_before_another_try() {
+    let node = Node::new(&format!("{HELD}; {REJECTED}"));
+    let one = wasm(b"\0asm one");
+    let deadline = Some(Instant::now());
+    node.get_by(&one, deadline).await.expect_err("begun");
+    node.release();
+    node.artifacts.idle().await;
+    for runs in [1, 2] {
+        let error = node.get(&one).await.expect_err("rejected").to_string();
+        assert_eq!((error.as_str(), node.runs()), ("/app.wasm: type mismatch", runs));
+    }
+}
+
+#[tokio::test]
+async fn a_compilation_without_a_caller_keeps_the_server_from_being_idle() {
     let node = Node::new(&format!("{HELD}; {COMPILED}"));
     node.artifacts.idle().await;
     let deadline = Some(Instant::now());

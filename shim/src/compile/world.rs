@@ -270,7 +270,7 @@ mod tests {
             );
             assert!(message.contains("wasi:cli/run 0.2.x and 0.3.x"), "{message}");
         }
-        // It does not matter beside one that is.
+        // It does not matter when another one is.
         let both = ["wasi:cli/run@0.3.0-rc-2025-09-16", "wasi:cli/run@0.2.6"];
         assert_eq!(of(&exporting(&both)).expect("world"), (World::Command02, None));
     }

@@ -19,7 +19,7 @@ use crate::sandbox::process::Guest;
 use crate::stdio::{self, terminal};
 use crate::sys::open_files;
 
-/// Runs `process` beside `guest`, whose image is `image` where that is known, and gives it its streams. Compiling is waited
+/// Runs `process` in the container of `guest`, whose image is `image` where that is known, and gives it its streams. Compiling is waited
 /// for until the deadline.
 ///
 /// # Errors

@@ -107,7 +107,7 @@ fn start(node: &Node, id: &str, patience: u32) -> Running {
 }
 
 #[track_caller]
-fn is_told_that_it_is_compiled(refused: Finished) {
+fn reports_the_progress(refused: Finished) {
     // The kubelet's event is this message.
     refused.expect_refusal(&[
         "/large.wasm is still being compiled",
@@ -118,7 +118,7 @@ fn is_told_that_it_is_compiled(refused: Finished) {
 }
 
 on_every_containerd! {
-    fn a_pod_that_waits_for_the_compiler_is_told_so_in_time_and_a_later_try_finds_the_program(node) {
+    fn a_start_reports_a_compilation_that_goes_on_before_its_deadline_and_a_later_one_finds_the_program(node) {
         cri::prepare(node);
         let image = image();
         node.import_into(&image, "k8s.io").ok();
@@ -126,10 +126,10 @@ on_every_containerd! {
         let first = pod.create("first", &image.name, &["/large.wasm"], |_| ()).ok().stdout;
         let starting = start(node, first.trim(), 10);
         let worker = Stopped::first(node);
-        is_told_that_it_is_compiled(starting.wait());
+        reports_the_progress(starting.wait());
         // The kubelet's next try: another container.
         let again = pod.create("second", &image.name, &["/large.wasm"], |_| ()).ok().stdout;
-        is_told_that_it_is_compiled(start(node, again.trim(), 5).wait());
+        reports_the_progress(start(node, again.trim(), 5).wait());
         assert_eq!(workers(node), [worker.pid()], "one worker for both");
         worker.go_on();
         eventually("it is compiled", SOON * 2, || (compiled(node) == 1).then_some(()));
@@ -156,7 +156,7 @@ on_every_containerd! {
         assert_eq!(compiled(node), 1);
     }
 
-    fn an_idle_server_stays_until_the_program_is_compiled_that_nobody_waits_for(node) {
+    fn an_idle_server_stays_until_its_compilation_has_ended(node) {
         let image = image();
         node.import(&image);
         let worker = start_and_leave(node, &image);
@@ -184,7 +184,7 @@ on_newest_containerd! {
         run.wait().ok();
     }
 
-    fn an_exec_that_waits_for_the_compiler_is_told_so_too(node) {
+    fn an_exec_reports_a_compilation_that_goes_on_too(node) {
         let image = Image::with_files("exec", &[("/probe.wasm", &Probe::P1.bytes()), ("/large.wasm", &large())]);
         node.import(&image);
         let (id, _) = node.run(&image).args(&["/probe.wasm", "idle"]).detach();
@@ -192,7 +192,7 @@ on_newest_containerd! {
         exec.arg("--fifo-dir").arg(node.folder.join("fifo")).args([&id, "/large.wasm"]);
         let exec = Running::start(&mut exec);
         let worker = Stopped::first(node);
-        is_told_that_it_is_compiled(exec.wait());
+        reports_the_progress(exec.wait());
         worker.go_on();
         eventually("it is compiled", SOON * 2, || (compiled(node) == 2).then_some(()));
         crate::exec::exec(node, &id, &["/large.wasm"]).ok();

@@ -91,3 +91,20 @@ on_every_containerd! {
         }
     }
 }
+
+on_newest_containerd! {
+    fn exports_of_a_later_release_of_the_same_minor_version_run(node) {
+        let mut text = include_str!("tinygo.wat").to_owned();
+        for instance in ["$command", "$service"] {
+            text = text.replace(&format!("@0.2.0\" (instance {instance})"), &format!("@0.2.99\" (instance {instance})"));
+        }
+        let image = Image::with_files("later", &[("/main.wasm", &wat(&text))]).entrypoint(&["/main.wasm"]);
+        node.import(&image);
+        let command = node.run(&image).flag(&["--annotation", "kubewasi.dev/world=command"]);
+        assert_eq!(command.finish().ok().stdout, COMMAND);
+        let served = Served::start_image(node, &image, &[], &[], 8080);
+        assert_eq!(served.get("/").status, 200);
+        assert_eq!(served.end(), 0);
+        node.log_line(&["/main.wasm", "Http02", "Command02"]);
+    }
+}

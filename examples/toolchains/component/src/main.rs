@@ -1,11 +1,11 @@
-//! What C and Go need to make components: the world of a program is in WIT, a folder with the world and, in deps/, what it
+//! What C and Go need to make components: the world of a program is in WIT, a directory with the world and, in deps/, what it
 //! is made of.
 //!
 //! `component WIT WORLD LIBRARY OUTPUT`: makes a component of that world of a core module, whose WASI 0.1 is adapted. The
 //! module is a library: it exports the functions of its world by the canonical ABI, and `_initialize` where its language
 //! needs that.
 //!
-//! `component bindings WIT WORLD FOLDER`: writes the C declarations of that world there, as `wit-bindgen c` does.
+//! `component bindings WIT WORLD DIRECTORY`: writes the C declarations of that world there, as `wit-bindgen c` does.
 
 use std::path::Path;
 
@@ -22,9 +22,9 @@ fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     match arguments[..] {
-        ["bindings", wit, world, folder] => bindings(wit, world, Path::new(folder)),
+        ["bindings", wit, world, directory] => bindings(wit, world, Path::new(directory)),
         [wit, world, library, output] => component(wit, world, library, output),
-        _ => bail!("usage: component WIT WORLD LIBRARY OUTPUT, or component bindings WIT WORLD FOLDER"),
+        _ => bail!("usage: component WIT WORLD LIBRARY OUTPUT, or component bindings WIT WORLD DIRECTORY"),
     }
 }
 
@@ -54,12 +54,12 @@ fn component(wit: &str, world: &str, library: &str, output: &str) -> Result<()> 
     std::fs::write(output, component).with_context(|| format!("cannot write {output}"))
 }
 
-fn bindings(wit: &str, world: &str, folder: &Path) -> Result<()> {
+fn bindings(wit: &str, world: &str, directory: &Path) -> Result<()> {
     let (mut resolve, world) = read(wit, world)?;
     let mut files = Files::default();
     Opts::default().build().generate(&mut resolve, world, &mut files)?;
     for (name, content) in files.iter() {
-        let path = folder.join(name);
+        let path = directory.join(name);
         std::fs::write(&path, content).with_context(|| format!("cannot write {}", path.display()))?;
     }
     Ok(())
