@@ -31,10 +31,20 @@ pub struct Image {
     /// Fields of the config's `config`: Entrypoint, Env, User, WorkingDir.
     config: serde_json::Map<String, Value>,
     layers: Vec<Layer>,
-    /// False for form B: wasm layers, no diff_ids.
-    diff_ids: bool,
+    diff_ids: DiffIds,
+    /// The bytes of another image's config, in place of its own.
+    borrowed_config: Option<Vec<u8>>,
     /// The index that the image's name leads to; a manifest without one.
     pub(crate) index: Option<Index>,
+}
+
+/// Which layers the config's `rootfs.diff_ids` lists.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum DiffIds {
+    /// All, as form C does; the same for an image without wasm layers.
+    All,
+    /// Those of the root filesystem, which containerd takes beside wasm layers.
+    Root,
 }
 
 #[derive(Clone, Debug)]
@@ -54,7 +64,8 @@ impl Image {
             config_type: IMAGE_CONFIG,
             config: serde_json::Map::new(),
             layers: Vec::new(),
-            diff_ids: true,
+            diff_ids: DiffIds::All,
+            borrowed_config: None,
             index: None,
         }
     }
@@ -72,17 +83,17 @@ impl Image {
             .fold(image, |image, (title, bytes)| image.layer(WASM, Some(title), bytes))
     }
 
-    /// An image for wasi whose config will list no diff_ids, whatever layers are added.
+    /// An image for wasi whose config will list diff_ids of tar layers alone, whatever layers are added.
     pub fn without_diff_ids(name: &str) -> Image {
         let mut image = Image::new(name).platform("wasi", "wasm");
-        image.diff_ids = false;
+        image.diff_ids = DiffIds::Root;
         image
     }
 
     /// Form C: as B, but the config lists diff_ids.
     pub fn with_listed_wasm_layers(name: &str, layers: &[(&str, &[u8])]) -> Image {
         let mut image = Image::with_wasm_layers(name, layers);
-        image.diff_ids = true;
+        image.diff_ids = DiffIds::All;
         image
     }
 
@@ -155,6 +166,26 @@ impl Image {
         self
     }
 
+    /// Writes an OCI layout archive of one image `name` whose index has the manifests of `images`, each for its platform.
+    pub fn write_index(name: &str, images: &[Image], path: &Path) -> io::Result<()> {
+        let (mut files, mut manifests) = (BTreeMap::new(), Vec::new());
+        for image in images {
+            let (blobs, mut manifest) = image.blobs();
+            files.extend(blobs);
+            manifest["platform"] = json!({"os": image.os, "architecture": image.architecture});
+            manifests.push(manifest);
+        }
+        let index = |manifests: &[Value]| json!({"schemaVersion": 2, "mediaType": INDEX, "manifests": manifests});
+        let bytes = index(&manifests).to_string().into_bytes();
+        let digest = hex_digest(&bytes);
+        let descriptor = json!({"mediaType": INDEX, "digest": format!("sha256:{digest}"), "size": bytes.len(),
+                                "annotations": {"io.containerd.image.name": name}});
+        files.insert(format!("blobs/sha256/{digest}"), bytes);
+        files.insert("index.json".into(), index(&[descriptor]).to_string().into_bytes());
+        files.insert("oci-layout".into(), br#"{"imageLayoutVersion":"1.0.0"}"#.to_vec());
+        archive(&files, path)
+    }
+
     /// The platform, as `ctr` wants it.
     pub fn os_and_architecture(&self) -> String {
         format!("{}/{}", self.os, self.architecture)
@@ -162,11 +193,7 @@ impl Image {
 
     /// Writes an OCI layout archive.
     pub fn write(&self, path: &Path) -> io::Result<()> {
-        let mut archive = tar::Builder::new(File::create(path)?);
-        for (name, bytes) in self.layout() {
-            append(&mut archive, &name, &bytes, 0o644)?;
-        }
-        archive.into_inner()?.sync_all()
+        archive(&self.layout(), path)
     }
 
     /// Writes an OCI layout folder, which skopeo reads.
@@ -176,6 +203,17 @@ impl Image {
             fs::write(folder.join(name), bytes)?;
         }
         Ok(())
+    }
+
+    /// The digest of the config, by which the CRI knows the image.
+    pub fn id(&self) -> String {
+        format!("sha256:{}", hex_digest(&self.config_bytes()))
+    }
+
+    /// Gives the image the config of `other`, byte for byte.
+    pub fn with_config_of(mut self, other: &Image) -> Image {
+        self.borrowed_config = Some(other.config_bytes());
+        self
     }
 
     /// The digest of the manifest or index: what a registry knows the image by, whatever its tags are.
@@ -208,6 +246,28 @@ impl Image {
         files
     }
 
+    fn config_bytes(&self) -> Vec<u8> {
+        if let Some(config) = &self.borrowed_config {
+            return config.clone();
+        }
+        let config = match self.config_type {
+            WASM_CONFIG => json!({
+                "created": "2026-01-01T00:00:00Z", "architecture": self.architecture, "os": self.os,
+                "layerDigests": self.layers.iter().map(Layer::digest).collect::<Vec<_>>(),
+            }),
+            _ => {
+                let layers = self.layers.iter();
+                let listed = layers.filter(|layer| self.diff_ids == DiffIds::All || layer.media_type == TAR);
+                let diff_ids: Vec<String> = listed.map(Layer::digest).collect();
+                json!({
+                    "architecture": self.architecture, "os": self.os, "config": self.config,
+                    "rootfs": {"type": "layers", "diff_ids": diff_ids},
+                })
+            }
+        };
+        config.to_string().into_bytes()
+    }
+
     /// The files of the blobs, and the manifest's descriptor.
     pub(crate) fn blobs(&self) -> (BTreeMap<String, Vec<u8>>, Value) {
         let mut files = BTreeMap::new();
@@ -223,21 +283,7 @@ impl Image {
                 descriptor
             })
             .collect();
-        let config = match self.config_type {
-            WASM_CONFIG => json!({
-                "created": "2026-01-01T00:00:00Z", "architecture": self.architecture, "os": self.os,
-                "layerDigests": layers.iter().map(|layer| layer["digest"].clone()).collect::<Vec<_>>(),
-            }),
-            _ => json!({
-                "architecture": self.architecture, "os": self.os, "config": self.config,
-                "rootfs": {"type": "layers", "diff_ids": if self.diff_ids {
-                    layers.iter().map(|layer| layer["digest"].clone()).collect()
-                } else {
-                    Vec::new()
-                }},
-            }),
-        };
-        let config = blob(self.config_type, config.to_string().as_bytes());
+        let config = blob(self.config_type, &self.config_bytes());
         let manifest = json!({
             "schemaVersion": 2, "mediaType": MANIFEST, "config": config, "layers": layers,
         });
@@ -253,9 +299,24 @@ pub(crate) fn blob(files: &mut BTreeMap<String, Vec<u8>>, media_type: &str, byte
     json!({"mediaType": media_type, "digest": format!("sha256:{digest}"), "size": bytes.len()})
 }
 
+impl Layer {
+    fn digest(&self) -> String {
+        format!("sha256:{}", hex_digest(&self.bytes))
+    }
+}
+
 /// The lower-case hexadecimal sha256 of `bytes`.
 pub fn hex_digest(bytes: &[u8]) -> String {
     Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Writes `files` as a tar archive.
+fn archive(files: &BTreeMap<String, Vec<u8>>, path: &Path) -> io::Result<()> {
+    let mut archive = tar::Builder::new(File::create(path)?);
+    for (name, bytes) in files {
+        append(&mut archive, name, bytes, 0o644)?;
+    }
+    archive.into_inner()?.sync_all()
 }
 
 fn tar_layer(files: &[(&str, &[u8])]) -> Vec<u8> {

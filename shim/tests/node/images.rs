@@ -8,7 +8,7 @@ use crate::image_builder::{Image, WASM};
 const SAY: [&str; 3] = ["/probe.wasm", "say", "hello"];
 
 /// A core module that exits with `code`.
-fn exits(code: i32) -> Vec<u8> {
+pub fn exits(code: i32) -> Vec<u8> {
     wat(&format!(
         r#"(module (import "wasi_snapshot_preview1" "proc_exit" (func $exit (param i32)))
             (memory (export "memory") 1)
