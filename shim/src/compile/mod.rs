@@ -24,6 +24,7 @@ use crate::image::{Digest, Images, Source, Wasm};
 
 pub mod artifact;
 mod cache;
+mod compression;
 pub mod confine;
 mod driver;
 pub mod engine;
@@ -437,7 +438,7 @@ fn begins_as_wasm(input: OwnedFd, name: &str) -> Result<OwnedFd, CompileError> {
         1..4 => Err(CompileError::NotWasm { name: name.to_owned() }),
         _ => {
             file.read_exact_at(&mut magic, 0).map_err(internal)?;
-            match magic == *b"\0asm" {
+            match magic == *b"\0asm" || compression::is_compressed(&magic) {
                 true => Ok(file.into()),
                 false => Err(CompileError::NotWasm { name: name.to_owned() }),
             }

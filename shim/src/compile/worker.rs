@@ -14,7 +14,7 @@ use kubewasi_options::{Engine as Options, WorldChoice};
 use rustix::process::{DumpableBehavior, Resource, Rlimit, Signal};
 
 use super::world::worlds;
-use super::{World, Worlds, engine};
+use super::{World, Worlds, compression, engine};
 use crate::sys::credentials::{Capabilities, Ids};
 use crate::sys::seccomp::{Allow, FilterError};
 use crate::sys::{allocator, credentials, fds, seccomp};
@@ -110,10 +110,14 @@ fn perform(job: &Job) -> Result<Outcome, String> {
         let what = what.to_owned();
         move |error: io::Error| format!("{what} failed: {error}")
     };
-    let wasm = input().map_err(told("reading the wasm"))?;
+    let input = input().map_err(told("reading the wasm"))?;
     // The default hook would mix its text into the outcome.
     panic::set_hook(Box::new(|_| {}));
-    match panic::catch_unwind(|| compile(&wasm, &job.engine, job.choice)) {
+    let compile = || {
+        let wasm = compression::decompress(&input).map_err(|error| error.to_string())?;
+        compile(&wasm, &job.engine, job.choice)
+    };
+    match panic::catch_unwind(compile) {
         Ok(Ok((artifact, worlds))) => {
             let mut output = File::from(
                 io::stdout()
