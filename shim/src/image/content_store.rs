@@ -1,4 +1,4 @@
-//! What containerd knows of a container's image, asked over its gRPC API.
+//! Containers' records, images and their content, asked of containerd over its gRPC API.
 
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
@@ -11,6 +11,8 @@ use containerd_client::services::v1::containers_client::ContainersClient;
 use containerd_client::services::v1::content_client::ContentClient;
 use containerd_client::services::v1::images_client::ImagesClient;
 use containerd_client::services::v1::namespaces_client::NamespacesClient;
+use containerd_client::services::v1::snapshots::StatSnapshotRequest;
+use containerd_client::services::v1::snapshots::snapshots_client::SnapshotsClient;
 use containerd_client::services::v1::{
     GetContainerRequest, GetImageRequest, ListImagesRequest, ListNamespacesRequest, ReadContentRequest,
 };
@@ -19,33 +21,12 @@ use tokio::sync::OnceCell;
 use tonic::transport::Channel;
 use tonic::{Code, Request, Status};
 
-use super::layers::{self, WasmLayer};
+use super::layers;
+use super::manifest::{Config, Manifest};
 use super::manifests::{MOST_MANIFESTS, Waiting};
+use super::record::{Record, Time};
+use super::seen::Seen;
 use super::{Digest, Reads, memory};
-
-/// One manifest of an image that may be the container's.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Manifest {
-    /// The os of the image config is one for wasm.
-    pub for_wasm: bool,
-    pub wasm: Vec<WasmLayer>,
-}
-
-/// An image as far as wasm is concerned.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Image {
-    pub name: String,
-    /// The manifests whose content is on the node, the likeliest first.
-    pub manifests: Arc<Vec<Manifest>>,
-}
-
-impl Image {
-    /// The wasm layers of the likeliest manifest that has any.
-    pub fn wasm(&self) -> &[WasmLayer] {
-        let mut layers = self.manifests.iter().map(|manifest| manifest.wasm.as_slice());
-        layers.find(|wasm| !wasm.is_empty()).unwrap_or_default()
-    }
-}
 
 /// Why containerd could not be asked, or what it answered makes no sense.
 #[derive(Debug, thiserror::Error)]
@@ -77,6 +58,9 @@ pub enum StoreError {
     Incomplete { what: String },
 }
 
+/// The time of an image that containerd gives none: later than every container, so it proves nothing.
+const NEVER: Time = (i64::MAX, 0);
+
 /// Longer than any healthy containerd takes, shorter than the clients' patience with Create.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -92,8 +76,25 @@ const MOST_IMAGES: usize = 1024;
 /// One that takes more is read anew each time, in bytes.
 const MOST_REMEMBERED: usize = 16 << 10;
 
-/// A namespace and the digest of an image's index or manifest.
-type Target = (String, String);
+/// A namespace, the digest of an image's index or manifest, and which of its manifests are meant.
+type Target = (String, String, Platforms);
+
+/// Which manifests of an index are read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Platforms {
+    /// Those for wasm and for this node, of which the CRI plugin chooses.
+    Node,
+    /// Those of every platform, since clients other than the CRI plugin may be given one.
+    All,
+}
+
+/// What an image's name means.
+pub struct Named {
+    /// The digest of the image's index or manifest.
+    pub target: String,
+    /// When the image was last written, by containerd's clock: with this target, unless it was the same before.
+    pub updated: Time,
+}
 
 /// The containerd at one address.
 pub struct ContentStore {
@@ -102,6 +103,8 @@ pub struct ContentStore {
     channel: OnceCell<Channel>,
     /// What images are: the content of a digest never changes.
     images: Mutex<HashMap<Target, Arc<Vec<Manifest>>>>,
+    /// What they were, also of images that are gone.
+    seen: Seen,
     reads: Arc<Reads>,
 }
 
@@ -111,6 +114,7 @@ impl ContentStore {
             address,
             channel: OnceCell::new(),
             images: Mutex::default(),
+            seen: Seen::default(),
             reads,
         }
     }
@@ -133,32 +137,23 @@ impl ContentStore {
         self.channel.get_or_try_init(connect).await.cloned()
     }
 
-    /// The image of a container; `None` when its record names none.
-    pub async fn image_of(&self, namespace: &str, container: &str) -> Result<Option<Image>, StoreError> {
+    /// The record of a container.
+    pub async fn record(&self, namespace: &str, container: &str) -> Result<Record, StoreError> {
         let what = || format!("container {container}");
         let channel = self.channel().await?;
-        let record = call(&what, || {
-            let request = within(
-                namespace,
-                GetContainerRequest {
-                    id: container.to_owned(),
-                },
-            );
+        let answer = call(&what, || {
+            let id = container.to_owned();
+            let request = within(namespace, GetContainerRequest { id });
             let mut client = ContainersClient::new(channel.clone());
             async move { client.get(request).await }
         })
         .await?;
-        let record = record
-            .container
-            .ok_or_else(|| StoreError::Incomplete { what: what() })?;
-        if record.image.is_empty() {
-            return Ok(None);
-        }
-        self.image(namespace, &record.image).await.map(Some)
+        let record = answer.container.map(Record::of);
+        record.ok_or_else(|| StoreError::Incomplete { what: what() })
     }
 
-    /// The image of this name.
-    pub async fn image(&self, namespace: &str, name: &str) -> Result<Image, StoreError> {
+    /// What the image's name means now; `None` when there is no image of this name.
+    pub async fn named(&self, namespace: &str, name: &str) -> Result<Option<Named>, StoreError> {
         let what = || format!("image {name}");
         let channel = self.channel().await?;
         let answer = call(&what, || {
@@ -166,14 +161,68 @@ impl ContentStore {
             let mut client = ImagesClient::new(channel.clone());
             async move { client.get(request).await }
         })
-        .await?;
-        let target = answer.image.and_then(|image| image.target);
-        let target = target.ok_or_else(|| StoreError::Incomplete { what: what() })?;
-        let manifests = self.manifests(namespace, name, &target.digest).await?;
-        Ok(Image {
-            name: name.to_owned(),
-            manifests,
+        .await;
+        let Some(answer) = present(answer)? else {
+            return Ok(None);
+        };
+        let incomplete = || StoreError::Incomplete { what: what() };
+        let image = answer.image.ok_or_else(incomplete)?;
+        Ok(Some(Named {
+            target: image.target.ok_or_else(incomplete)?.digest,
+            updated: image.updated_at.map_or(NEVER, |at| (at.seconds, at.nanos)),
+        }))
+    }
+
+    /// The parent of a container's snapshot, empty where it has none; `None` when there is no such snapshot.
+    pub async fn parent(&self, namespace: &str, snapshotter: &str, key: &str) -> Result<Option<String>, StoreError> {
+        let what = || format!("snapshot {key}");
+        let channel = self.channel().await?;
+        let answer = call(&what, || {
+            let request = StatSnapshotRequest {
+                snapshotter: snapshotter.to_owned(),
+                key: key.to_owned(),
+            };
+            let request = within(namespace, request);
+            let mut client = SnapshotsClient::new(channel.clone());
+            async move { client.stat(request).await }
         })
+        .await;
+        let Some(answer) = present(answer)? else {
+            return Ok(None);
+        };
+        let info = answer.info.ok_or_else(|| StoreError::Incomplete { what: what() })?;
+        Ok(Some(info.parent))
+    }
+
+    /// The manifests with this config that images of the namespace lead to, or have led to since the server started.
+    pub async fn with_config(&self, namespace: &str, config: &str) -> Result<Vec<Manifest>, StoreError> {
+        let mut found = self.seen.with_config(namespace, config);
+        for (name, target) in self.targets(namespace).await? {
+            for manifest in self.manifests_if_sound(namespace, &name, &target).await?.iter() {
+                if manifest.config == config && !found.iter().any(|known| known.digest == manifest.digest) {
+                    found.push(manifest.clone());
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    /// Reads all images of all namespaces, so that their manifests stay known after they are removed. `since` is the time
+    /// from which on image events are received.
+    pub async fn see_all(&self, since: Time) -> Result<(), StoreError> {
+        self.all_wasm().await?;
+        self.seen.all_since(Some(since));
+        Ok(())
+    }
+
+    /// Records that image events are no longer received.
+    pub fn sees_no_more(&self) {
+        self.seen.all_since(None);
+    }
+
+    /// Whether every image that has been here since `created` has been seen.
+    pub fn has_seen_all_since(&self, created: Time) -> bool {
+        self.seen.has_seen_all_since(created)
     }
 
     /// The digests of all wasm layers of all images in all namespaces.
@@ -186,19 +235,8 @@ impl ContentStore {
         .await?;
         let mut digests = HashSet::new();
         for namespace in namespaces.namespaces.into_iter().map(|namespace| namespace.name) {
-            let images = call(&|| format!("the images of namespace {namespace}"), || {
-                let request = within(&namespace, ListImagesRequest::default());
-                let mut client = ImagesClient::new(channel.clone());
-                async move { client.list(request).await }
-            })
-            .await?;
-            for image in images.images {
-                let Some(target) = image.target else { continue };
-                let manifests = match self.manifests(&namespace, &image.name, &target.digest).await {
-                    // Of what is refused nothing was ever compiled, and the others are not to wait for it.
-                    Err(StoreError::TooMany { .. } | StoreError::TooLarge { .. }) => continue,
-                    manifests => manifests?,
-                };
+            for (name, target) in self.targets(&namespace).await? {
+                let manifests = self.manifests_if_sound(&namespace, &name, &target).await?;
                 digests.extend(
                     manifests
                         .iter()
@@ -208,6 +246,40 @@ impl ContentStore {
             }
         }
         Ok(digests)
+    }
+
+    /// Names and targets of all images of the namespace.
+    async fn targets(&self, namespace: &str) -> Result<Vec<(String, String)>, StoreError> {
+        let channel = self.channel().await?;
+        let answer = call(&|| format!("the images of namespace {namespace}"), || {
+            let request = within(namespace, ListImagesRequest::default());
+            let mut client = ImagesClient::new(channel.clone());
+            async move { client.list(request).await }
+        })
+        .await?;
+        let images = answer.images.into_iter();
+        Ok(images
+            .filter_map(|image| Some((image.name, image.target?.digest)))
+            .collect())
+    }
+
+    /// As [`ContentStore::manifests`]; none of an image that is refused by itself: nothing of it ever runs, and the
+    /// others do not wait for it.
+    async fn manifests_if_sound(
+        &self,
+        namespace: &str,
+        image: &str,
+        target: &str,
+    ) -> Result<Arc<Vec<Manifest>>, StoreError> {
+        match self.manifests(namespace, image, target).await {
+            Err(
+                StoreError::TooMany { .. }
+                | StoreError::TooLarge { .. }
+                | StoreError::Json { .. }
+                | StoreError::Damaged { .. },
+            ) => Ok(Arc::default()),
+            manifests => manifests,
+        }
     }
 
     /// A wasm layer, checked against its digest, in a sealed memfd.
@@ -224,13 +296,34 @@ impl ContentStore {
         Ok(file)
     }
 
-    /// The manifests behind the descriptor with this digest, which `image` means.
-    async fn manifests(&self, namespace: &str, image: &str, target: &str) -> Result<Arc<Vec<Manifest>>, StoreError> {
-        let key = (namespace.to_owned(), target.to_owned());
+    /// The manifests behind the descriptor with this digest, which `image` means, for wasm and for this node.
+    pub async fn manifests(
+        &self,
+        namespace: &str,
+        image: &str,
+        target: &str,
+    ) -> Result<Arc<Vec<Manifest>>, StoreError> {
+        let key = (namespace.to_owned(), target.to_owned(), Platforms::Node);
+        self.manifests_of(key, image).await
+    }
+
+    /// As [`ContentStore::manifests`], of every platform.
+    pub async fn all_manifests(
+        &self,
+        namespace: &str,
+        image: &str,
+        target: &str,
+    ) -> Result<Arc<Vec<Manifest>>, StoreError> {
+        let key = (namespace.to_owned(), target.to_owned(), Platforms::All);
+        self.manifests_of(key, image).await
+    }
+
+    async fn manifests_of(&self, key: Target, image: &str) -> Result<Arc<Vec<Manifest>>, StoreError> {
         if let Some(known) = self.images.lock().unwrap_or_else(PoisonError::into_inner).get(&key) {
             return Ok(known.clone());
         }
-        let (manifests, whole) = self.read_manifests(namespace, image, target).await?;
+        let (manifests, whole) = self.read_manifests(&key, image).await?;
+        self.seen.add(&key.0, &manifests);
         let manifests = Arc::new(manifests);
         // What is not on the node today may be pulled tomorrow: only the whole truth is remembered.
         if whole && weight(&manifests) <= MOST_REMEMBERED {
@@ -246,9 +339,8 @@ impl ContentStore {
     /// The manifests, and whether all that were looked for are on the node.
     async fn read_manifests(
         &self,
-        namespace: &str,
+        (namespace, target, platforms): &Target,
         image: &str,
-        target: &str,
     ) -> Result<(Vec<Manifest>, bool), StoreError> {
         let too_many = |most, of| StoreError::TooMany {
             image: image.to_owned(),
@@ -267,7 +359,10 @@ impl ContentStore {
             let value: serde_json::Value = serde_json::from_slice(&bytes).map_err(json_error)?;
             if value.get("manifests").is_some() {
                 let index: ImageIndex = serde_json::from_value(value).map_err(json_error)?;
-                let chosen = layers::candidates(&index, architecture());
+                let chosen = match platforms {
+                    Platforms::Node => layers::candidates(&index, architecture()),
+                    Platforms::All => layers::programs(&index, architecture()),
+                };
                 let named = chosen.iter().map(|manifest| manifest.digest().to_string());
                 waiting
                     .add(named, depth)
@@ -275,22 +370,22 @@ impl ContentStore {
                 continue;
             }
             let manifest: ImageManifest = serde_json::from_value(value).map_err(json_error)?;
-            let config = self.json(namespace, manifest.config().digest().as_ref()).await?;
+            let config = self.config(namespace, manifest.config().digest().as_ref()).await?;
             whole &= config.is_some();
-            let os = config
-                .and_then(|bytes| serde_json::from_slice::<Config>(&bytes).ok())
-                .and_then(|config| config.os);
-            let wasm = layers::wasm_layers(&manifest);
-            layers += wasm.len();
+            let manifest = Manifest::new(&digest, &manifest, &config.unwrap_or_default());
+            layers += manifest.wasm.len();
             if layers > MOST_LAYERS {
                 return Err(too_many(MOST_LAYERS, "wasm layers"));
             }
-            manifests.push(Manifest {
-                for_wasm: os.is_some_and(|os| layers::is_wasm_os(&os)),
-                wasm,
-            });
+            manifests.push(manifest);
         }
         Ok((manifests, whole))
+    }
+
+    /// An image's or an artifact's config; `None` when it is not on the node. One that cannot be read says nothing.
+    pub async fn config(&self, namespace: &str, digest: &str) -> Result<Option<Config>, StoreError> {
+        let bytes = self.json(namespace, digest).await?;
+        Ok(bytes.map(|bytes| serde_json::from_slice(&bytes).unwrap_or_default()))
     }
 
     /// A small blob; `None` when it is not on the node.
@@ -300,11 +395,8 @@ impl ContentStore {
             bytes.extend_from_slice(piece);
             Ok(())
         });
-        match read.await {
-            Ok(()) => Ok(Some(bytes)),
-            Err(StoreError::Call { status, .. }) if status.code() == Code::NotFound => Ok(None),
-            Err(error) => Err(error),
-        }
+        let read = present(read.await)?;
+        Ok(read.map(|()| bytes))
     }
 
     /// Reads a blob of at most `most` bytes in pieces and checks its digest.
@@ -352,17 +444,9 @@ impl ContentStore {
     }
 }
 
-/// The one field of an image config, or of an artifact's config, that says anything of wasm.
-#[derive(serde::Deserialize)]
-struct Config {
-    os: Option<String>,
-}
-
 /// About how many bytes of memory an image's manifests take.
 fn weight(manifests: &[Manifest]) -> usize {
-    let layers = || manifests.iter().flat_map(|manifest| &manifest.wasm);
-    let titles: usize = layers().filter_map(|layer| layer.title.as_ref()).map(String::len).sum();
-    size_of_val(manifests) + layers().count() * size_of::<WasmLayer>() + titles
+    manifests.iter().map(Manifest::weight).sum()
 }
 
 /// The node's architecture as Go and image indexes name it.
@@ -381,6 +465,15 @@ fn within<T>(namespace: &str, message: T) -> Request<T> {
         request.metadata_mut().insert("containerd-namespace", value);
     }
     request
+}
+
+/// `None` where containerd says that there is no such thing.
+fn present<T>(answer: Result<T, StoreError>) -> Result<Option<T>, StoreError> {
+    match answer {
+        Ok(answer) => Ok(Some(answer)),
+        Err(StoreError::Call { status, .. }) if status.code() == Code::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 /// Calls containerd, once more when the connection was found broken, each time within [`TIMEOUT`].

@@ -81,24 +81,9 @@ fn places(entry: &str, cwd: &str, path: Option<&str>) -> Result<Vec<PathBuf>, Pa
     Ok(places)
 }
 
-/// Whether one of `places` lies in one of `volumes`.
-pub fn may_be_in(volumes: &[&Path], places: &[PathBuf]) -> bool {
-    places
-        .iter()
-        .any(|place| volumes.iter().any(|volume| place.starts_with(volume)))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_program_may_be_in_a_volume_at_or_above_one_of_its_places() {
-        let volumes = [Path::new("/tools"), Path::new("/srv/bin/one")];
-        let is_in = |entry| may_be_in(&volumes, &places(entry, "/", Some("/bin:/srv/bin")).expect("few"));
-        assert!(is_in("/tools/bin/two") && is_in("one"));
-        assert!(!is_in("/toolsbin/two") && !is_in("two"));
-    }
 
     fn shown(entry: &str, cwd: &str, path: Option<&str>) -> Vec<String> {
         places(entry, cwd, path)

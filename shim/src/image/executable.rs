@@ -9,9 +9,10 @@ use std::time::Duration;
 
 use super::entry::Places;
 use super::layers;
-use super::resolve::{Finding, Live, shown};
+use super::origin::Origin;
+use super::resolve::{Finding, shown};
 use super::rootfs;
-use super::{Image, ImageError, Images, Request, Wasm};
+use super::{ImageError, Images, Request, Wasm};
 
 /// What every ELF file begins with (elf(5)).
 const ELF: &[u8] = b"\x7fELF";
@@ -20,8 +21,6 @@ const SCRIPT: &[u8] = b"#!";
 
 /// How long a look into a container that runs may take: the volumes there may be a dead server's.
 const LIVE: Duration = Duration::from_secs(10);
-/// So many may look at once: those that hang for good leave most of the server's threads to the others.
-pub const LIVE_PLACES: usize = 64;
 
 /// What an exec'd process runs.
 #[derive(Debug)]
@@ -49,8 +48,8 @@ impl Images {
         let entry = request.entry()?;
         let places = request.places()?;
         let view = rootfs::view(request.rootfs, request.root)?;
-        let mut finding = self.find(places.clone(), view, None).await?;
-        if matches!(finding, Finding::Missing) {
+        let mut finding = self.find(places.clone(), view, request.volumes.clone(), None).await?;
+        if matches!(finding, Finding::Missing | Finding::Unknown | Finding::Volume) {
             finding = self.find_live(places, live).await?;
         }
         match finding {
@@ -62,7 +61,9 @@ impl Images {
                 image: None,
             })),
             Finding::Other { name, head } => native(name, &head),
-            Finding::Missing => self.named_layer(&request, entry, entry_point).await,
+            Finding::Missing | Finding::Unknown | Finding::Volume => {
+                self.named_layer(&request, entry, entry_point).await
+            }
         }
     }
 
@@ -70,11 +71,7 @@ impl Images {
     /// request, so few may look at once and none is waited for long.
     async fn find_live(&self, places: Arc<Places>, live: &Path) -> Result<Finding, ImageError> {
         let view = rootfs::view(&[], live)?;
-        let live = Live {
-            places: self.live_places.clone(),
-            patience: LIVE,
-        };
-        self.find(places, view, Some(live)).await
+        self.find(places, view, Arc::default(), Some(LIVE)).await
     }
 
     async fn named_layer(
@@ -83,17 +80,20 @@ impl Images {
         entry: &str,
         entry_point: &str,
     ) -> Result<Executable, ImageError> {
-        let image = self.image(request).await?;
-        let wasm = image.as_ref().map(Image::wasm).unwrap_or_default();
+        let origin = self.origin(request).await?;
+        let wasm = match &origin {
+            Origin::Image(image) => image.layers(),
+            Origin::None | Origin::Gone { .. } => Vec::new(),
+        };
         let file = super::entry::split_export(entry).map_or(entry, |(file, _)| file);
-        let names_one = [entry, file].iter().any(|name| !layers::named(wasm, name).is_empty());
+        let names_one = [entry, file].iter().any(|name| !layers::named(&wasm, name).is_empty());
         if !names_one && entry != entry_point {
             return Err(ImageError::NothingToExecute {
                 entry: entry.to_owned(),
-                offered: offered(entry_point, wasm),
+                offered: offered(entry_point, &wasm),
             });
         }
-        let wasm = self.choose_layer(request.namespace, image, entry)?;
+        let wasm = self.choose_layer(request.namespace, origin, entry)?;
         Ok(Executable::Wasm(wasm))
     }
 }

@@ -2,8 +2,8 @@
 //!
 //! ```text
 //! resolve ──> rootfs (mounts to layers) ──> lookup (path to file) ──> remembered (file to digest)
-//!        └──> content_store (gRPC) ──> layers (manifest to wasm layers)
-//! watch   ──> content_store
+//!        └──> origin (container to image) ──> content_store (gRPC) ──> manifest ──> layers (which of them are wasm)
+//! watch   ──> content_store ──> seen (what images were)
 //! ```
 
 use std::fs::File;
@@ -20,18 +20,26 @@ mod entry;
 mod executable;
 mod layers;
 mod lookup;
+mod manifest;
 mod manifests;
 pub mod memory;
+mod missing;
+mod origin;
+mod record;
 mod remembered;
 mod resolve;
 mod rootfs;
+mod seen;
+mod volume;
 mod watch;
 
-pub use content_store::{Image, StoreError};
+pub use content_store::StoreError;
 pub use copies::Copy;
 pub use digest::Digest;
 pub use executable::Executable;
+pub use origin::Image;
 pub use remembered::Identity;
+pub use volume::{Content, Volume};
 pub use watch::Change;
 
 use tokio::sync::Semaphore;
@@ -39,6 +47,7 @@ use tokio::sync::Semaphore;
 use content_store::ContentStore;
 use copies::Room;
 use entry::Places;
+use missing::{Missing, absence};
 use remembered::Remembered;
 
 /// One mount of a container's root filesystem, as containerd sends it in Create (`containerd.types.Mount`).
@@ -66,9 +75,9 @@ pub struct Request<'a> {
     pub rootfs: &'a [Mount],
     /// The bundle's root filesystem folder (`root.path`), used when `rootfs` is empty.
     pub root: &'a Path,
-    /// Where something is mounted in the root filesystem: a native program may come from there.
-    pub volumes: &'a [&'a Path],
-    /// The image as the container was made from it; asked of containerd, by name, where that is not known.
+    /// What is mounted in the root filesystem, in the order of the spec.
+    pub volumes: &'a Arc<Vec<Volume>>,
+    /// The image from which the container was created, where that is known already; else containerd is asked.
     pub image: Option<&'a Image>,
 }
 
@@ -105,7 +114,7 @@ pub struct Wasm {
     pub name: String,
     /// The export to call, from `app.wasm#export`; `None` for the default one.
     pub export: Option<String>,
-    /// The container's image, when it is a layer of that: by the time of an exec its name may mean another.
+    /// The container's image, when it is a layer of that: by the time of an exec its name may mean another image.
     pub image: Option<Image>,
 }
 
@@ -169,10 +178,10 @@ pub struct Images {
     reads: Arc<Reads>,
     /// For copies of files in root filesystems.
     room: Room,
-    /// For those of files in containers that run: a volume that hangs keeps what it has taken.
-    live_room: Room,
-    /// So many look into containers that run, whose volumes may hang, at once.
-    live_places: Arc<Semaphore>,
+    /// For those of files in volumes: one that hangs keeps what it has taken.
+    volume_room: Room,
+    /// Limits lookups in volumes, which may hang.
+    volume_places: Arc<Semaphore>,
 }
 
 /// Why a container's program could not be found.
@@ -180,19 +189,18 @@ pub struct Images {
 pub enum ImageError {
     #[error("the container has no entry point: set process.args (in Kubernetes, the container's command)")]
     NoEntryPoint,
+    #[error("exec: {entry:?}: {}: {missing}", absence(entry))]
+    Missing { entry: String, missing: Missing },
     #[error(
-        "entry point {entry:?} not found in {image}; wasm layers: none. Set the first argument (in Kubernetes, the container's command) to a file of the image"
-    )]
-    Missing { entry: String, image: String },
-    #[error(
-        "{entry:?} cannot be executed: it is neither in the container's root filesystem nor a wasm layer of its image. What can be: {offered}, or the path of a file in the container"
+        "exec: {entry:?}: {}: it cannot be executed, since it is neither a file of the container nor a wasm layer of its image. What can be: {offered}, or the path of a file in the container",
+        absence(entry)
     )]
     NothingToExecute { entry: String, offered: String },
     #[error("{name} cannot be executed: it begins with {head}, neither wasm nor a native binary nor a script with #!")]
     NotExecutable { name: String, head: String },
-    #[error("entry point {name} is a directory: name the file in it")]
+    #[error("exec: {name:?}: is a directory: name the file in it")]
     Directory { name: String },
-    #[error("entry point {name} is a device, socket or fifo, not a file")]
+    #[error("exec: {name:?}: permission denied: it is a device, socket or fifo, not a file")]
     Special { name: String },
     #[error("{name}: the file is empty, not a wasm module or component")]
     Empty { name: String },
@@ -216,7 +224,11 @@ pub enum ImageError {
     Read { path: PathBuf, source: io::Error },
     #[error(transparent)]
     Store(#[from] StoreError),
-    #[error("looking for {entry:?} in the container took over {seconds} seconds: does a volume hang?")]
+    #[error(transparent)]
+    Origin(#[from] origin::OriginError),
+    #[error(
+        "looking for {entry:?} in the container's volumes took over {seconds} seconds: check that their servers answer"
+    )]
     Hangs { entry: String, seconds: u64 },
     #[error("{what} failed: {error}")]
     Internal { what: &'static str, error: String },
@@ -231,8 +243,8 @@ impl Images {
             remembered: Arc::default(),
             reads,
             room: Room::default(),
-            live_room: Room::default(),
-            live_places: Arc::new(Semaphore::new(executable::LIVE_PLACES)),
+            volume_room: Room::default(),
+            volume_places: Arc::new(Semaphore::new(resolve::VOLUME_PLACES)),
         }
     }
 

@@ -10,22 +10,23 @@ use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
-use super::entry::{self, Places};
-use super::layers;
-use super::lookup::{Entry, Found, lookup};
+use super::entry::Places;
+use super::layers::Choice;
+use super::lookup::{Entry, Found, Lookup};
+use super::missing::{self, Missing};
+use super::origin::{Origin, OriginError};
 use super::remembered::{self, Identity, Remembered};
 use super::rootfs::{self, View};
-use super::{Digest, Image, ImageError, Images, MOST_WASM, Program, Reads, Request, Source, StoreError, Wasm};
+use super::{Digest, ImageError, Images, MOST_WASM, Program, Reads, Request, Source, Volume, Wasm};
 
 /// What every wasm binary begins with, modules and components alike (core specification, binary format).
 const MAGIC: [u8; 4] = *b"\0asm";
 
-/// How long to look into a container that runs, whose volumes may hang.
-pub(super) struct Live {
-    /// A place is taken for as long as a thread reads.
-    pub places: Arc<Semaphore>,
-    pub patience: Duration,
-}
+/// The maximum number of lookups in volumes at a time. Those in volumes that hang hold a thread of the server each.
+pub(super) const VOLUME_PLACES: usize = 64;
+
+/// How long a look into the volumes of a container that is created may take: less than the kubelet waits.
+const CREATE_PATIENCE: Duration = Duration::from_secs(60);
 
 /// What was found of the entry point in the root filesystem.
 pub(super) enum Finding {
@@ -39,6 +40,10 @@ pub(super) enum Finding {
         head: Vec<u8>,
     },
     Missing,
+    /// It may be in a mount whose files cannot be seen from here.
+    Unknown,
+    /// It may be in a volume, and volumes were not to be opened.
+    Volume,
 }
 
 /// What is known before a file that others can write is copied.
@@ -57,7 +62,16 @@ impl Images {
         let entry = request.entry()?.to_owned();
         let places = request.places()?;
         let view = rootfs::view(request.rootfs, request.root)?;
-        let finding = self.find(places.clone(), view, None).await?;
+        // Without volumes first: few programs are in one, and a volume that hangs must not delay the others.
+        let volumes = request.volumes;
+        let finding = match self.find(places.clone(), view.clone(), volumes.clone(), None).await? {
+            Finding::Volume => {
+                let patience = Some(CREATE_PATIENCE);
+                self.find(places.clone(), view.clone(), volumes.clone(), patience)
+                    .await?
+            }
+            finding => finding,
+        };
         match finding {
             Finding::Wasm { digest, source, export } => Ok(Program::Wasm(Wasm {
                 digest,
@@ -69,11 +83,9 @@ impl Images {
             Finding::Other { name, head } => {
                 let suffix = name.ends_with(".wasm");
                 // A name that promises wasm needs no question; anything else is native unless its image is for wasm.
-                let wasm_image =
-                    || async { Ok::<_, ImageError>(self.image(&request).await?.is_some_and(|i| is_wasm(&i))) };
                 if suffix && head.is_empty() {
                     Err(ImageError::Empty { name })
-                } else if suffix || wasm_image().await? {
+                } else if suffix || self.store.is_for_wasm(request.namespace, request.id).await? {
                     Err(ImageError::NotWasm {
                         name,
                         head: shown(&head),
@@ -82,29 +94,62 @@ impl Images {
                     Ok(Program::Native)
                 }
             }
-            Finding::Missing => match self.choose_layer(request.namespace, self.image(&request).await?, &entry) {
-                // Nobody but the container's own runtime sees what its volumes hold.
-                Err(ImageError::Missing { .. })
-                    if !entry.ends_with(".wasm") && entry::may_be_in(request.volumes, &places.whole) =>
-                {
-                    Ok(Program::Native)
+            Finding::Missing | Finding::Unknown | Finding::Volume => {
+                let origin = self.origin(&request).await?;
+                match self.choose_layer(request.namespace, origin, &entry) {
+                    // Nobody but the container's own runtime sees what such a mount holds.
+                    Err(ImageError::Missing { .. })
+                        if matches!(finding, Finding::Unknown) && !entry.ends_with(".wasm") =>
+                    {
+                        Ok(Program::Native)
+                    }
+                    Err(ImageError::Missing { entry, missing }) => {
+                        let missing = self.without_shell(missing, &request, view).await;
+                        Err(ImageError::Missing { entry, missing })
+                    }
+                    chosen => Ok(Program::Wasm(chosen?)),
                 }
-                chosen => Ok(Program::Wasm(chosen?)),
-            },
+            }
         }
     }
 
-    /// Looks for the entry point at its `places` in `view`, and copies it when others can write it.
+    /// Adds the programs of the image to the error where the container's command needs a shell that the image lacks.
+    async fn without_shell(&self, missing: Missing, request: &Request<'_>, view: View) -> Missing {
+        let [shell, "-c", ..] = request.args.iter().map(String::as_str).collect::<Vec<_>>()[..] else {
+            return missing;
+        };
+        let (true, Missing::NoLayers { image, .. }) = (missing::is_shell(shell), &missing) else {
+            return missing;
+        };
+        let listing = move || Lookup::new(&view, &[], false)?.files(missing::SUFFIX, missing::MAX_LISTED);
+        match tokio::task::spawn_blocking(listing).await {
+            Ok(Ok(programs)) if !programs.is_empty() => Missing::NoShell {
+                image: image.clone(),
+                programs,
+            },
+            // The list is advice; that there is no shell is the error.
+            _ => missing,
+        }
+    }
+
+    /// Looks for the entry point at its `places` in `view` with its `volumes`, and copies it when others can write it.
+    /// Volumes, which may hang, are opened only with a `patience`: the longest time that a lookup may take.
     pub(super) async fn find(
         &self,
         places: Arc<Places>,
         view: View,
-        live: Option<Live>,
+        volumes: Arc<Vec<Volume>>,
+        patience: Option<Duration>,
     ) -> Result<Finding, ImageError> {
+        let live = patience.map(|patience| Live {
+            places: self.volume_places.clone(),
+            patience,
+        });
+        let opens_volumes = live.is_some();
         let (remembered, reads, sought) = (self.remembered.clone(), self.reads.clone(), places.clone());
         let look = move || {
             let search = Search {
-                view: &view,
+                lookup: Lookup::new(&view, &volumes, opens_volumes)?,
                 remembered: &remembered,
                 reads: &reads,
             };
@@ -114,7 +159,7 @@ impl Images {
             Looked::Found(finding) => return Ok(finding),
             Looked::Writable { found, name, export } => (found, name, export),
         };
-        let room = if live.is_some() { &self.live_room } else { &self.room };
+        let room = if live.is_some() { &self.volume_room } else { &self.room };
         // By nobody who has room or a place already: those who have end by themselves.
         let taken = room.take(Identity::of(&found.stat).size, &name).await?;
         let reads = self.reads.clone();
@@ -134,45 +179,48 @@ impl Images {
         reading(&places, live.as_ref(), copy).await
     }
 
-    /// The container's image; `None` when it names none.
-    pub(super) async fn image(&self, request: &Request<'_>) -> Result<Option<Image>, StoreError> {
+    /// From which image the container was created.
+    pub(super) async fn origin(&self, request: &Request<'_>) -> Result<Origin, OriginError> {
         match request.image {
-            Some(image) => Ok(Some(image.clone())),
-            None => self.store.image_of(request.namespace, request.id).await,
+            Some(image) => Ok(Origin::Image(image.clone())),
+            None => self.store.origin(request.namespace, request.id).await,
         }
     }
 
     /// The wasm layer of the container's image that `entry` means.
-    pub(super) fn choose_layer(&self, namespace: &str, image: Option<Image>, entry: &str) -> Result<Wasm, ImageError> {
-        let missing = |image: String| ImageError::Missing {
+    pub(super) fn choose_layer(&self, namespace: &str, origin: Origin, entry: &str) -> Result<Wasm, ImageError> {
+        let missing = |missing| ImageError::Missing {
             entry: entry.to_owned(),
-            image,
+            missing,
         };
-        let Some(image) = image else {
-            return Err(missing(
-                "the container's root filesystem (the container names no image)".to_owned(),
-            ));
+        let image = match origin {
+            Origin::None => return Err(missing(Missing::NoImage)),
+            Origin::Gone { image } => return Err(missing(Missing::Gone { image })),
+            Origin::Image(image) => image,
         };
-        let in_image = format!("the image {}", image.name);
-        let layers = match image.wasm() {
-            [] => return Err(missing(in_image)),
-            layers => layers,
-        };
-        let (layer, export) = match (layers::choose(layers, entry), entry::split_export(entry)) {
-            (Ok(layer), None) => (layer, None),
-            (_, Some((file, export))) => (layers::choose(layers, file)?, Some(export.to_owned())),
-            (Err(error), None) => return Err(error.into()),
+        let Some(Choice { layer, export }) = image.choose(entry)? else {
+            return Err(missing(Missing::NoLayers {
+                image: image.name.clone(),
+                unknown: image.unknown(),
+            }));
         };
         Ok(Wasm {
             digest: layer.digest,
             source: Source::Content {
                 namespace: namespace.to_owned(),
             },
-            name: layer.title.clone().unwrap_or_else(|| entry.to_owned()),
+            name: layer.title.unwrap_or_else(|| entry.to_owned()),
             export,
             image: Some(image),
         })
     }
+}
+
+/// How to look into volumes.
+struct Live {
+    /// A place is taken for as long as a thread reads.
+    places: Arc<Semaphore>,
+    patience: Duration,
 }
 
 /// Does what reads files in a thread that may wait for them, not for ever when they are a `live` container's.
@@ -205,15 +253,6 @@ async fn reading<T: Send + 'static>(
     })?
 }
 
-/// Whether everything the node has of the image is for wasm: with a native manifest beside it, the program may be that.
-fn is_wasm(image: &Image) -> bool {
-    !image.manifests.is_empty()
-        && image
-            .manifests
-            .iter()
-            .all(|manifest| manifest.for_wasm || !manifest.wasm.is_empty())
-}
-
 /// The first bytes of a file, for a message: as text when they are, else in hex.
 pub(super) fn shown(head: &[u8]) -> String {
     match std::str::from_utf8(head) {
@@ -226,39 +265,53 @@ pub(super) fn shown(head: &[u8]) -> String {
     }
 }
 
-/// One entry point looked for in one root filesystem.
+/// One entry point looked for in one container.
 struct Search<'a> {
-    view: &'a View,
+    lookup: Lookup<'a>,
     remembered: &'a Remembered,
     reads: &'a Reads,
+}
+
+/// What is at the first of some places where something is.
+enum Sought {
+    File(Found, String),
+    Missing,
+    /// As [`Finding::Unknown`] and [`Finding::Volume`].
+    Unknown,
+    Volume,
 }
 
 impl Search<'_> {
     /// Looks for the whole argument, then for what it is without `#export`.
     fn find(&self, places: &Places) -> Result<Looked, ImageError> {
-        match (self.find_file(&places.whole)?, &places.file) {
-            (Some((found, name)), _) => self.classify(found, name, None),
-            (None, Some((file, export))) => match self.find_file(file)? {
-                Some((found, name)) => self.classify(found, name, Some(export.clone())),
-                None => Ok(Looked::Found(Finding::Missing)),
-            },
-            (None, None) => Ok(Looked::Found(Finding::Missing)),
+        let (sought, export) = match (self.find_file(&places.whole)?, &places.file) {
+            (Sought::Missing, Some((file, export))) => (self.find_file(file)?, Some(export.clone())),
+            (sought, _) => (sought, None),
+        };
+        match sought {
+            Sought::File(found, name) => self.classify(found, name, export),
+            Sought::Missing => Ok(Looked::Found(Finding::Missing)),
+            Sought::Unknown => Ok(Looked::Found(Finding::Unknown)),
+            Sought::Volume => Ok(Looked::Found(Finding::Volume)),
         }
     }
 
     /// The first file at one of `places`; a folder in `PATH` is passed over, one that is named is not.
-    fn find_file(&self, places: &[PathBuf]) -> Result<Option<(Found, String)>, ImageError> {
+    fn find_file(&self, places: &[PathBuf]) -> Result<Sought, ImageError> {
         let mut wrong = None;
+        let mut otherwise = Sought::Missing;
         for place in places {
             let name = || place.display().to_string();
-            match lookup(self.view, place)? {
-                Entry::File(found) => return Ok(Some((found, name()))),
+            match self.lookup.find(place)? {
+                Entry::File(found) => return Ok(Sought::File(found, name())),
                 Entry::Directory => wrong = wrong.or(Some(ImageError::Directory { name: name() })),
                 Entry::Special => wrong = wrong.or(Some(ImageError::Special { name: name() })),
                 Entry::Missing => {}
+                Entry::Unknown => otherwise = Sought::Unknown,
+                Entry::Volume => return Ok(Sought::Volume),
             }
         }
-        wrong.map_or(Ok(None), Err)
+        wrong.map_or(Ok(otherwise), Err)
     }
 
     fn classify(&self, found: Found, name: String, export: Option<String>) -> Result<Looked, ImageError> {

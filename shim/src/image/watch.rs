@@ -1,6 +1,8 @@
 //! Images coming and going, as containerd's event stream tells it.
 
-use std::time::Duration;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use containerd_client::services::v1::SubscribeRequest;
 use containerd_client::services::v1::events_client::EventsClient;
@@ -10,6 +12,8 @@ use prost::Message;
 use tokio::sync::mpsc::Sender;
 
 use super::content_store::StoreError;
+use super::manifest::Manifest;
+use super::record::Time;
 use super::{Images, Source, Wasm};
 
 /// What happened to an image.
@@ -36,7 +40,9 @@ impl Images {
     pub async fn watch(&self, changes: Sender<Change>) {
         let mut pause = FIRST_PAUSE;
         while !changes.is_closed() {
-            match self.follow(&changes, &mut pause).await {
+            let followed = self.follow(&changes, &mut pause).await;
+            self.store.sees_no_more();
+            match followed {
                 Ok(()) => tracing::debug!("containerd ended the stream of image events"),
                 Err(error) => tracing::debug!(%error, "image events are not heard"),
             }
@@ -63,26 +69,48 @@ impl Images {
             .map_err(call_error)?;
         let mut stream = stream.into_inner();
         *pause = FIRST_PAUSE;
+        // The images that are there already, while events are received.
+        let mut seeing = pin!(self.store.see_all(now()));
+        let mut seen = false;
         loop {
             tokio::select! {
                 next = stream.message() => match next.map_err(call_error)? {
                     Some(envelope) => {
                         let Some(change) = change(&envelope) else { continue };
+                        if let Change::Arrived { namespace, name } = &change
+                            && let Err(error) = self.manifests_named(namespace, name).await
+                        {
+                            tracing::debug!(namespace, name, %error, "an image that arrived could not be read");
+                        }
                         if changes.send(change).await.is_err() {
                             return Ok(());
                         }
                     }
                     None => return Ok(()),
                 },
+                result = &mut seeing, if !seen => {
+                    seen = true;
+                    if let Err(error) = result {
+                        tracing::debug!(%error, "the images of the node could not be read");
+                    }
+                }
                 () = changes.closed() => return Ok(()),
             }
         }
     }
 
+    /// The manifests that an image's name means now, which stay known; none when the image is gone.
+    async fn manifests_named(&self, namespace: &str, name: &str) -> Result<Arc<Vec<Manifest>>, StoreError> {
+        match self.store.named(namespace, name).await? {
+            Some(named) => self.store.manifests(namespace, name, &named.target).await,
+            None => Ok(Arc::default()),
+        }
+    }
+
     /// The wasm layers of an image, as they would be compiled; empty when it has none.
     pub async fn wasm_of(&self, namespace: &str, name: &str) -> Result<Vec<Wasm>, StoreError> {
-        let image = self.store.image(namespace, name).await?;
-        let layers = image.manifests.iter().flat_map(|manifest| &manifest.wasm);
+        let manifests = self.manifests_named(namespace, name).await?;
+        let layers = manifests.iter().flat_map(|manifest| &manifest.wasm);
         let wasm = layers.map(|layer| Wasm {
             digest: layer.digest,
             source: Source::Content {
@@ -97,6 +125,13 @@ impl Images {
         });
         Ok(wasm.collect())
     }
+}
+
+/// By the clock that containerd uses too.
+fn now() -> Time {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let seconds = i64::try_from(since.as_secs()).unwrap_or(i64::MAX);
+    (seconds, i32::try_from(since.subsec_nanos()).unwrap_or_default())
 }
 
 /// What an event says; `None` for one that is not of images or is not readable.

@@ -1,28 +1,29 @@
 //! Where a process of a container looks for what it runs, from the container's spec.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Instant;
 
 use kubewasi_options::WorldChoice;
-use oci_spec::runtime::{Process, Spec};
+use oci_spec::runtime::{Mount, Process, Spec};
 
 use super::error::TaskError;
 use super::events::Facts;
 use super::service::Node;
 use crate::compile::{Artifact, Worlds};
-use crate::image::{self, Image, Wasm};
+use crate::image::{self, Content, Image, Volume, Wasm};
 use crate::sandbox::plan::Role;
 
 /// The places of one container.
 pub struct Search<'a> {
     facts: &'a Facts,
     root: PathBuf,
-    volumes: Vec<&'a Path>,
+    volumes: Arc<Vec<Volume>>,
     image: Option<&'a Image>,
 }
 
 impl<'a> Search<'a> {
-    /// Of the container `facts`; `image` is what it was made from, where that is known.
+    /// Of the container `facts`; `image` is what it was created from, where that is known.
     pub fn new(facts: &'a Facts, spec: &'a Spec, image: Option<&'a Image>) -> Search<'a> {
         let root = spec
             .root()
@@ -32,7 +33,7 @@ impl<'a> Search<'a> {
         Search {
             facts,
             root: facts.bundle.join(root),
-            volumes: mounts.map(|mount| mount.destination().as_path()).collect(),
+            volumes: Arc::new(mounts.filter_map(|mount| volume(mount, &facts.bundle)).collect()),
             image,
         }
     }
@@ -54,6 +55,27 @@ impl<'a> Search<'a> {
             image: self.image,
         }
     }
+}
+
+/// A mount of the spec; `None` for one that shows what the root filesystem has there anyway.
+fn volume(mount: &Mount, bundle: &Path) -> Option<Volume> {
+    let options = mount.options().as_deref().unwrap_or_default();
+    let has = |name: &str| options.iter().any(|option| option == name);
+    let kind = mount.typ().as_deref().unwrap_or_default();
+    // The type of a bind mount may be anything as long as an option says so (OCI runtime spec, config.md).
+    let content = match mount.source() {
+        Some(source) if kind == "bind" || has("bind") || has("rbind") => Content::Bind {
+            source: bundle.join(source),
+            recursive: !has("bind"),
+        },
+        _ if kind == "tmpfs" && has("tmpcopyup") => return None,
+        _ if kind == "tmpfs" => Content::Empty,
+        _ => Content::Unknown,
+    };
+    Some(Volume {
+        destination: mount.destination().clone(),
+        content,
+    })
 }
 
 /// The guest that runs `wasm` as `choice` has it, compiled by the deadline.

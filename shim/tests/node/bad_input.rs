@@ -88,8 +88,8 @@ on_every_containerd! {
     fn an_entry_point_that_is_not_in_the_image_is_refused(node) {
         let image = Image::with_files("absent", &[("/probe.wasm", &Probe::P1.bytes())]);
         node.import(&image);
-        node.run(&image).args(&["/nowhere.wasm"]).fail().expect_refusal(&["/nowhere.wasm", "not found"]);
-        node.run(&image).args(&["nowhere.wasm"]).fail().expect_refusal(&["nowhere.wasm", "not found"]);
+        node.run(&image).args(&["/nowhere.wasm"]).fail().expect_refusal(&["/nowhere.wasm", "no such file or directory"]);
+        node.run(&image).args(&["nowhere.wasm"]).fail().expect_refusal(&["nowhere.wasm", "executable file not found in $PATH"]);
     }
 
     fn a_compilation_over_its_processor_time_is_ended(node) {

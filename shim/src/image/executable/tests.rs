@@ -1,6 +1,7 @@
 use std::fs;
 
 use super::*;
+use crate::image::{Content, Volume};
 
 const WASM: &[u8] = b"\0asm\x01\0\0\0";
 
@@ -8,6 +9,7 @@ const WASM: &[u8] = b"\0asm\x01\0\0\0";
 struct Container {
     folder: tempfile::TempDir,
     images: Images,
+    volumes: Arc<Vec<Volume>>,
 }
 
 impl Container {
@@ -22,7 +24,11 @@ impl Container {
             fs::write(path, bytes).unwrap();
         }
         let images = Images::new(folder.path().join("no-containerd.sock"));
-        Container { folder, images }
+        Container {
+            folder,
+            images,
+            volumes: Arc::default(),
+        }
     }
 
     async fn executable(&self, entry: &str) -> Result<Executable, ImageError> {
@@ -34,7 +40,7 @@ impl Container {
             path: Some("/bin"),
             rootfs: &[],
             root: &self.folder.path().join("image"),
-            volumes: &[],
+            volumes: &self.volumes,
             image: None,
         };
         let live = self.folder.path().join("live");
@@ -69,6 +75,28 @@ async fn what_the_image_lacks_is_looked_for_in_volumes() {
     let container = Container::new(&[("live/volume/new.wasm", WASM)]);
     let found = container.executable("/volume/new.wasm").await.unwrap();
     assert!(matches!(found, Executable::Wasm(_)));
+}
+
+#[tokio::test]
+async fn what_is_mounted_over_the_images_files_is_seen_in_the_container_alone() {
+    let mut container = Container::new(&[("image/v/tool", WASM), ("live/v/tool", b"\x7fELF\x02")]);
+    assert!(matches!(
+        container.executable("/v/tool").await.unwrap(),
+        Executable::Wasm(_)
+    ));
+    for content in [
+        Content::Empty,
+        Content::Unknown,
+        Content::Bind {
+            source: "/nowhere".into(),
+            recursive: true,
+        },
+    ] {
+        let destination = "/v".into();
+        container.volumes = Arc::new(vec![Volume { destination, content }]);
+        let found = container.executable("/v/tool").await.unwrap();
+        assert!(matches!(found, Executable::Native(_)), "{:?}", container.volumes);
+    }
 }
 
 #[tokio::test]

@@ -59,6 +59,11 @@ fn every_published_wasm_media_type_is_wasm_and_tar_layers_are_not() {
         "application/vnd.wasm.content.layer.v1+wasm",
         "application/vnd.module.wasm.content.layer.v1+wasm",
         "application/vnd.bytecodealliance.wasm.component.layer.v0+wasm",
+        "application/wasm; charset=binary",
+        "Application/WASM",
+        "application/wasm+gzip",
+        "application/wasm+zstd",
+        "application/vnd.wasm.content.layer.v1+wasm+zstd;a=b",
     ] {
         assert!(is_wasm(media_type), "{media_type}");
         assert_eq!(
@@ -71,6 +76,8 @@ fn every_published_wasm_media_type_is_wasm_and_tar_layers_are_not() {
         "application/vnd.oci.image.layer.v1.tar+gzip",
         "application/vnd.wasm.config.v0+json",
         "text/wasm",
+        "application/wasm+encrypted",
+        "application/wasmx",
     ] {
         assert!(!is_wasm(media_type), "{media_type}");
     }
@@ -178,4 +185,32 @@ fn a_single_manifest_is_taken_whatever_its_platform() {
         chosen(&[Some(("linux", "arm64")), Some(("linux", "s390x"))]),
         [] as [String; 0]
     );
+}
+
+#[test]
+fn media_types_that_mean_nothing_are_quoted_and_cut() {
+    let long = format!("text/{}", "x".repeat(1000));
+    let unknown = unknown(&manifest(&[
+        ("application/vnd.oci.image.layer.v1.tar+gzip", 1, None),
+        ("application/vnd.docker.image.rootfs.diff.tar.gzip", 2, None),
+        ("application/wasm", 3, None),
+        ("text/wasm", 4, None),
+        (&long, 5, None),
+    ]));
+    assert_eq!(unknown, ["text/wasm", &long[..QUOTED_BYTES]]);
+}
+
+#[test]
+fn all_platforms_but_attestations_may_be_a_containers() {
+    let platforms = [
+        Some(("linux", "arm64")),
+        Some(("linux", "amd64")),
+        Some(("unknown", "unknown")),
+        None,
+    ];
+    let found: Vec<String> = programs(&index(&platforms), "amd64")
+        .iter()
+        .map(|manifest| manifest.digest().to_string())
+        .collect();
+    assert_eq!(found, [number(1), number(0), number(3)]);
 }

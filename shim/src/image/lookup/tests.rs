@@ -33,6 +33,10 @@ impl Layers {
     }
 
     fn lookup(&self, path: &str) -> Result<Entry, LookupError> {
+        self.lookup_in(path, &[], true)
+    }
+
+    fn view(&self) -> View {
         let layer = |folder: &Path, committed| Layer {
             folder: folder.to_owned(),
             committed,
@@ -42,18 +46,24 @@ impl Layers {
             layer(&self.middle, true),
             layer(&self.bottom, true),
         ];
-        lookup(
-            &View {
-                layers,
-                opaque: "user.overlay.opaque",
-            },
-            Path::new(path),
-        )
+        View {
+            layers,
+            opaque: "user.overlay.opaque",
+        }
+    }
+
+    fn lookup_in(&self, path: &str, volumes: &[Volume], opens_volumes: bool) -> Result<Entry, LookupError> {
+        Lookup::new(&self.view(), volumes, opens_volumes)?.find(Path::new(path))
     }
 
     /// What the path's file holds, or which other kind of entry it is.
     fn read(&self, path: &str) -> String {
-        match self.lookup(path).expect("lookup") {
+        self.read_in(path, &[])
+    }
+
+    /// As [`Layers::read`], with volumes.
+    fn read_in(&self, path: &str, volumes: &[Volume]) -> String {
+        match self.lookup_in(path, volumes, true).expect("lookup") {
             Entry::File(mut found) => {
                 let mut text = String::new();
                 found.file.read_to_string(&mut text).expect("read");
@@ -62,6 +72,8 @@ impl Layers {
             Entry::Directory => "<directory>".to_owned(),
             Entry::Special => "<special>".to_owned(),
             Entry::Missing => "<missing>".to_owned(),
+            Entry::Unknown => "<unknown>".to_owned(),
+            Entry::Volume => "<volume>".to_owned(),
         }
     }
 }
@@ -222,8 +234,9 @@ fn a_path_is_refused_that_holds_too_many_folders_of_all_layers() {
         ],
         opaque: "user.overlay.opaque",
     };
-    assert!(matches!(lookup(&view(2), Path::new(&path)), Ok(Entry::Directory)));
-    let refused = lookup(&view(MAX_OPEN / 200 + 1), Path::new(&path));
+    let find = |view: View| Lookup::new(&view, &[], true)?.find(Path::new(&path));
+    assert!(matches!(find(view(2)), Ok(Entry::Directory)));
+    let refused = find(view(MAX_OPEN / 200 + 1));
     assert!(matches!(refused, Err(LookupError::Deep { .. })), "{refused:?}");
 }
 
@@ -250,4 +263,171 @@ fn a_layer_that_is_gone_is_an_error_that_names_it() {
     fs::remove_dir(&layers.middle).expect("remove");
     let message = layers.lookup("/app.wasm").expect_err("a layer is gone").to_string();
     assert!(message.contains(layers.middle.to_str().expect("utf-8")), "{message}");
+}
+
+/// A recursive bind mount of `source`.
+fn bind(source: &Path, destination: &str) -> Volume {
+    Volume {
+        destination: destination.into(),
+        content: Content::Bind {
+            source: source.to_owned(),
+            recursive: true,
+        },
+    }
+}
+
+fn tmpfs(destination: &str) -> Volume {
+    Volume {
+        destination: destination.into(),
+        content: Content::Empty,
+    }
+}
+
+/// An image with `/v/app`, `/opt/v/app` and a link from `/link` to `/opt`, and a folder of the node with `app`.
+fn image_and_volume() -> (Layers, tempfile::TempDir) {
+    let layers = Layers::new();
+    write(&layers.bottom, "v/app", "image");
+    write(&layers.bottom, "opt/v/app", "image");
+    write(&layers.bottom, "opt/tool", "image");
+    symlink("opt", layers.middle.join("link")).expect("link");
+    let volume = tempfile::tempdir().expect("temp folder");
+    write(volume.path(), "app", "volume");
+    write(volume.path(), "sub/app", "volume's sub");
+    (layers, volume)
+}
+
+#[test]
+fn a_volume_hides_what_the_image_has_there_and_nothing_else() {
+    let (layers, volume) = image_and_volume();
+    let volumes = [bind(volume.path(), "/v")];
+    assert_eq!(layers.read_in("/v/app", &volumes), "volume");
+    assert_eq!(layers.read_in("/v/sub/app", &volumes), "volume's sub");
+    assert_eq!(layers.read_in("/v/none", &volumes), "<missing>");
+    assert_eq!(layers.read_in("/opt/v/app", &volumes), "image");
+    assert_eq!(layers.read_in("/v/../opt/tool", &volumes), "image");
+    assert_eq!(layers.read_in("/v/app", &[tmpfs("/v")]), "<missing>");
+}
+
+#[test]
+fn a_mount_point_is_found_through_the_images_links() {
+    let (layers, volume) = image_and_volume();
+    for (destination, path) in [
+        ("/link/v", "/opt/v/app"),
+        ("/link/v", "/link/v/app"),
+        ("/opt/v", "/link/v/app"),
+        ("/v/../link/./v", "/opt/v/app"),
+    ] {
+        let volumes = [bind(volume.path(), destination)];
+        assert_eq!(layers.read_in(path, &volumes), "volume", "{path} with {destination}");
+        assert_eq!(layers.read_in("/v/app", &volumes), "image", "{destination}");
+    }
+}
+
+#[test]
+fn a_later_mount_hides_earlier_ones_at_and_below_its_mount_point() {
+    let (layers, volume) = image_and_volume();
+    let sub = volume.path().join("sub");
+    let path = volume.path();
+    let at = |volumes: &[Volume]| layers.read_in("/v/sub/app", volumes);
+    assert_eq!(at(&[bind(path, "/v"), tmpfs("/v/sub")]), "<missing>");
+    assert_eq!(at(&[tmpfs("/v/sub"), bind(path, "/v")]), "volume's sub");
+    assert_eq!(
+        at(&[tmpfs("/v"), bind(&sub, "/v/sub")]),
+        "volume's sub",
+        "made in the tmpfs"
+    );
+    assert_eq!(at(&[bind(path, "/v"), tmpfs("/v")]), "<missing>");
+    assert_eq!(at(&[tmpfs("/v"), bind(path, "/v")]), "volume's sub");
+}
+
+#[test]
+fn a_mount_point_that_is_made_is_seen_and_its_neighbours_are_not() {
+    let (layers, volume) = image_and_volume();
+    let volumes = [
+        bind(volume.path(), "/made/for/it"),
+        bind(&volume.path().join("app"), "/made/file"),
+    ];
+    assert_eq!(layers.read_in("/made/for/it/app", &volumes), "volume");
+    assert_eq!(layers.read_in("/made/for/../for/it/app", &volumes), "volume");
+    assert_eq!(layers.read_in("/made/file", &volumes), "volume");
+    assert_eq!(layers.read_in("/made/for/app", &volumes), "<missing>");
+    assert_eq!(layers.read_in("/made", &volumes), "<directory>");
+    assert_eq!(layers.read("/made"), "<missing>");
+}
+
+#[test]
+fn a_file_is_mounted_over_a_file() {
+    let (layers, volume) = image_and_volume();
+    let volumes = [bind(&volume.path().join("app"), "/link/tool")];
+    assert_eq!(layers.read_in("/opt/tool", &volumes), "volume");
+    assert_eq!(layers.read_in("/opt/tool/below", &volumes), "<missing>");
+}
+
+#[test]
+fn links_of_a_volume_lead_through_the_containers_root() {
+    let (layers, volume) = image_and_volume();
+    symlink("/opt/tool", volume.path().join("absolute")).expect("link");
+    symlink("../../../../opt/tool", volume.path().join("above")).expect("link");
+    symlink("/etc/hostname", volume.path().join("host")).expect("link");
+    let volumes = [bind(volume.path(), "/v")];
+    for path in ["/v/absolute", "/v/above"] {
+        assert_eq!(layers.read_in(path, &volumes), "image", "{path}");
+    }
+    assert_eq!(layers.read_in("/v/host", &volumes), "<missing>");
+}
+
+#[test]
+fn the_marks_of_overlays_mean_nothing_in_a_volume() {
+    let (layers, volume) = image_and_volume();
+    mark(volume.path(), "sub", "user.overlay.redirect", b"elsewhere");
+    whiteout(volume.path(), "device");
+    let volumes = [bind(volume.path(), "/v")];
+    assert_eq!(layers.read_in("/v/sub/app", &volumes), "volume's sub");
+    assert_eq!(layers.read_in("/v/device", &volumes), "<special>");
+}
+
+#[test]
+fn volumes_are_opened_only_where_they_may_be() {
+    let (layers, _) = image_and_volume();
+    let closed = |path: &str, volumes: &[Volume]| layers.lookup_in(path, volumes, false).expect("lookup");
+    let volumes = [bind(Path::new("/nowhere"), "/v"), bind(Path::new("/nowhere"), "/v")];
+    assert!(matches!(closed("/opt/tool", &volumes), Entry::File(_)));
+    assert!(matches!(closed("/v/app", &volumes), Entry::Volume));
+    // A link of the first one may lead the second one's mount point anywhere.
+    let volumes = [bind(Path::new("/nowhere"), "/v"), bind(Path::new("/nowhere"), "/v/sub")];
+    assert!(matches!(closed("/opt/tool", &volumes), Entry::Volume));
+    let error = layers
+        .lookup_in("/v/app", &volumes, true)
+        .map(drop)
+        .expect_err("no source");
+    assert!(
+        error.to_string().contains("\"/nowhere\", which is mounted at \"/v\""),
+        "{error}"
+    );
+}
+
+#[test]
+fn what_a_kernel_file_system_has_is_unknown() {
+    let (layers, _) = image_and_volume();
+    let proc = [Volume {
+        destination: "/v".into(),
+        content: Content::Unknown,
+    }];
+    assert_eq!(layers.read_in("/v/app", &proc), "<unknown>");
+    assert_eq!(layers.read_in("/opt/tool", &proc), "image");
+}
+
+#[test]
+fn files_are_listed_as_the_overlay_shows_them() {
+    let layers = Layers::new();
+    write(&layers.bottom, "app.wasm", "a");
+    write(&layers.bottom, "srv/b.wasm", "b");
+    write(&layers.bottom, "srv/hidden.wasm", "h");
+    write(&layers.top, "srv/readme", "r");
+    whiteout(&layers.top, "srv/hidden.wasm");
+    symlink("/", layers.top.join("around")).expect("link");
+    let view = layers.view();
+    let lookup = Lookup::new(&view, &[], false).expect("layers");
+    assert_eq!(lookup.files(".wasm", 9).expect("list"), ["/app.wasm", "/srv/b.wasm"]);
+    assert_eq!(lookup.files(".wasm", 1).expect("list"), ["/app.wasm"]);
 }

@@ -2,7 +2,7 @@ use std::fs;
 use std::path::Path;
 
 use super::*;
-use crate::image::{Counters, Mount};
+use crate::image::{Content, Counters, Mount, Volume};
 
 const WASM: &[u8] = b"\0asm\x01\0\0\0";
 
@@ -33,6 +33,11 @@ impl Node {
     }
 
     async fn resolve(&self, entry: &str) -> Result<Program, ImageError> {
+        self.resolve_with(&[entry], Vec::new()).await
+    }
+
+    async fn resolve_with(&self, args: &[&str], volumes: Vec<Volume>) -> Result<Program, ImageError> {
+        let args: Vec<String> = args.iter().map(|arg| (*arg).to_owned()).collect();
         let layer = |name| self.folder.path().join(name).display().to_string();
         let options = vec![
             format!("upperdir={}", layer("upper")),
@@ -47,12 +52,12 @@ impl Node {
             .resolve(Request {
                 namespace: "default",
                 id: "c1",
-                args: &[entry.to_owned()],
+                args: &args,
                 cwd: "/srv",
                 path: Some("/bin:/usr/bin"),
                 rootfs: &[mount],
                 root: Path::new("/nowhere"),
-                volumes: &[],
+                volumes: &Arc::new(volumes),
                 image: None,
             })
             .await
@@ -150,11 +155,11 @@ async fn folders_and_devices_are_refused_by_name() {
     node.write("lower/srv/app.wasm/inner", b"");
     assert_eq!(
         node.error("/srv/app.wasm").await,
-        "entry point /srv/app.wasm is a directory: name the file in it"
+        "exec: \"/srv/app.wasm\": is a directory: name the file in it"
     );
     assert_eq!(
         node.error("..").await,
-        "entry point /srv/.. is a directory: name the file in it"
+        "exec: \"/srv/..\": is a directory: name the file in it"
     );
 }
 
@@ -179,17 +184,56 @@ async fn an_empty_first_argument_is_no_entry_point() {
     );
 }
 
-#[test]
-fn an_image_is_for_wasm_only_when_all_of_it_on_the_node_is() {
-    let manifest = |for_wasm| crate::image::content_store::Manifest {
-        for_wasm,
-        wasm: Vec::new(),
+/// A volume of the node's folder `source` at `destination`.
+fn bind(node: &Node, source: &str, destination: &str) -> Volume {
+    Volume {
+        destination: destination.into(),
+        content: Content::Bind {
+            source: node.folder.path().join(source),
+            recursive: true,
+        },
+    }
+}
+
+fn mount(content: Content, destination: &str) -> Volume {
+    Volume {
+        destination: destination.into(),
+        content,
+    }
+}
+
+#[tokio::test]
+async fn a_volume_hides_the_images_program_and_its_own_is_copied() {
+    let node = Node::new();
+    node.write("lower/v/app.wasm", WASM);
+    node.write("lower/app.wasm", WASM);
+    let other = b"\0asm\x0d\0\x01\0";
+    node.write("volume/app.wasm", other);
+    let found = async |path: &str, volumes| match node.resolve_with(&[path], volumes).await.expect("resolved") {
+        Program::Wasm(wasm) => wasm,
+        Program::Native => panic!("{path} is native"),
     };
-    let image = |manifests: &[bool]| Image {
-        name: "i".to_owned(),
-        manifests: Arc::new(manifests.iter().copied().map(manifest).collect()),
-    };
-    assert!(is_wasm(&image(&[true])));
-    assert!(!is_wasm(&image(&[true, false])));
-    assert!(!is_wasm(&image(&[])));
+    let wasm = found("/v/app.wasm", vec![bind(&node, "volume", "/v")]).await;
+    assert_eq!(wasm.digest, Digest::of(other));
+    assert!(matches!(wasm.source, Source::Copy(_)));
+    let wasm = found("/v/app.wasm", vec![bind(&node, "volume/app.wasm", "/v/app.wasm")]).await;
+    assert_eq!(wasm.digest, Digest::of(other), "a volume that is a file");
+    let wasm = found("/app.wasm", vec![bind(&node, "volume", "/v")]).await;
+    assert!(
+        matches!(wasm.source, Source::File(_)),
+        "what no volume hides is not copied"
+    );
+}
+
+#[tokio::test]
+async fn what_a_kernel_file_system_may_hold_is_the_native_runtimes() {
+    let node = Node::new();
+    node.write("lower/proc/app", WASM);
+    let proc = || vec![mount(Content::Unknown, "/proc")];
+    // containerd, which is not there, says first that the image has no wasm layers.
+    let error = node
+        .resolve_with(&["/proc/app"], proc())
+        .await
+        .expect_err("no containerd");
+    assert!(error.to_string().contains("connecting to containerd"), "{error}");
 }
