@@ -44,8 +44,15 @@ pub enum DeleteError {
     Encode(#[from] containerd_shim_protos::protobuf::Error),
 }
 
-/// Runs `delete`; returns the protobuf `DeleteResponse` to print.
+/// Runs `delete`; returns the protobuf `DeleteResponse` to print. Warnings go to stderr, which containerd logs
+/// (core/runtime/v2/binary.go, `Delete`).
 pub fn run(flags: &Flags) -> Result<Vec<u8>, DeleteError> {
+    // It fails only where a log is set up already.
+    let _ = tracing_subscriber::fmt()
+        .with_max_level(tracing::Level::WARN)
+        .with_ansi(false)
+        .with_writer(io::stderr)
+        .try_init();
     let bundle = match &flags.bundle {
         Some(bundle) => bundle.clone(),
         None => env::current_dir().map_err(DeleteError::NoBundle)?,

@@ -21,8 +21,9 @@ const FEATURES: &str = r#"{
     "nodiratime", "noexec", "noiversion", "nomand", "norelatime", "nostrictatime", "nosuid", "private", "rbind",
     "relatime", "remount", "ro", "rprivate", "rro", "rw", "silent", "strictatime", "suid", "sync"
   ],
+  "hooks": ["prestart", "createRuntime", "poststart", "poststop"],
   "linux": {
-    "namespaces": ["cgroup", "ipc", "mount", "network", "pid", "user", "uts"],
+    "namespaces": ["cgroup", "ipc", "mount", "network", "pid", "time", "user", "uts"],
     "cgroup": {"v1": true, "v2": true, "systemd": true, "systemdUser": false, "rdma": false},
     "seccomp": {"enabled": true},
     "apparmor": {"enabled": true},

@@ -1,5 +1,6 @@
 //! From tracing's events to lines in the containers' log fifos.
 
+use std::ffi::OsStr;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -25,21 +26,43 @@ pub enum LoggingError {
     Twice(#[from] tracing_subscriber::util::TryInitError),
 }
 
-/// Which filter counts: the environment's, else the handler's own, else containerd's level.
-pub fn filter(environment: Option<&str>, option: &str, debug: bool) -> String {
+/// The filter that is used, and the environment's when that is not used since it is invalid.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Choice {
+    filter: String,
+    invalid: Option<String>,
+}
+
+/// Which filter counts: the environment's, else the handler's own, else containerd's level. The environment is meant for
+/// containerd and all that it starts, so a filter that is invalid there stops nothing (pure).
+pub fn choose(environment: Option<&OsStr>, option: &str, debug: bool) -> Choice {
     let default = kubewasi_options::Options::default().log;
-    match environment {
-        Some(filter) if !filter.is_empty() => filter.to_owned(),
-        _ if option != default => option.to_owned(),
-        _ if debug => "debug".to_owned(),
-        _ => default,
+    let environment = environment.filter(|filter| !filter.is_empty());
+    let valid = environment
+        .and_then(OsStr::to_str)
+        .filter(|filter| EnvFilter::try_new(filter).is_ok());
+    let invalid = environment.filter(|_| valid.is_none());
+    let filter = match valid {
+        Some(filter) => filter.to_owned(),
+        None if option != default => option.to_owned(),
+        None if debug => "debug".to_owned(),
+        None => default,
+    };
+    Choice {
+        filter,
+        invalid: invalid.map(|filter| filter.to_string_lossy().into_owned()),
     }
 }
 
-/// Sends the events that `filter` lets through to `sinks`, and panics with them.
-pub fn set_up(sinks: Arc<Sinks>, filter: &str) -> Result<(), LoggingError> {
+/// Sends the events that the chosen filter lets through to `sinks`, and panics with them.
+///
+/// # Errors
+///
+/// When the handler's own filter is invalid.
+pub fn set_up(sinks: Arc<Sinks>, choice: &Choice) -> Result<(), LoggingError> {
+    let filter = &choice.filter;
     let malformed = |cause| LoggingError::Filter {
-        filter: filter.to_owned(),
+        filter: filter.clone(),
         cause,
     };
     // libcgroups warns at every container of each controller that the kernel does not have.
@@ -49,6 +72,13 @@ pub fn set_up(sinks: Arc<Sinks>, filter: &str) -> Result<(), LoggingError> {
         .with(filter)
         .with(ToSinks { sinks })
         .try_init()?;
+    if let Some(invalid) = &choice.invalid {
+        tracing::warn!(
+            invalid,
+            used = choice.filter,
+            "the environment's RUST_LOG is not a valid filter"
+        );
+    }
     // stderr is /dev/null: without this nobody would hear of a panic.
     std::panic::set_hook(Box::new(|panic| {
         let at = panic.location().map(ToString::to_string).unwrap_or_default();
@@ -106,6 +136,11 @@ mod tests {
 
     #[test]
     fn the_environments_filter_wins_then_the_handlers_then_containerds() {
+        let filter = |environment: Option<&str>, option, debug| {
+            let choice = choose(environment.map(OsStr::new), option, debug);
+            assert_eq!(choice.invalid, None);
+            choice.filter
+        };
         assert_eq!(filter(Some("trace"), "warn", true), "trace");
         assert_eq!(filter(Some(""), "warn", true), "warn");
         assert_eq!(filter(None, "info", true), "debug");
@@ -113,8 +148,24 @@ mod tests {
     }
 
     #[test]
+    fn an_invalid_filter_of_the_environment_is_as_if_there_were_none() {
+        for invalid in ["not,a=valid[filter", "a=b=c"] {
+            let choice = choose(Some(OsStr::new(invalid)), "warn", false);
+            let expected = Choice {
+                filter: "warn".to_owned(),
+                invalid: Some(invalid.to_owned()),
+            };
+            assert_eq!(choice, expected);
+        }
+        let bytes = std::os::unix::ffi::OsStrExt::from_bytes(b"info,\xff");
+        assert_eq!(choose(Some(bytes), "info", true).filter, "debug");
+    }
+
+    #[test]
     fn a_malformed_filter_is_named() {
-        let message = set_up(Arc::default(), "a=b=c").unwrap_err().to_string();
+        let message = set_up(Arc::default(), &choose(None, "a=b=c", false))
+            .unwrap_err()
+            .to_string();
         assert!(
             message.starts_with("the log filter \"a=b=c\" is not in the syntax of RUST_LOG"),
             "{message}"

@@ -17,8 +17,8 @@ use crate::stdio::{Console, Kept, Streams};
 use crate::sys::cgroup::{self, Cgroup, Hierarchies};
 use crate::sys::child::Child;
 use crate::sys::children::Children;
-use crate::sys::freezer;
 use crate::sys::user_namespace::{Mappings, Range};
+use crate::sys::{freezer, kept};
 
 /// The node's OCI runtime, as the handler's options name it.
 pub struct Runtime {
@@ -42,6 +42,9 @@ pub struct Request<'a> {
     pub streams: &'a Streams,
     /// The streams are one terminal, as `process.terminal` says too.
     pub terminal: bool,
+    /// The cgroup, where `linux.cgroupsPath` names a scope and there is no systemd to make it: the runtime would take the
+    /// scope's name for a directory's.
+    pub scope: Option<&'a Path>,
 }
 
 /// A container that its runtime has made.
@@ -84,12 +87,14 @@ impl Runtime {
         given_up: impl Future<Output = ()>,
     ) -> Result<(Container, Kept, Option<Console>), NativeError> {
         let linux = request.spec.linux().as_ref();
-        let cgroups_path = linux.and_then(|linux| linux.cgroups_path().as_deref());
+        let cgroups_path = request
+            .scope
+            .or_else(|| linux.and_then(|linux| linux.cgroups_path().as_deref()));
         let calls = Calls {
             binary: self.binary.clone(),
             id: request.id.to_owned(),
             bundle: request.bundle.to_owned(),
-            systemd_cgroup: cgroups_path.is_some_and(calls::is_systemd) && cgroup::systemd_runs(Path::new("/run")),
+            systemd_cgroup: cgroups_path.is_some_and(calls::is_systemd),
             no_pivot_root: self.no_pivot_root,
             no_new_keyring: self.no_new_keyring,
         };
@@ -103,6 +108,13 @@ impl Runtime {
             path: request.bundle.to_owned(),
             cause,
         })?;
+        if let Some(path) = request.scope {
+            set_cgroups_path(request.bundle, path).map_err(|cause| NativeError::Bundle {
+                act: "set linux.cgroupsPath in the spec of",
+                path: request.bundle.to_owned(),
+                cause,
+            })?;
+        }
         let shares_pids = shares_pids(request.spec);
         let bundle = request.bundle.to_owned();
         let made = tokio::select! {
@@ -176,6 +188,14 @@ impl Runtime {
         }
         Ok(found)
     }
+}
+
+/// Changes `linux.cgroupsPath` in the bundle's config.json, and nothing else of it.
+fn set_cgroups_path(bundle: &Path, path: &Path) -> io::Result<()> {
+    let file = bundle.join("config.json");
+    let mut spec: serde_json::Value = serde_json::from_slice(&std::fs::read(&file)?)?;
+    spec["linux"]["cgroupsPath"] = path.display().to_string().into();
+    kept::write(&file, &spec)
 }
 
 /// Whether a container's cgroup is the root, or the server's own.

@@ -31,9 +31,9 @@ impl Ends {
     /// # Errors
     ///
     /// Names the stream, or the socket, that cannot be opened.
-    pub fn open(streams: &Streams, terminal: bool, bundle: &Path, name: &str) -> Result<Ends, NativeError> {
+    pub async fn open(streams: &Streams, terminal: bool, bundle: &Path, name: &str) -> Result<Ends, NativeError> {
         let (stdio, ours) = if terminal {
-            let streams = terminal::wait(streams)?;
+            let streams = terminal::wait(streams).await?;
             let socket = ConsoleSocket::bind(bundle, name).map_err(|cause| NativeError::Bundle {
                 act: "listen at",
                 path: bundle.join(name),
@@ -41,7 +41,7 @@ impl Ends {
             })?;
             (Stdio::default(), Ours::Terminal { socket, streams })
         } else {
-            let (stdio, kept) = streams::open(streams)?;
+            let (stdio, kept) = streams::open(streams).await?;
             (stdio, Ours::Streams(kept))
         };
         Ok(Ends {

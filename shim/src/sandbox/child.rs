@@ -18,7 +18,8 @@ use super::plan::{Confinement, Role};
 use super::protocol::{ADOPTED, MADE, Report, START, cut, decode, encode};
 use super::root::{self, Contents};
 use super::users::{self, Users};
-use super::{beside, execute};
+use super::working_directory::{enter_as_root, enter_as_user};
+use super::{beside, environment, execute};
 use crate::compile::{Profile, World};
 use crate::guest::http::figures::{COUNTERS, Figures};
 use crate::guest::limits::Budget;
@@ -66,11 +67,14 @@ pub fn help(warm: &Warm, filters: &Filters, inheritance: Inheritance) -> ! {
         }
         Ok(Fork::Child) => {
             drop(pid);
-            become_guest(warm, filters, &confinement, users, attached)
+            become_guest(warm, filters, confinement, users, attached)
         }
         Err(error) => fail(attached.report.as_fd(), step("fork the guest")(error)),
     }
 }
+
+/// Namespaces that a process is in from its fork on.
+const BEFORE_FORK: [namespaces::Kind; 2] = [namespaces::Kind::Pid, namespaces::Kind::Time];
 
 fn enter(attached: &Attached) -> Result<(Confinement, Users), Failure> {
     let bytes = memory::read(attached.plan.as_fd()).map_err(step("read the plan"))?;
@@ -86,8 +90,8 @@ fn enter(attached: &Attached) -> Result<(Confinement, Users), Failure> {
         limit(&confinement)?;
         users.enter()?;
     }
-    if confinement.make.contains(&namespaces::Kind::Pid) {
-        namespaces::make([namespaces::Kind::Pid]).map_err(step("make a pid namespace"))?;
+    for kind in BEFORE_FORK.into_iter().filter(|kind| confinement.make.contains(kind)) {
+        namespaces::make([kind]).map_err(step(format!("make a {kind:?} namespace")))?;
     }
     Ok((confinement, users))
 }
@@ -102,7 +106,9 @@ fn limit(confinement: &Confinement) -> Result<(), Failure> {
     Ok(())
 }
 
-fn become_guest(warm: &Warm, filters: &Filters, confinement: &Confinement, users: Users, attached: Attached) -> ! {
+fn become_guest(warm: &Warm, filters: &Filters, mut confinement: Confinement, users: Users, attached: Attached) -> ! {
+    let mut environment = std::mem::take(&mut confinement.environment);
+    let confinement = &confinement;
     let Attached {
         plan,
         report: socket,
@@ -121,14 +127,26 @@ fn become_guest(warm: &Warm, filters: &Filters, confinement: &Confinement, users
             ))
         })
         .and_then(|opened| move_in(confinement, users, beside).map(|()| opened))
-        .and_then(|(process, loader)| confine(warm, filters, confinement, &socket, process, loader));
+        .and_then(|(process, loader)| {
+            if confinement.role != Role::Holder {
+                environment::set_home(&mut environment, confinement.ids.uid);
+            }
+            let settings = settings(confinement, &environment);
+            confine(warm, filters, confinement, &settings, &socket, process, loader)
+        });
     match prepared {
         Ok(prepared) => {
             report(socket.as_fd(), &Report::Ready);
             if !started(&socket) {
                 exit(1)
             }
-            live(prepared, confinement, &socket, own)
+            live(
+                prepared,
+                confinement,
+                &settings(confinement, &environment),
+                &socket,
+                own,
+            )
         }
         Err(failure) => fail(socket.as_fd(), failure),
     }
@@ -279,13 +297,14 @@ fn move_in(confinement: &Confinement, mut users: Users, beside: Option<OwnedFd>)
             volumes: &confinement.volumes,
             masked: &confinement.masked,
             read_only: &confinement.read_only,
+            working_directory: Path::new(&confinement.working_directory),
         };
         root::settle(&confinement.root, &contents, &users)?;
     }
     users.enter()?;
     // Made by the user namespace's own root, so that they belong to it.
-    let others = [namespaces::Kind::Mount, namespaces::Kind::Pid];
-    let others = confinement.make.iter().copied().filter(|kind| !others.contains(kind));
+    let made = |kind: &namespaces::Kind| *kind == namespaces::Kind::Mount || BEFORE_FORK.contains(kind);
+    let others = confinement.make.iter().copied().filter(|kind| !made(kind));
     namespaces::make(others).map_err(step("make namespaces"))?;
     identify(confinement, &settings)
 }
@@ -295,10 +314,17 @@ fn confine(
     warm: &Warm,
     filters: &Filters,
     confinement: &Confinement,
+    settings: &Settings<'_>,
     socket: &OwnedFd,
     process: Option<OwnedFd>,
     loader: Loader<'_>,
 ) -> Result<Prepared, Failure> {
+    let folder = settings.working_directory;
+    let entered = match loader {
+        Loader::Nothing => None,
+        Loader::Native(_) | Loader::Program { .. } => Some(enter_as_root(folder)?),
+    };
+    let settle = || entered.map_or(Ok(()), |entered| enter_as_user(folder, entered));
     let take_labels = |when| match &process {
         None => Ok(()),
         Some(process) => {
@@ -310,7 +336,8 @@ fn confine(
         execute::confine(confinement)?;
         take_labels(When::AtExec)?;
         adopted(socket)?;
-        execute::check(path, confinement)?;
+        settle()?;
+        execute::check(path)?;
         return Ok(Prepared::Execute(path.to_owned()));
     }
     credentials::take(&confinement.ids, &confinement.capabilities).map_err(|(name, error)| step(name)(error))?;
@@ -319,6 +346,7 @@ fn confine(
     // Filters need it, and nothing is executed that could gain privileges.
     rustix::thread::set_no_new_privs(true).map_err(step("set no_new_privs"))?;
     adopted(socket)?;
+    settle()?;
     // An artifact is what a compiler made of hostile bytes: loading it happens behind the first filter already.
     let filters = filters.of(loader.profile());
     seccomp::enter(&filters.loading.unpack()).map_err(step("install the loader's filter"))?;
@@ -335,7 +363,7 @@ fn confine(
             let warm = own.as_deref().unwrap_or(warm);
             let engines = Engines { warm, serving };
             let budget = Budget::new(memory, confinement.options.memory_limit);
-            let ready = guest::load(&engines, artifact, world, export, &settings(confinement), budget);
+            let ready = guest::load(&engines, artifact, world, export, settings, budget);
             Prepared::Run(Box::new(
                 ready.map_err(|error| step("load the program")(format!("{error:#}")))?,
             ))
@@ -420,10 +448,10 @@ fn started(socket: &OwnedFd) -> bool {
     matches!(rustix::io::retry_on_intr(|| rustix::io::read(socket, &mut byte)), Ok(1) if byte == START)
 }
 
-fn settings(confinement: &Confinement) -> Settings<'_> {
+fn settings<'a>(confinement: &'a Confinement, environment: &'a [(String, String)]) -> Settings<'a> {
     Settings {
         arguments: &confinement.arguments,
-        environment: &confinement.environment,
+        environment,
         working_directory: &confinement.working_directory,
         cpus: confinement.cpus,
         options: &confinement.options,
@@ -431,13 +459,13 @@ fn settings(confinement: &Confinement) -> Settings<'_> {
 }
 
 /// `own`: it is its container's first process.
-fn live(prepared: Prepared, confinement: &Confinement, socket: &OwnedFd, own: bool) -> ! {
+fn live(prepared: Prepared, confinement: &Confinement, settings: &Settings<'_>, socket: &OwnedFd, own: bool) -> ! {
     match prepared {
         Prepared::Hold => loop {
             // Returns when a signal was handled; those that end the holder do not return.
             let _ = rustix::event::poll(&mut [], None);
         },
-        Prepared::Run(ready) => match guest::run(*ready, &settings(confinement)) {
+        Prepared::Run(ready) => match guest::run(*ready, settings) {
             Outcome::Exit(code) => exit(code),
             Outcome::Trap(message) => {
                 guest::tell(&message);
@@ -449,7 +477,7 @@ fn live(prepared: Prepared, confinement: &Confinement, socket: &OwnedFd, own: bo
             }
         },
         Prepared::Execute(path) => {
-            let (failure, code) = execute::execute(&path, confinement);
+            let (failure, code) = execute::execute(&path, confinement, settings.environment);
             let message = failure.to_string();
             guest::tell(&message);
             report(socket.as_fd(), &Report::Ended { message: cut(message) });

@@ -18,6 +18,7 @@ use tokio::sync::Mutex;
 use tokio::time::timeout;
 
 use super::group::{Group, GroupError};
+use super::hooks::HookError;
 use super::plan::{Confinement, Plan, Role};
 use super::process::{Guest, receive};
 use super::protocol::{Answer, Command, MESSAGE, Report, decode, encode};
@@ -51,6 +52,10 @@ pub enum SandboxError {
     /// What the spec asks for could not be done; the process's own words.
     #[error("{0}")]
     Confine(String),
+    #[error(transparent)]
+    Hook(#[from] HookError),
+    #[error("its client went away before it was created")]
+    GivenUp,
     #[error("the process was not ready after {0} seconds: look for a volume that hangs")]
     NotReady(u64),
     #[error("the process ended with code {0} before it was ready")]
@@ -130,17 +135,20 @@ impl Launcher {
         self.starts.load(std::sync::atomic::Ordering::Relaxed)
     }
 
-    /// Forks a process for `plan`, whose record goes into `bundle` first. When this returns an error nothing is left.
+    /// Forks a process for `plan`, whose record goes into `bundle` first, and runs the plan's hooks. When this returns an
+    /// error nothing is left; it does so too once `given_up` resolves while a hook runs.
     ///
     /// # Errors
     ///
-    /// What could not be made, or what the process said when it could not confine itself or load its program.
+    /// What could not be made, or what the process said when it could not confine itself or load its program; the hook
+    /// that failed.
     pub async fn spawn(
         &self,
         bundle: &Path,
         plan: &Plan,
         stdio: Stdio,
         artifact: Option<&Artifact>,
+        given_up: impl Future<Output = ()>,
     ) -> Result<Guest, SandboxError> {
         let group = Group::at(&plan.cgroup, &self.hierarchies, cgroup::systemd_runs(Path::new("/run")))
             .map_err(SandboxError::Cgroups)?;
@@ -148,11 +156,20 @@ impl Launcher {
         if !group.cgroup.pids().is_empty() {
             return Err(SandboxError::CgroupInUse(group.cgroup.path.display().to_string()));
         }
-        let record = Record::new(group.clone());
+        let record = Record::new(group.clone(), plan.hooks.clone());
         record
             .write(bundle)
             .map_err(|error| SandboxError::Record(bundle.display().to_string(), error))?;
-        let result = self.try_spawn(bundle, plan, stdio, artifact, group, record).await;
+        let made = async {
+            let guest = self.try_spawn(bundle, plan, stdio, artifact, group, record).await?;
+            let pid = i32::try_from(guest.child().pid()).map_err(|error| SandboxError::Confine(error.to_string()))?;
+            tokio::select! {
+                ran = plan.hooks.create(pid) => ran?,
+                () = given_up => return Err(SandboxError::GivenUp),
+            }
+            Ok(guest)
+        };
+        let result = made.await;
         if result.is_err() {
             let bundle = bundle.to_owned();
             let cleaned = tokio::task::spawn_blocking(move || record::clean(&bundle)).await;

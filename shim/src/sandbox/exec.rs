@@ -1,13 +1,15 @@
 //! What a process exec'd into a container needs, decided from its OCI Process and the container's spec (pure).
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use kubewasi_options::Guest;
-use oci_spec::runtime::{Process, Spec};
+use oci_spec::runtime::{Linux, LinuxNamespaceType, Process, Spec};
 
+use super::environment;
 use super::plan::{self, Confinement, PlanError, Role, Root};
 use super::users::{self, User};
 use crate::sys::credentials::{Capabilities, Limit, Name, capability};
+use crate::sys::namespaces::Kind;
 
 /// What the plan of an exec'd process is made from.
 pub struct Request<'a> {
@@ -66,7 +68,7 @@ pub fn plan(request: Request<'_>) -> Result<Confinement, PlanError> {
         name: plan::name(id),
         awaits_scope: false,
         entrances: Vec::new(),
-        join: Vec::new(),
+        join: time_namespace(linux, beside),
         make: Vec::new(),
         root: Root {
             mounts: Vec::new(),
@@ -93,12 +95,22 @@ pub fn plan(request: Request<'_>) -> Result<Confinement, PlanError> {
         terminal,
         seccomp: plan::seccomp(linux)?,
         arguments: process.args().clone().unwrap_or_default(),
-        environment: plan::environment(process),
-        working_directory: process.cwd().to_string_lossy().into_owned(),
+        environment: environment::variables(process)?,
+        working_directory: plan::working_directory(process)?,
         cpus: plan::cpus(linux),
         role,
         options,
     })
+}
+
+/// The time namespace of the container's first process, where it does not share the host's: it is no part of what a process
+/// joins by a pidfd, since not every kernel has it (time_namespaces(7)).
+fn time_namespace(linux: &Linux, first: u32) -> Vec<(Kind, PathBuf)> {
+    let namespaces = linux.namespaces().iter().flatten();
+    let times = namespaces.filter(|namespace| namespace.typ() == LinuxNamespaceType::Time);
+    times
+        .map(|_| (Kind::Time, format!("/proc/{first}/ns/time").into()))
+        .collect()
 }
 
 /// Without `CAP_SYS_PTRACE`, whatever the container has: by it a native process writes a guest's host memory, which is

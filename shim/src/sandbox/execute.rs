@@ -26,11 +26,9 @@ pub fn confine(confinement: &Confinement) -> Result<(), Failure> {
     credentials::take(&confinement.ids, &confinement.capabilities).map_err(|(name, error)| step(name)(error))
 }
 
-/// Enters the working directory and looks whether `path` can be executed, while that can still be told before the start.
-pub fn check(path: &Path, confinement: &Confinement) -> Result<(), Failure> {
+/// Looks whether `path` can be executed, while that can still be told before the start.
+pub fn check(path: &Path) -> Result<(), Failure> {
     let what = || format!("execute {}", path.display());
-    let folder = &confinement.working_directory;
-    std::env::set_current_dir(folder).map_err(step(format!("enter the working directory {folder}")))?;
     if FileType::from_raw_mode(stat(path).map_err(step(what()))?.st_mode) != FileType::RegularFile {
         return Err(step(what())("it is not a file"));
     }
@@ -38,7 +36,7 @@ pub fn check(path: &Path, confinement: &Confinement) -> Result<(), Failure> {
 }
 
 /// Executes `path`; comes back when that failed, with the exit code for it.
-pub fn execute(path: &Path, confinement: &Confinement) -> (Failure, i32) {
+pub fn execute(path: &Path, confinement: &Confinement, environment: &[(String, String)]) -> (Failure, i32) {
     // As late as can be: the profile need not allow what was done before.
     if confinement.no_new_privileges
         && let Err(failure) = install_profile(confinement)
@@ -49,7 +47,7 @@ pub fn execute(path: &Path, confinement: &Confinement) -> (Failure, i32) {
     if let Some((name, rest)) = confinement.arguments.split_first() {
         command.arg0(name).args(rest);
     }
-    let environment = confinement.environment.iter().map(|(name, value)| (name, value));
+    let environment = environment.iter().map(|(name, value)| (name, value));
     let error = command.env_clear().envs(environment).exec();
     let code = match error.kind() {
         io::ErrorKind::NotFound => NOT_FOUND,

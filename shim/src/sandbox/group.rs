@@ -63,6 +63,7 @@ impl Group {
                 scope: None,
             },
             Place::Scope(scope) if !systemd_runs => Group {
+                // As in `scope_without_systemd`, which is for containers of the native runtime.
                 cgroup: hierarchies.cgroup(&scope.path(Path::new("/"))),
                 scope: None,
             },
@@ -167,6 +168,15 @@ pub fn place(path: &Path, default: impl FnOnce() -> PathBuf) -> Result<Place, &'
     Ok(Place::Path(Path::new("/").join(path)))
 }
 
+/// Where the cgroup is that `linux.cgroupsPath` names as a scope, on a machine without systemd: in the directories that
+/// would be the scope's (pure). Nothing for any other path.
+pub fn scope_without_systemd(path: &Path) -> Option<PathBuf> {
+    match place(path, PathBuf::new) {
+        Ok(Place::Scope(scope)) => Some(scope.path(Path::new("/"))),
+        _ => None,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -190,6 +200,11 @@ mod tests {
         let group = Group::at(&place, &hierarchies, false).unwrap();
         assert_eq!(group.scope, None);
         assert_eq!(group.cgroup.path, Path::new("/a.slice/a-b.slice/cri-x.scope"));
+        assert_eq!(
+            scope_without_systemd(Path::new("a-b.slice:cri:x")),
+            Some(group.cgroup.path)
+        );
+        assert_eq!(scope_without_systemd(Path::new("/a-b.slice/x")), None);
         assert!(Group::at(&place, &hierarchies, true).unwrap().scope.is_some());
     }
 }

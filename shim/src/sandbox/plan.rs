@@ -12,7 +12,9 @@ use oci_spec::runtime::{
 };
 use serde::{Deserialize, Serialize};
 
+use super::environment;
 use super::group::{self, Place};
+use super::hooks::{self, Hooks};
 use super::profile::{self, Program};
 use super::users::{self, User};
 use super::volumes::{self, Volume};
@@ -55,6 +57,8 @@ pub struct Plan {
     pub cgroup: Place,
     /// The limits to apply to the cgroup, without device rules: a guest has no device to open.
     pub resources: Option<LinuxResources>,
+    /// What is run beside it on the host.
+    pub hooks: Hooks,
     pub confinement: Confinement,
 }
 
@@ -143,7 +147,7 @@ pub enum PlanError {
 /// How to mend what no other setting can.
 const LATER: &str = "remove it from the pod";
 
-fn unsupported(field: &'static str, value: impl ToString, mend: &'static str) -> PlanError {
+pub(super) fn unsupported(field: &'static str, value: impl ToString, mend: &'static str) -> PlanError {
     PlanError::Unsupported {
         field,
         value: value.to_string(),
@@ -151,7 +155,7 @@ fn unsupported(field: &'static str, value: impl ToString, mend: &'static str) ->
     }
 }
 
-fn invalid(field: &'static str, value: impl ToString, rule: &'static str) -> PlanError {
+pub(super) fn invalid(field: &'static str, value: impl ToString, rule: &'static str) -> PlanError {
     PlanError::Invalid {
         field,
         value: value.to_string(),
@@ -226,8 +230,8 @@ pub fn plan(request: Request<'_>) -> Result<Plan, PlanError> {
         terminal: request.terminal,
         seccomp: seccomp(linux)?,
         arguments: process.args().clone().unwrap_or_default(),
-        environment: environment(process),
-        working_directory: process.cwd().to_string_lossy().into_owned(),
+        environment: environment::variables(process)?,
+        working_directory: working_directory(process)?,
         cpus: cpus(linux),
         role: request.role,
         options: request.options,
@@ -235,6 +239,7 @@ pub fn plan(request: Request<'_>) -> Result<Plan, PlanError> {
     Ok(Plan {
         cgroup,
         resources: resources(spec),
+        hooks: hooks::hooks(spec, request.id, request.bundle)?,
         confinement,
     })
 }
@@ -273,30 +278,23 @@ pub(super) fn refuse_process(process: &Process) -> Result<(), PlanError> {
     if process.io_priority().is_some() {
         return Err(unsupported("process.ioPriority", "set", LATER));
     }
+    if process.exec_cpu_affinity().is_some() {
+        return Err(unsupported("process.execCPUAffinity", "set", LATER));
+    }
     Ok(())
 }
 
 /// Refuses what is not supported of a container.
 fn refuse(spec: &Spec) -> Result<(), PlanError> {
-    if let Some(hooks) = spec.hooks() {
-        let lists = [
-            hooks.create_runtime(),
-            hooks.create_container(),
-            hooks.start_container(),
-            hooks.poststart(),
-            hooks.poststop(),
-        ];
-        if lists.into_iter().flatten().any(|list| !list.is_empty()) {
-            return Err(unsupported(
-                "hooks",
-                "set",
-                "a guest executes nothing but wasm; run the hook's work elsewhere",
-            ));
-        }
-    }
     let Some(linux) = spec.linux() else { return Ok(()) };
     if linux.intel_rdt().is_some() {
         return Err(unsupported("linux.intelRdt", "set", LATER));
+    }
+    if linux.memory_policy().is_some() {
+        return Err(unsupported("linux.memoryPolicy", "set", LATER));
+    }
+    if linux.net_devices().as_ref().is_some_and(|devices| !devices.is_empty()) {
+        return Err(unsupported("linux.netDevices", "set", LATER));
     }
     if linux.personality().is_some() {
         return Err(unsupported("linux.personality", "set", LATER));
@@ -393,9 +391,7 @@ fn namespaces(spec: &Spec) -> Result<Namespaces, PlanError> {
             },
             // Entered in an order of its own: see `users`.
             LinuxNamespaceType::User => continue,
-            LinuxNamespaceType::Time => {
-                return Err(unsupported("linux.namespaces", "time", "remove it"));
-            }
+            LinuxNamespaceType::Time => Kind::Time,
         };
         match namespace.path() {
             Some(path) => join.push((kind, path.clone())),
@@ -502,17 +498,13 @@ fn resource(kind: PosixRlimitType) -> Name {
     }
 }
 
-/// The environment in order, entries without `=` with an empty value.
-pub(super) fn environment(process: &Process) -> Vec<(String, String)> {
-    process
-        .env()
-        .iter()
-        .flatten()
-        .map(|entry| match entry.split_once('=') {
-            Some((key, value)) => (key.to_owned(), value.to_owned()),
-            None => (entry.clone(), String::new()),
-        })
-        .collect()
+/// The working directory, by the rule of runc's `validateProcessSpec`.
+pub(super) fn working_directory(process: &Process) -> Result<String, PlanError> {
+    let path = process.cwd();
+    match path.is_absolute() {
+        true => Ok(path.to_string_lossy().into_owned()),
+        false => Err(invalid("process.cwd", path.display(), "it must be an absolute path")),
+    }
 }
 
 /// Where the cgroup is: where the spec says, as a path or as a scope of systemd's.
@@ -543,7 +535,7 @@ mod tests {
     fn minimal(process: &str, linux: &str) -> Spec {
         spec(&format!(
             r#"{{"ociVersion":"1.1.0","root":{{"path":"rootfs"}},
-                "process":{{"user":{{"uid":7,"gid":8,"additionalGids":[9]}},"args":["a.wasm","b"],"env":["A=1=2","B"],"cwd":"/w"{process}}},
+                "process":{{"user":{{"uid":7,"gid":8,"additionalGids":[9]}},"args":["a.wasm","b"],"env":["A=1=2"],"cwd":"/w"{process}}},
                 "linux":{{"cgroupsPath":"/pods/x"{linux}}}}}"#
         ))
     }
@@ -579,10 +571,7 @@ mod tests {
             }
         );
         assert_eq!(guest.arguments, ["a.wasm", "b"]);
-        assert_eq!(
-            guest.environment,
-            [("A".to_owned(), "1=2".to_owned()), ("B".to_owned(), String::new())]
-        );
+        assert_eq!(guest.environment, [("A".to_owned(), "1=2".to_owned())]);
         assert_eq!(guest.working_directory, "/w");
         assert_eq!(plan.cgroup, Place::Path("/pods/x".into()));
         assert_eq!(guest.root.folder, Path::new("/b/rootfs"));
@@ -600,9 +589,38 @@ mod tests {
     }
 
     #[test]
+    fn a_time_namespace_is_made_and_joined_as_any_other() {
+        let spec = minimal("", r#","namespaces":[{"type":"time"}],"timeOffsets":{}"#);
+        assert_eq!(
+            plan(request(&spec)).unwrap().confinement.make,
+            [Kind::Mount, Kind::Time]
+        );
+        let spec = minimal("", r#","namespaces":[{"type":"time","path":"/proc/1/ns/time"}]"#);
+        let join = plan(request(&spec)).unwrap().confinement.join;
+        assert_eq!(join, [(Kind::Time, PathBuf::from("/proc/1/ns/time"))]);
+    }
+
+    #[test]
+    fn a_working_directory_that_is_not_absolute_is_refused() {
+        for cwd in ["", "app", "./app"] {
+            let mut spec = minimal("", "");
+            spec.process_mut().as_mut().unwrap().set_cwd(cwd.into());
+            let error = plan(request(&spec)).unwrap_err().to_string();
+            assert!(error.contains("process.cwd") && error.contains("absolute"), "{error}");
+        }
+    }
+
+    #[test]
     fn what_is_not_supported_is_refused_by_its_name() {
         for (process, linux, field) in [
-            ("", r#","namespaces":[{"type":"time"}]"#, "linux.namespaces"),
+            ("", r#","timeOffsets":{"boottime":{"secs":1}}"#, "linux.timeOffsets"),
+            ("", r#","netDevices":{"eth0":{"name":"eth1"}}"#, "linux.netDevices"),
+            (
+                "",
+                r#","memoryPolicy":{"mode":"MPOL_BIND","nodes":"0"}"#,
+                "linux.memoryPolicy",
+            ),
+            (r#","execCPUAffinity":{"initial":"0"}"#, "", "process.execCPUAffinity"),
             ("", r#","rootfsPropagation":"shared""#, "linux.rootfsPropagation"),
             ("", r#","intelRdt":{"closID":"x"}"#, "linux.intelRdt"),
             ("", r#","personality":{"domain":"LINUX32"}"#, "linux.personality"),

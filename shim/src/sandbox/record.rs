@@ -8,6 +8,7 @@ use rustix::process::Pid;
 use serde::{Deserialize, Serialize};
 
 use super::group::Group;
+use super::hooks::Hooks;
 use crate::sys::{kept, mounts, pidfd};
 
 /// The file in the bundle.
@@ -25,15 +26,19 @@ pub struct Record {
     group: Group,
     /// The process, once it is forked: its pid and start time, which together are never reused.
     process: Option<(i32, u64)>,
+    /// What is run when all else is gone.
+    #[serde(default)]
+    hooks: Hooks,
 }
 
 impl Record {
     /// A record of a container whose process is still to come.
-    pub fn new(group: Group) -> Record {
+    pub fn new(group: Group, hooks: Hooks) -> Record {
         Record {
             version: VERSION,
             group,
             process: None,
+            hooks,
         }
     }
 
@@ -67,20 +72,22 @@ fn path(bundle: &Path) -> PathBuf {
 }
 
 /// Ends and removes all that the container of `bundle` holds: its process, its cgroup with whatever runs in it, and
-/// mounts on its root filesystem. Idempotent; a bundle without a record, or no bundle, has nothing to clean.
+/// mounts on its root filesystem; then runs its poststop hooks. Idempotent; a bundle without a record, or no bundle, has
+/// nothing to clean.
 ///
 /// # Errors
 ///
 /// The first step that failed; the steps after it ran all the same, and the record stays for another try.
 pub fn clean(bundle: &Path) -> io::Result<()> {
-    let mut result = mounts::unmount_all(&bundle.join("rootfs"));
-    if let Some(record) = Record::read(bundle)? {
-        if let Some((pid, start)) = record.process {
-            kill(pid, start);
-        }
-        result = result.and(record.group.remove());
+    let unmounted = mounts::unmount_all(&bundle.join("rootfs"));
+    let Some(record) = Record::read(bundle)? else {
+        return unmounted;
+    };
+    if let Some((pid, start)) = record.process {
+        kill(pid, start);
     }
-    result?;
+    unmounted.and(record.group.remove())?;
+    record.hooks.poststop();
     kept::remove(&path(bundle))
 }
 
@@ -96,8 +103,8 @@ pub fn rest(bundle: &Path) -> io::Result<Option<String>> {
     }
 }
 
-/// Waits for killed processes to be gone, which takes the kernel seconds when there are hundreds, and removes their
-/// cgroup.
+/// Waits for killed processes to be gone, which takes the kernel seconds when there are hundreds, removes their cgroup,
+/// and runs the poststop hooks.
 ///
 /// # Errors
 ///
@@ -109,7 +116,11 @@ pub fn sweep(record: &str) -> io::Result<()> {
     loop {
         match record.group.remove() {
             Err(_) if Instant::now() < end => {}
-            result => return result,
+            Err(error) => return Err(error),
+            Ok(()) => {
+                record.hooks.poststop();
+                return Ok(());
+            }
         }
     }
 }
@@ -146,18 +157,20 @@ mod tests {
     #[test]
     fn a_record_is_read_as_it_was_written() {
         let bundle = bundle("round");
-        let record = Record::new(group()).with_process(rustix::process::getpid());
+        let record = Record::new(group(), Hooks::default()).with_process(rustix::process::getpid());
         record.write(&bundle).unwrap();
         assert_eq!(Record::read(&bundle).unwrap(), Some(record));
         fs::remove_dir_all(bundle).unwrap();
     }
 
     #[test]
-    fn a_record_of_a_build_without_scopes_is_read() {
+    fn a_record_of_a_build_without_scopes_and_hooks_is_read() {
         let bundle = bundle("older");
-        let record = Record::new(group());
+        let record = Record::new(group(), Hooks::default());
         let mut json = serde_json::to_value(&record).unwrap();
-        json.as_object_mut().unwrap().remove("scope").unwrap();
+        for newer in ["scope", "hooks"] {
+            json.as_object_mut().unwrap().remove(newer).unwrap();
+        }
         fs::write(path(&bundle), json.to_string()).unwrap();
         assert_eq!(Record::read(&bundle).unwrap(), Some(record));
         fs::remove_dir_all(bundle).unwrap();
@@ -171,7 +184,7 @@ mod tests {
     #[test]
     fn cleaning_twice_is_fine_and_the_record_is_gone() {
         let bundle = bundle("twice");
-        Record::new(group()).write(&bundle).unwrap();
+        Record::new(group(), Hooks::default()).write(&bundle).unwrap();
         clean(&bundle).unwrap();
         clean(&bundle).unwrap();
         assert_eq!(Record::read(&bundle).unwrap(), None);
@@ -186,7 +199,7 @@ mod tests {
     #[test]
     fn what_delete_had_no_time_for_is_swept_without_the_bundle() {
         let bundle = bundle("rest");
-        Record::new(group()).write(&bundle).unwrap();
+        Record::new(group(), Hooks::default()).write(&bundle).unwrap();
         let rest = rest(&bundle).unwrap().unwrap();
         fs::remove_dir_all(bundle).unwrap();
         sweep(&rest).unwrap();

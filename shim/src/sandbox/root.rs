@@ -16,6 +16,7 @@ use super::failure::{Failure, step};
 use super::plan::Root;
 use super::users::Users;
 use super::volumes::{Kind, Volume};
+use super::working_directory;
 use crate::image::Mount;
 use crate::sys::mounts;
 
@@ -28,6 +29,8 @@ pub struct Contents<'a> {
     pub volumes: &'a [Volume],
     pub masked: &'a [PathBuf],
     pub read_only: &'a [PathBuf],
+    /// Made where it is missing.
+    pub working_directory: &'a Path,
 }
 
 /// Makes the root file system with everything in it and moves into it.
@@ -38,6 +41,8 @@ pub fn settle(root: &Root, contents: &Contents<'_>, users: &Users) -> Result<(),
         place(handle.as_fd(), volume, root.owner, users)?;
     }
     refuse_kernel_mounts(handle.as_fd())?;
+    // Before anything becomes read-only, as runc has it.
+    working_directory::make(handle.as_fd(), contents.working_directory, root.owner)?;
     restrict_paths(handle.as_fd(), contents.read_only, contents.masked, &root.folder)?;
     if root.read_only {
         mounts::restrict(handle.as_fd(), READ_ONLY, false).map_err(step("make the root filesystem read-only"))?;

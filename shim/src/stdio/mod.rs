@@ -1,9 +1,11 @@
-//! The standard streams of a process, as containerd names them: fifos, files, nothing; or a terminal between.
+//! The standard streams of a process, as containerd names them: fifos, files, loggers, nothing; or a terminal between.
 
 use std::os::fd::OwnedFd;
 
+mod logger;
 pub mod streams;
 pub mod terminal;
+mod uri;
 
 pub use streams::{Kept, StreamError, Streams};
 pub use terminal::{Console, Size};
@@ -29,11 +31,11 @@ pub struct Opened {
 /// # Errors
 ///
 /// Names the stream that cannot be opened and why.
-pub fn open(streams: &Streams, terminal: bool, size: Option<Size>) -> Result<Opened, StreamError> {
+pub async fn open(streams: &Streams, terminal: bool, size: Option<Size>) -> Result<Opened, StreamError> {
     if terminal {
-        return terminal::open(streams, size);
+        return terminal::open(streams, size).await;
     }
-    let (stdio, kept) = streams::open(streams)?;
+    let (stdio, kept) = streams::open(streams).await?;
     Ok(Opened {
         stdio,
         kept,

@@ -21,6 +21,8 @@ use std::time::Duration;
 use rustix::fs::{Mode, OFlags};
 
 use super::Stdio;
+use super::logger::{self, Logger};
+use super::uri::{Target, target};
 
 /// How often one looks whether it was read.
 const LOOK: Duration = Duration::from_millis(50);
@@ -31,6 +33,9 @@ const LONGEST_LOOK: Duration = Duration::from_secs(1);
 /// The streams as the Create request names them; empty for none.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Streams {
+    /// containerd's namespace, and the id of the container, or of the exec: what a logger is told.
+    pub namespace: String,
+    pub id: String,
     pub stdin: String,
     pub stdout: String,
     pub stderr: String,
@@ -42,6 +47,8 @@ pub struct Kept {
     stdin: Option<OwnedFd>,
     stdout: Option<Output>,
     stderr: Option<Output>,
+    /// It reads both outputs.
+    logger: Option<Logger>,
 }
 
 /// Our end of an output's fifo.
@@ -108,6 +115,13 @@ impl Kept {
         !self.outputs().any(|output| matches!(output, Output::Awaited(_)))
     }
 
+    /// Waits for the end of the logger of a process that is gone, which has to write what it has read.
+    pub async fn end_logger(&mut self) {
+        if let Some(logger) = self.logger.take() {
+            logger.end().await;
+        }
+    }
+
     /// Lets go of the streams of a process that is gone: a fifo's content goes with its last open end, so output that is
     /// still unread is held for its reader, for `longest` at most.
     pub async fn linger(mut self, longest: Duration) {
@@ -153,89 +167,122 @@ pub enum StreamError {
         path: PathBuf,
         cause: io::Error,
     },
-    #[error("{stream} {uri:?}: streams of scheme {scheme:?} are not supported, use a fifo or file://")]
+    #[error("{stream} {uri:?}: streams of scheme {scheme:?} are not supported, use a fifo, file:// or binary://")]
     Scheme {
         stream: &'static str,
         uri: String,
         scheme: String,
     },
+    #[error("{stream} {uri:?} is not valid: it must have an absolute path, as in file:///var/log/container")]
+    Path { stream: &'static str, uri: String },
+    #[error("cannot start the logger {} (stdout): {cause}", path.display())]
+    Logger { path: PathBuf, cause: io::Error },
+    #[error("stderr {0:?} is not valid: a logger takes both outputs, so it must be stdout's too")]
+    LoggerOfStderr(String),
     #[error("cannot open a terminal: {0}")]
     Terminal(io::Error),
     #[error("stdin {} is not a fifo", .0.display())]
     StdinNotFifo(PathBuf),
 }
 
-/// Where a stream leads (pure).
-#[derive(Debug, PartialEq, Eq)]
-enum Target<'a> {
-    Nothing,
-    Fifo(&'a Path),
-    File(&'a Path),
-}
-
-fn target<'a>(stream: &'static str, uri: &'a str) -> Result<Target<'a>, StreamError> {
-    match uri.split_once("://") {
-        _ if uri.is_empty() => Ok(Target::Nothing),
-        None => Ok(Target::Fifo(Path::new(uri))),
-        Some(("fifo", path)) => Ok(Target::Fifo(Path::new(path))),
-        Some(("file", path)) => Ok(Target::File(Path::new(path))),
-        Some((scheme, _)) => Err(StreamError::Scheme {
-            stream,
-            uri: uri.to_owned(),
-            scheme: scheme.to_owned(),
-        }),
+/// Opens the three streams: the guest's ends and ours. As in containerd's own shim, where stdout leads to a logger or a
+/// file, stderr leads there too.
+///
+/// # Errors
+///
+/// Names the stream that cannot be opened, or the logger that cannot be started.
+pub async fn open(streams: &Streams) -> Result<(Stdio, Kept), StreamError> {
+    match target("stdout", &streams.stdout)? {
+        Target::Logger(program) => {
+            let (stdin, kept_stdin) = input(&streams.stdin)?;
+            let started = logger::start(&program, &streams.namespace, &streams.id).await;
+            let started = started.map_err(|cause| StreamError::Logger {
+                path: program.path,
+                cause,
+            })?;
+            let stdio = Stdio {
+                stdin,
+                stdout: Some(started.stdout),
+                stderr: Some(started.stderr),
+            };
+            let kept = Kept {
+                stdin: kept_stdin,
+                logger: Some(started.logger),
+                ..Kept::default()
+            };
+            Ok((stdio, kept))
+        }
+        stdout => open_files(streams, &stdout),
     }
 }
 
-/// Opens the three streams: the guest's ends and ours.
-pub fn open(streams: &Streams) -> Result<(Stdio, Kept), StreamError> {
+/// As [`open`], where no logger is to be started.
+fn open_files(streams: &Streams, stdout: &Target) -> Result<(Stdio, Kept), StreamError> {
+    let shared = matches!(stdout, Target::File(_)) && !streams.stderr.is_empty();
+    let stderr = if shared {
+        None
+    } else {
+        Some(target("stderr", &streams.stderr)?)
+    };
     let (stdin, kept_stdin) = input(&streams.stdin)?;
-    let (stdout, kept_stdout) = output("stdout", &streams.stdout)?;
-    let (stderr, kept_stderr) = output("stderr", &streams.stderr)?;
+    let (stdout, kept_stdout) = output("stdout", &streams.stdout, stdout)?;
+    let (stderr, kept_stderr) = match &stderr {
+        Some(stderr) => output("stderr", &streams.stderr, stderr)?,
+        None => {
+            let both = stdout.as_ref().map(OwnedFd::try_clone).transpose();
+            (
+                both.map_err(|cause| open_error("stderr", Path::new(&streams.stdout), cause))?,
+                None,
+            )
+        }
+    };
     Ok((
         Stdio { stdin, stdout, stderr },
         Kept {
             stdin: kept_stdin,
             stdout: kept_stdout.map(Output::Open),
             stderr: kept_stderr.map(Output::Open),
+            logger: None,
         },
     ))
 }
 
+fn open_error(stream: &'static str, path: &Path, cause: io::Error) -> StreamError {
+    StreamError::Open {
+        stream,
+        path: path.to_owned(),
+        cause,
+    }
+}
+
 type Ends = (Option<OwnedFd>, Option<OwnedFd>);
 
-fn input(uri: &str) -> Result<Ends, StreamError> {
-    match target("stdin", uri)? {
+fn input(name: &str) -> Result<Ends, StreamError> {
+    match target("stdin", name)? {
         Target::Nothing => Ok((None, None)),
-        Target::File(path) => Err(StreamError::StdinNotFifo(path.to_owned())),
+        Target::File(path) => Err(StreamError::StdinNotFifo(path)),
+        Target::Logger(_) => Err(StreamError::StdinNotFifo(name.into())),
         Target::Fifo(path) => {
-            let failed = |cause| StreamError::Open {
-                stream: "stdin",
-                path: path.to_owned(),
-                cause,
-            };
-            if !is_fifo(path).map_err(failed)? {
-                return Err(StreamError::StdinNotFifo(path.to_owned()));
+            let failed = |cause| open_error("stdin", &path, cause);
+            if !is_fifo(&path).map_err(failed)? {
+                return Err(StreamError::StdinNotFifo(path));
             }
-            let guest = open_end(path, OFlags::RDONLY).map_err(failed)?;
-            let kept = open_end(path, OFlags::WRONLY).map_err(failed)?;
+            let guest = open_end(&path, OFlags::RDONLY).map_err(failed)?;
+            let kept = open_end(&path, OFlags::WRONLY).map_err(failed)?;
             block(&guest).map_err(failed)?;
             Ok((Some(guest), Some(kept)))
         }
     }
 }
 
-fn output(stream: &'static str, uri: &str) -> Result<Ends, StreamError> {
+fn output(stream: &'static str, name: &str, target: &Target) -> Result<Ends, StreamError> {
     let failed = |path: &Path| {
         let path = path.to_owned();
-        move |cause| StreamError::Open {
-            stream,
-            path: path.clone(),
-            cause,
-        }
+        move |cause| open_error(stream, &path, cause)
     };
-    match target(stream, uri)? {
+    match target {
         Target::Nothing => Ok((None, None)),
+        Target::Logger(_) => Err(StreamError::LoggerOfStderr(name.to_owned())),
         Target::File(path) => {
             if let Some(folder) = path.parent() {
                 fs::DirBuilder::new()
@@ -298,6 +345,10 @@ mod tests {
 
     use super::*;
 
+    fn open(streams: &Streams) -> Result<(Stdio, Kept), StreamError> {
+        open_files(streams, &target("stdout", &streams.stdout)?)
+    }
+
     fn scratch(name: &str) -> PathBuf {
         let path = std::env::temp_dir().join(format!("kubewasi-streams-{}-{name}", std::process::id()));
         let _ = fs::remove_dir_all(&path);
@@ -347,6 +398,7 @@ mod tests {
             stdin: fifo(&folder, "0"),
             stdout: fifo(&folder, "1"),
             stderr: format!("fifo://{}", fifo(&folder, "2")),
+            ..Streams::default()
         };
         let (stdio, _kept) = open(&streams).unwrap();
         for end in [&stdio.stdin, &stdio.stdout, &stdio.stderr] {
@@ -482,15 +534,28 @@ mod tests {
     }
 
     #[test]
+    fn where_stdout_is_a_file_stderr_goes_there_too() {
+        let path = scratch("both").join("out");
+        let (stdio, _kept) = open(&Streams {
+            stdout: format!("file://{}?max=1", path.display()),
+            stderr: "file:///nowhere/else".into(),
+            ..Streams::default()
+        })
+        .unwrap();
+        file(stdio.stdout).write_all(b"out\n").unwrap();
+        file(stdio.stderr).write_all(b"err\n").unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), "out\nerr\n");
+    }
+
+    #[test]
     fn what_is_not_supported_or_missing_is_named() {
         let refused = |streams: Streams| open(&streams).unwrap_err().to_string();
         assert_eq!(
             refused(Streams {
-                stdout: "binary:///bin/logger?id=x".into(),
+                stdout: "tcp://host:1".into(),
                 ..Streams::default()
             }),
-            "stdout \"binary:///bin/logger?id=x\": streams of scheme \"binary\" are not supported, use a fifo or \
-             file://"
+            "stdout \"tcp://host:1\": streams of scheme \"tcp\" are not supported, use a fifo, file:// or binary://"
         );
         assert_eq!(
             refused(Streams {
@@ -498,6 +563,13 @@ mod tests {
                 ..Streams::default()
             }),
             "cannot open stderr at /nowhere/2: No such file or directory (os error 2)"
+        );
+        assert_eq!(
+            refused(Streams {
+                stderr: "binary:///bin/logger".into(),
+                ..Streams::default()
+            }),
+            "stderr \"binary:///bin/logger\" is not valid: a logger takes both outputs, so it must be stdout's too"
         );
         assert_eq!(
             refused(Streams {

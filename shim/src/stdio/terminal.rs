@@ -62,8 +62,8 @@ pub fn size_of(process: &Process) -> Option<Size> {
 /// # Errors
 ///
 /// Names the stream that cannot be opened and why.
-pub fn open(streams: &Streams, size: Option<Size>) -> Result<Opened, StreamError> {
-    let waiting = wait(streams)?;
+pub async fn open(streams: &Streams, size: Option<Size>) -> Result<Opened, StreamError> {
+    let waiting = wait(streams).await?;
     let connected = || {
         let (master, terminal) = pty::pair()?;
         if let Some(size) = size {
@@ -95,12 +95,12 @@ pub struct Waiting {
 /// # Errors
 ///
 /// As [`open`].
-pub fn wait(streams: &Streams) -> Result<Waiting, StreamError> {
+pub async fn wait(streams: &Streams) -> Result<Waiting, StreamError> {
     let only_two = Streams {
         stderr: String::new(),
         ..streams.clone()
     };
-    let (ends, kept) = streams::open(&only_two)?;
+    let (ends, kept) = streams::open(&only_two).await?;
     Ok(Waiting { ends, kept })
 }
 
@@ -262,8 +262,9 @@ mod tests {
             stdin: fifo(&folder, "0"),
             stdout: fifo(&folder, "1"),
             stderr: "/nowhere".to_owned(),
+            ..Streams::default()
         };
-        let opened = open(&streams, None).unwrap();
+        let opened = open(&streams, None).await.unwrap();
         fs::File::options()
             .write(true)
             .open(&streams.stdin)
@@ -285,7 +286,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_terminal_without_streams_swallows_output() {
-        let opened = open(&Streams::default(), None).unwrap();
+        let opened = open(&Streams::default(), None).await.unwrap();
         let mut process = File::from(opened.stdio.stdout.unwrap());
         drop((opened.stdio.stdin, opened.stdio.stderr));
         let wrote = tokio::task::spawn_blocking(move || process.write_all(&[b'x'; 100_000]));
@@ -301,7 +302,7 @@ mod tests {
             stdout: format!("file://{path}"),
             ..Streams::default()
         };
-        let opened = open(&streams, None).unwrap();
+        let opened = open(&streams, None).await.unwrap();
         File::from(opened.stdio.stdout.unwrap()).write_all(b"line\n").unwrap();
         drop((opened.stdio.stdin, opened.stdio.stderr));
         opened.console.unwrap().drained().await;
@@ -314,7 +315,7 @@ mod tests {
             r#"{"user":{"uid":0,"gid":0},"cwd":"/","args":["x"],"consoleSize":{"width":100,"height":30}}"#,
         )
         .unwrap();
-        let opened = open(&Streams::default(), size_of(&process)).unwrap();
+        let opened = open(&Streams::default(), size_of(&process)).await.unwrap();
         let terminal = opened.stdio.stdin.as_ref().unwrap();
         let size = || tcgetwinsize(terminal).map(|size| (size.ws_col, size.ws_row)).unwrap();
         assert_eq!(size(), (100, 30));

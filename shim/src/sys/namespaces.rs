@@ -17,6 +17,7 @@ pub enum Kind {
     Mount,
     Network,
     Pid,
+    Time,
     Uts,
 }
 
@@ -28,6 +29,7 @@ impl Kind {
             Kind::Mount => LinkNameSpaceType::Mount,
             Kind::Network => LinkNameSpaceType::Network,
             Kind::Pid => LinkNameSpaceType::ProcessID,
+            Kind::Time => LinkNameSpaceType::Time,
             Kind::Uts => LinkNameSpaceType::HostNameAndNISDomainName,
         }
     }
@@ -39,6 +41,7 @@ impl Kind {
             Kind::Mount => ThreadNameSpaceType::MOUNT,
             Kind::Network => ThreadNameSpaceType::NETWORK,
             Kind::Pid => ThreadNameSpaceType::PROCESS_ID,
+            Kind::Time => ThreadNameSpaceType::TIME,
             Kind::Uts => ThreadNameSpaceType::HOST_NAME_AND_NIS_DOMAIN_NAME,
         }
     }
@@ -50,12 +53,14 @@ impl Kind {
             Kind::Mount => UnshareFlags::NEWNS,
             Kind::Network => UnshareFlags::NEWNET,
             Kind::Pid => UnshareFlags::NEWPID,
+            Kind::Time => UnshareFlags::NEWTIME,
             Kind::Uts => UnshareFlags::NEWUTS,
         }
     }
 }
 
-/// Enters the namespace of `kind` that `path` names; a pid namespace takes effect for the next fork.
+/// Enters the namespace of `kind` that `path` names; a pid namespace takes effect for the next fork. A time namespace takes
+/// a process of one thread.
 ///
 /// # Errors
 ///
@@ -81,7 +86,8 @@ pub fn join_process(pidfd: BorrowedFd<'_>, kinds: impl IntoIterator<Item = Kind>
     Ok(move_into_thread_name_spaces(pidfd, flags)?)
 }
 
-/// Moves the process into new namespaces of `kinds`, in one call; a pid namespace takes effect for the next fork.
+/// Moves the process into new namespaces of `kinds`, in one call; a pid or time namespace takes effect for
+/// the next fork.
 ///
 /// # Errors
 ///

@@ -27,8 +27,10 @@ use crate::observe::exits::Cause;
 use crate::observe::identity::Identity;
 use crate::observe::metrics::Kind;
 use crate::observe::oom::Kills;
+use crate::sandbox::group;
 use crate::sandbox::plan::{self, Role};
 use crate::stdio::{self, Console, Kept, Streams, terminal};
+use crate::sys::cgroup;
 
 /// What kind of CRI container it is, `sandbox` or `container` (containerd, internal/cri/annotations).
 const CONTAINER_TYPE: &str = "io.kubernetes.cri.container-type";
@@ -51,11 +53,13 @@ pub async fn create(
         return Err(TaskError::BundlePath(request.bundle));
     }
     let container = Arc::new(Container::new(Facts {
-        namespace,
+        namespace: namespace.clone(),
         id: request.id.clone(),
         bundle: request.bundle.clone().into(),
         rootfs: request.rootfs.iter().map(mount).collect(),
         streams: Streams {
+            namespace,
+            id: request.id.clone(),
             stdin: request.stdin.clone(),
             stdout: request.stdout.clone(),
             stderr: request.stderr.clone(),
@@ -150,7 +154,7 @@ async fn make(
         }
     };
     let (body, kept, console) = match found {
-        Found::Guest(role, artifact) => guest(node, facts, &spec, role, options, artifact.as_ref()).await?,
+        Found::Guest(role, artifact) => guest(node, container, &spec, role, options, artifact.as_ref()).await?,
         Found::Native => native(node, container, &spec).await?,
     };
     if let Err(error) = fs::write(facts.bundle.join(PID_FILE), body.child().pid().to_string()) {
@@ -203,12 +207,13 @@ type Parts = (Body, Kept, Option<Console>);
 /// A process of ours, confined as the spec says.
 async fn guest(
     node: &Node,
-    facts: &Facts,
+    container: &Container,
     spec: &Spec,
     role: Role,
     options: Guest,
     artifact: Option<&Artifact>,
 ) -> Result<Parts, TaskError> {
+    let facts = container.facts();
     let plan = plan::plan(plan::Request {
         namespace: &facts.namespace,
         id: &facts.id,
@@ -220,10 +225,10 @@ async fn guest(
         options,
     })?;
     let size = spec.process().as_ref().and_then(terminal::size_of);
-    let opened = stdio::open(&facts.streams, facts.terminal, size)?;
+    let opened = stdio::open(&facts.streams, facts.terminal, size).await?;
     let guest = node
         .launcher
-        .spawn(&facts.bundle, &plan, opened.stdio, artifact)
+        .spawn(&facts.bundle, &plan, opened.stdio, artifact, container.given_up())
         .await?;
     Ok((Body::Guest(Arc::new(guest)), opened.kept, opened.console))
 }
@@ -231,6 +236,11 @@ async fn guest(
 /// A container of the node's own runtime, which reads the spec by itself.
 async fn native(node: &Node, container: &Container, spec: &Spec) -> Result<Parts, TaskError> {
     let facts = container.facts();
+    let linux = spec.linux().as_ref();
+    let scope = match cgroup::systemd_runs(Path::new("/run")) {
+        true => None,
+        false => linux.and_then(|linux| group::scope_without_systemd(linux.cgroups_path().as_deref()?)),
+    };
     let request = native::Request {
         id: &facts.id,
         bundle: &facts.bundle,
@@ -238,6 +248,7 @@ async fn native(node: &Node, container: &Container, spec: &Spec) -> Result<Parts
         rootfs: &facts.rootfs,
         streams: &facts.streams,
         terminal: facts.terminal,
+        scope: scope.as_deref(),
     };
     let (made, kept, console) = node.natives.create(request, container.given_up()).await?;
     Ok((Body::Native(Arc::new(made)), kept, console))

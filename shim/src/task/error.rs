@@ -122,7 +122,9 @@ impl TaskError {
             | TaskError::CannotCreateYet(_) => Code::INVALID_ARGUMENT,
             TaskError::NotYet(_) => Code::UNIMPLEMENTED,
             TaskError::ShuttingDown => Code::UNAVAILABLE,
-            TaskError::GivenUp(_) | TaskError::Native(NativeError::GivenUp) => Code::CANCELLED,
+            TaskError::GivenUp(_)
+            | TaskError::Native(NativeError::GivenUp)
+            | TaskError::Sandbox(SandboxError::GivenUp) => Code::CANCELLED,
             TaskError::Native(NativeError::NoRuntime { .. } | NativeError::Run { .. }) => Code::FAILED_PRECONDITION,
             TaskError::Native(NativeError::Rootfs(_)) => Code::INVALID_ARGUMENT,
             // As containerd's own runc shim has it.

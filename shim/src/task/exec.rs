@@ -28,8 +28,10 @@ pub fn add(node: &Node, container: &Container, request: ExecProcessRequest) -> R
     let spec: runtime::Process =
         serde_json::from_slice(&asked.value).map_err(|cause| TaskError::ProcessMalformed { id: request.id, cause })?;
     let facts = Facts {
-        exec_id: Some(request.exec_id),
+        exec_id: Some(request.exec_id.clone()),
         streams: Streams {
+            namespace: container.facts().namespace.clone(),
+            id: request.exec_id,
             stdin: request.stdin,
             stdout: request.stdout,
             stderr: request.stderr,
@@ -76,7 +78,7 @@ async fn discarded(node: &Arc<Node>, container: &Container, process: &Arc<Proces
         let _ = child.kill(libc::SIGKILL);
         child.exited().await;
     }
-    service::end_streams(node, process);
+    service::end_streams(node, process).await;
     container.remove_exec(process);
     tracing::info!(
         process = process.facts.name(),
@@ -101,7 +103,11 @@ async fn watch(node: Arc<Node>, process: Arc<Process>) {
 
 /// Forgets a process that has ended, or never was started: then there is no exit. One that is being started is ended and
 /// forgotten by its start.
-pub fn delete(node: &Arc<Node>, container: &Container, process: &Arc<Process>) -> Result<Option<Exit>, TaskError> {
+pub async fn delete(
+    node: &Arc<Node>,
+    container: &Container,
+    process: &Arc<Process>,
+) -> Result<Option<Exit>, TaskError> {
     if process.step(Move::Discard, &node.events).is_ok() {
         if process.phase() != Phase::Discarding {
             container.remove_exec(process);
@@ -109,7 +115,7 @@ pub fn delete(node: &Arc<Node>, container: &Container, process: &Arc<Process>) -
         return Ok(None);
     }
     process.step(Move::Delete, &node.events)?;
-    service::end_streams(node, process);
+    service::end_streams(node, process).await;
     process.step(Move::Deleted, &node.events)?;
     container.remove_exec(process);
     Ok(process.phase().exit().cloned())

@@ -51,7 +51,7 @@ pub async fn run(
         options,
         open_files: open_files::before(),
     })?;
-    let opened = stdio::open(&facts.streams, facts.terminal, terminal::size_of(asked))?;
+    let opened = stdio::open(&facts.streams, facts.terminal, terminal::size_of(asked)).await?;
     let started = node
         .launcher
         .exec(guest, &confinement, opened.stdio, artifact.as_ref())

@@ -48,7 +48,8 @@ impl<'a> Search<'a> {
                 .and_then(|process| process.args().as_deref())
                 .unwrap_or_default(),
             cwd: process.and_then(|process| process.cwd().to_str()).unwrap_or("/"),
-            path: env.iter().find_map(|variable| variable.strip_prefix("PATH=")),
+            // As in the process's environment, the last one counts.
+            path: env.iter().rev().find_map(|variable| variable.strip_prefix("PATH=")),
             rootfs: &self.facts.rootfs,
             root: &self.root,
             volumes: &self.volumes,

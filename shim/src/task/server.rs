@@ -96,11 +96,9 @@ fn prepare(folder: &Path, sinks: &Arc<Sinks>) -> Result<(Settings, tokio::runtim
     // leader, which has been put on its own already.
     let _ = rustix::process::setsid();
     let settings = folder::settings(folder).map_err(io_error("read the settings in", folder))?;
-    let environment = std::env::var("RUST_LOG").ok();
-    logging::set_up(
-        sinks.clone(),
-        &logging::filter(environment.as_deref(), &settings.options.log, settings.debug),
-    )?;
+    let environment = std::env::var_os("RUST_LOG");
+    let filter = logging::choose(environment.as_deref(), &settings.options.log, settings.debug);
+    logging::set_up(sinks.clone(), &filter)?;
     let myself = Path::new("/proc/self");
     // Guests are forked by a helper that ends at once: they come to us, and we wait for them.
     rustix::process::set_child_subreaper(Some(rustix::process::getpid()))

@@ -190,7 +190,7 @@ pub async fn delete(node: &Arc<Node>, container: &Arc<Container>) -> Result<Exit
             cause,
         });
     }
-    end_streams(node, &container.init);
+    end_streams(node, &container.init).await;
     let exit = container.ended().await?;
     container.step(Move::Deleted, &node.events)?;
     tracing::info!("container deleted");
@@ -211,9 +211,11 @@ pub async fn delete(node: &Arc<Node>, container: &Arc<Container>) -> Result<Exit
 /// (cmd/containerd-shim-runc-v2/process/init.go, `waitTimeout`).
 const LINGER: Duration = Duration::from_secs(10);
 
-/// Ends the streams of a process that is gone, without waiting for a reader that is late; the server's end does.
-pub fn end_streams(node: &Arc<Node>, process: &Process) {
-    let (node, kept) = (node.clone(), process.take_streams());
+/// Ends the streams of a process that is gone. Its logger's end is waited for; a reader that is late is not, but by the
+/// server's end.
+pub async fn end_streams(node: &Arc<Node>, process: &Process) {
+    let (node, mut kept) = (node.clone(), process.take_streams());
+    kept.end_logger().await;
     tokio::spawn(
         async move {
             let _answering = Answering::new(&node.requests);
@@ -308,7 +310,7 @@ impl Task for TaskService {
         let deleted = async move {
             match process.facts.exec_id {
                 None => delete(&node, &container).await.map(Some),
-                Some(_) => exec::delete(&node, &container, &process),
+                Some(_) => exec::delete(&node, &container, &process).await,
             }
         };
         let exit = whole(deleted.instrument(span)).await?;

@@ -109,6 +109,18 @@ impl<'a> Run<'a> {
         (self.id, pid)
     }
 
+    /// A detached container whose streams are what its flags say.
+    #[track_caller]
+    pub fn detach_as_it_is(self) {
+        self.try_detach().ok();
+    }
+
+    /// As [`Run::detach_as_it_is`], and says how that went.
+    #[track_caller]
+    pub fn try_detach(self) -> Finished {
+        run(&mut self.command(&["--detach"]))
+    }
+
     /// As [`Run::detach`], with stdout and stderr appended to a file.
     #[track_caller]
     pub fn detach_with_log(self) -> (String, u32, PathBuf) {

@@ -77,6 +77,30 @@ on_every_containerd! {
         Run::of_spec(node, &spec).fail().expect_refusal(&["OCI runtime create failed", "/program", "permission denied"]);
     }
 
+    fn a_cgroup_that_is_named_as_a_scope_is_in_the_same_slice_for_native_containers_and_guests(node) {
+        let mut spec = shell(node, "sleep 1000");
+        let root = Path::new(spec["root"]["path"].as_str().unwrap()).to_owned();
+        fs::write(root.join("probe.wasm"), Probe::P1.bytes()).unwrap();
+        let name = |kind: &str| format!("{}-{kind}", node.namespace);
+        for (kind, args) in [("native", None), ("guest", Some(json!(["/probe.wasm", "idle"])))] {
+            if let Some(args) = args { spec["process"]["args"] = args; }
+            spec["linux"]["cgroupsPath"] = format!("kubewasi-scopes.slice:cri:{}", name(kind)).into();
+            let (id, pid) = Run::of_spec(node, &spec).detach();
+            let unit = format!("/kubewasi.slice/kubewasi-scopes.slice/cri-{}.scope", name(kind));
+            let cgroups = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
+            assert!(cgroups.lines().any(|line| line.contains(":pids:") || line.starts_with("0::")), "{cgroups}");
+            let placed = |line: &str| line.ends_with(&unit);
+            assert!(cgroups.lines().filter(|line| line.contains(":memory:") || line.contains(":pids:")).all(placed), "{cgroups}");
+            assert!(cgroups.lines().any(placed), "{cgroups}");
+            node.remove(&id);
+        }
+        for hierarchy in fs::read_dir("/sys/fs/cgroup").unwrap().flatten() {
+            // Another test's containers may be in there.
+            let _ = fs::remove_dir(hierarchy.path().join("kubewasi.slice/kubewasi-scopes.slice"));
+            let _ = fs::remove_dir(hierarchy.path().join("kubewasi.slice"));
+        }
+    }
+
     fn a_native_process_may_open_as_many_files_as_under_runc(node) {
         let asks = "ulimit -Sn; ulimit -Hn";
         let mut spec = shell(node, asks);

@@ -103,6 +103,24 @@ on_every_containerd! {
         node.remove(&id);
     }
 
+    fn a_time_namespace_is_made_and_shared_with_execs_and_those_who_join_it(node) {
+        let add = |spec: &mut serde_json::Value, namespace: serde_json::Value| {
+            let kind = if namespace["path"].is_null() { "made" } else { "joined" };
+            spec["linux"]["cgroupsPath"] = format!("/{}/{kind}", node.namespace).into();
+            spec["linux"]["namespaces"].as_array_mut().unwrap().push(namespace);
+        };
+        let (first, pid) = idle(node, |spec| add(spec, json!({"type": "time"})));
+        let own = namespace(&pid.to_string(), "time");
+        assert_ne!(own, namespace("self", "time"));
+        let (second, other) = idle(node, |spec| add(spec, json!({"type": "time", "path": format!("/proc/{pid}/ns/time")})));
+        assert_eq!(namespace(&other.to_string(), "time"), own);
+        let (exec, execed) = crate::exec::running(node, &first, &["/probe.wasm", "idle"]);
+        assert_eq!(namespace(&execed.to_string(), "time"), own);
+        node.remove(&second);
+        node.remove(&first);
+        exec.wait();
+    }
+
     fn additional_groups_are_the_specs(node) {
         let (id, pid) = idle(node, |spec| spec["process"]["user"] = json!({"uid": 1, "gid": 2, "additionalGids": [3, 4]}));
         assert_eq!(status(pid, "Groups"), "3 4");

@@ -108,6 +108,29 @@ on_every_containerd! {
         end_server(node);
     }
 
+    fn an_invalid_filter_in_the_environment_is_warned_of_and_stops_no_container(node) {
+        for (id, filter) in [("filter", "not,a=valid[filter"), ("more", "info,=trace"), ("again", "a=b=c")] {
+            let bundle = probe_bundle(node, id, &["idle"]);
+            // In place of containerd's fifo.
+            fs::write(bundle.join("log"), "").unwrap();
+            let client = connect_by(start_command(node, &node.namespace, id, &bundle).env("RUST_LOG", filter));
+            client.create(context(node), &create(id, &bundle)).unwrap();
+            client.start(context(node), &StartRequest { id: id.into(), ..Default::default() }).unwrap();
+            let log = fs::read_to_string(bundle.join("log")).unwrap();
+            let warned = |line: &str| line.contains("level=warning") && line.contains("RUST_LOG") && line.contains(filter);
+            assert!(log.lines().any(warned), "{log}");
+            assert!(log.contains("container started"), "at the level that containerd asks for: {log}");
+            end_server(node);
+            crate::command::eventually("the server has ended", Duration::from_secs(20), || {
+                server::pids_of(node, "serve").is_empty().then_some(())
+            });
+            let mut delete = Command::new(node.shim());
+            delete.args(["-namespace", &node.namespace, "-address"]).arg(node.socket()).args(["-id", id, "-bundle"]);
+            delete.arg(&bundle).arg("delete").env("RUST_LOG", filter).current_dir(&bundle);
+            assert_eq!(run(&mut delete).ok().stderr, "");
+        }
+    }
+
     fn calls_out_of_order_get_the_codes_that_containerd_knows(node) {
         let bundle = probe_bundle(node, "order", &["idle"]);
         let client = connect(node, &node.namespace, "order", &bundle);
