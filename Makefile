@@ -3,7 +3,8 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo fresh test lint unit api node test-cgroup2 test-pulls critest e2e e2e-full bench soak release images tools rust
+.PHONY: help demo fresh test lint unit api node test-cgroup2 test-docker test-pulls critest e2e e2e-full bench soak release \
+	images tools rust
 
 export CARGO_TARGET_DIR := $(shell hack/target-dir)
 
@@ -66,6 +67,10 @@ critest: rust ## CRI's conformance tests by runc and by us, on containerd 1.7 an
 test-cgroup2: rust ## Node tests under cgroup v2, systemd and AppArmor, in a virtual machine; NODE_TESTS=filters picks some
 	@hack/packages $(BUILD) $(VM) jq
 	@hack/test-cgroup2 $(NODE_TESTS)
+
+test-docker: rust ## Services behind dockerd 20.10, 27, 28 and moby 2, which are built from source; as root
+	@hack/packages $(BUILD) $(NODE) docker.io iproute2
+	@hack/test-docker
 
 e2e: rust ## Scenarios on a Kubernetes cluster by kind, as root; E2E=filters picks some, KUBECONFIG= takes another cluster
 	@hack/packages $(BUILD) $(KIND)

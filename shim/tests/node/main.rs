@@ -83,6 +83,7 @@ mod compiling;
 mod confinement;
 mod control;
 mod cri;
+mod docker;
 mod engine;
 mod entry_points;
 mod environment;
