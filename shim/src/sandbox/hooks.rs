@@ -207,7 +207,7 @@ impl Hook {
             cause,
         };
         let state = serde_json::to_vec(state).map_err(|error| failed(error.into()))?;
-        // Files, so that neither a hook that does not read nor a daemon that it leaves behind holds anybody up.
+        // Files, so that nothing waits for a hook that does not read, or for a daemon that it leaves behind.
         let input = memory::sealed("state", &state).map_err(failed)?;
         let output = memory::file("output").map_err(failed)?;
         let mut command = Command::new(&self.path);
@@ -324,7 +324,7 @@ mod tests {
         shell("prestart", &[(script, &env)]).create(7).await.unwrap();
         let said = std::fs::read_to_string(folder.path().join("out")).unwrap();
         let expected = r#"{"ociVersion":"1.3.0","id":"c1","status":"creating","pid":7,"bundle":"/nonexistent","annotations":{"k":"v"}}"#;
-        assert_eq!(said, format!("{expected}/bin/sh 1 \n"));
+        assert_eq!(said, format!("{expected}hook 1 \n"));
     }
 
     #[tokio::test]
@@ -366,7 +366,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_daemon_that_a_hook_leaves_behind_holds_nobody_up() {
+    async fn a_daemon_that_a_hook_leaves_behind_delays_nothing() {
         shell("prestart", &[("sleep 20 & exit 0", "")]).create(1).await.unwrap();
     }
 }

@@ -108,7 +108,7 @@ on_newest_containerd! {
         for (entry, words) in [("secret", "'='"), ("=secret", "name"), ("A=sec\0ret", "NUL")] {
             let mut spec = probes(node, None, 0, &json!(["A=1", entry]));
             spec["process"]["args"] = json!(["/bin/probe", "env"]);
-            Run::of_spec(node, &spec).runtime("io.containerd.runc.v2").fail().expect_refusal(&["nvironment variable"]);
+            Run::of_spec(node, &spec).runtime("io.containerd.runc.v2").fail().expect_refusal(&["variable"]);
             spec["process"]["args"] = json!(["/probe01.wasm", "env"]);
             let refused = Run::of_spec(node, &spec).fail().expect_refusal(&["process.env", "entry 1", words]);
             assert!(!refused.stderr.contains("secret"), "{refused}");

@@ -14,7 +14,6 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use crate::command::{eventually, run};
 use crate::container::{Run, root_folder, spec};
 use crate::guests::{Service, wat};
-use crate::image_builder::Image;
 use crate::service::{Served, image, ticks};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -324,13 +323,5 @@ on_newest_containerd! {
         ] {
             node.run(&image).flag(&["--annotation", &format!("kubewasi.dev/{annotation}")]).fail().expect_refusal(&words);
         }
-    }
-
-    fn a_component_of_two_worlds_is_refused_by_both_names(node) {
-        let both = wat(r#"(component (instance $i)
-            (export "wasi:cli/run@0.2.0" (instance $i)) (export "wasi:http/incoming-handler@0.2.0" (instance $i)))"#);
-        let image = Image::with_files("both", &[("/app.wasm", &both)]);
-        node.import(&image);
-        node.run(&image).fail().expect_refusal(&["wasi:cli/run@0.2.0", "wasi:http/incoming-handler@0.2.0"]);
     }
 }

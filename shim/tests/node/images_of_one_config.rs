@@ -132,7 +132,9 @@ impl<'a> Cluster<'a> {
 
     /// Creates a container, or says why it cannot be.
     fn create(&self, name: &str, image: &Value) -> Result<String, Outcome> {
-        let created = self.pod.create(name, "", &["app.wasm"], |config| config["image"] = image.clone());
+        let created = self
+            .pod
+            .create(name, "", &["app.wasm"], |config| config["image"] = image.clone());
         match created.code {
             Some(0) => Ok(created.stdout.trim().to_owned()),
             _ => Err(Outcome::refused(&created)),
@@ -390,7 +392,7 @@ on_every_containerd! {
         }
     }
 
-    fn a_platforms_manifest_of_an_index_is_not_taken_for_anothers(node) {
+    fn a_platforms_manifest_of_an_index_is_not_taken_for_that_of_another(node) {
         if containerd_refuses_wasm_layers(node) {
             return;
         }

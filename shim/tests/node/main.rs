@@ -124,7 +124,7 @@ mod tracer;
 mod unified;
 mod users;
 mod volumes;
-mod worlds;
 mod working_directory;
+mod worlds;
 
 use kubewasi_testbed::machine;

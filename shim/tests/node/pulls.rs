@@ -129,7 +129,7 @@ fn rows() -> Vec<Row> {
         b(name, wasm).indexed(&[LINUX]).attested()
     });
     // Forms C and E.
-    row([NoProcessor, Mismatched, Mismatched, Mismatched], &|name, wasm| {
+    row([NoProcessor, Mismatched, NoSnapshot, Mismatched], &|name, wasm| {
         Image::with_listed_wasm_layers(name, &[("app.wasm", wasm)])
     });
     row([Mismatched, Runs, Runs, Runs], &|name, wasm| {

@@ -36,7 +36,7 @@ fn chosen(image: &Image, entry: &str) -> u8 {
 #[test]
 fn a_layer_is_chosen_when_all_manifests_that_may_be_the_containers_mean_it() {
     let one = manifest("", &[layer(1, "a.wasm")]);
-    assert_eq!(chosen(&image(&[one.clone()]), "x"), 1);
+    assert_eq!(chosen(&image(std::slice::from_ref(&one)), "x"), 1);
     assert_eq!(chosen(&image(&[one.clone(), one.clone()]), "x"), 1);
     // Its title says nothing of a single layer.
     assert_eq!(
