@@ -5,7 +5,7 @@ use std::fmt::Write;
 use super::config::Handler;
 use super::host::{Containerd, Host, HostError};
 use super::layout::Layout;
-use super::observe::install_edit;
+use super::observe::{ObserveError, install_change};
 use super::plan::Planned;
 use super::refusal::Refusal;
 use super::restart;
@@ -39,11 +39,15 @@ pub async fn examine(
         name: handler.to_owned(),
         shim: layout.stable(),
     };
-    match install_edit(host, containerd, &handler) {
-        Err(refusal) => return Ok(refused(text, &refusal)),
+    match install_change(host, containerd, &handler).await {
+        Err(ObserveError::Refused(refusal)) => return Ok(refused(text, &refusal)),
+        Err(ObserveError::Host(error)) => return Err(error),
+        Err(ObserveError::Record(error)) => return Ok(refused(text, &Refusal::record(&error))),
         Ok(None) => line(&mut text, "configuration", "has the handler"),
-        Ok(Some(edit)) => {
-            line(&mut text, "would change", &edit.file.display().to_string());
+        Ok(Some(change)) => {
+            for edit in &change.edits {
+                line(&mut text, "would change", &edit.file.display().to_string());
+            }
             match restart::refuse(host, containerd).await {
                 Err(HostError::Refused(refusal)) => return Ok(refused(text, &refusal)),
                 harmless => harmless?,
@@ -69,7 +73,7 @@ pub fn describe_plan(planned: &Planned) -> String {
         }
         .as_str(),
     );
-    if let Some(edit) = &planned.edit {
+    for edit in planned.change.iter().flat_map(|change| &change.edits) {
         line(&mut text, "file", &edit.file.display().to_string());
         let (old, new) = (
             edit.old.as_deref().unwrap_or_default(),
@@ -86,8 +90,12 @@ pub fn describe_plan(planned: &Planned) -> String {
 
 fn describe(text: &mut String, containerd: &Containerd) {
     let Containerd {
-        health, unit, shape, ..
+        health,
+        unit,
+        configuration,
+        ..
     } = containerd;
+    let files = configuration.files.loaded();
     let handlers: Vec<&str> = health.handlers.keys().map(String::as_str).collect();
     line(
         text,
@@ -104,10 +112,10 @@ fn describe(text: &mut String, containerd: &Containerd) {
     line(
         text,
         "configuration",
-        &format!("{}, version {}", shape.root.path.display(), shape.root.version),
+        &format!("{}, version {}", files[0].path.display(), files[0].version()),
     );
-    for (path, _) in &shape.imported {
-        line(text, "imports", &path.display().to_string());
+    for file in &files[1..] {
+        line(text, "imports", &file.path.display().to_string());
     }
     line(
         text,
@@ -133,7 +141,7 @@ fn line(text: &mut String, name: &str, value: &str) {
 mod tests {
     use super::*;
     use crate::api::wasm_node::{Plan, Step};
-    use crate::node::config::Edit;
+    use crate::node::config::{Change, Edit, Ours};
 
     #[test]
     fn a_plan_is_told_with_the_lines_that_it_changes() {
@@ -147,10 +155,18 @@ mod tests {
             installs: true,
             shim: "s".into(),
             options: String::new(),
-            edit: Some(Edit {
-                file: "/etc/containerd/config.toml".into(),
-                old: Some("version = 2\n".into()),
-                new: Some("version = 2\n[ours]\n".into()),
+            change: Some(Change {
+                edits: vec![Edit {
+                    file: "/etc/containerd/config.toml".into(),
+                    old: Some("version = 2\n".into()),
+                    new: Some("version = 2\n[ours]\n".into()),
+                }],
+                ours: Ours::new(&Handler {
+                    runtime: "default".into(),
+                    name: "wasi".into(),
+                    shim: "/shim".into(),
+                }),
+                is_seen: true,
             }),
             cache: None,
         };

@@ -2,8 +2,11 @@
 
 use std::fs::{self, File};
 use std::io::{self, Write};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, symlink};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, fchown, symlink};
 use std::path::{Path, PathBuf};
+
+use rustix::fs::{XattrFlags, fgetxattr, flistxattr, fsetxattr};
+use rustix::io::Errno;
 
 /// What could not be written, and why.
 #[derive(Debug, thiserror::Error)]
@@ -48,6 +51,40 @@ pub fn write(path: &Path, bytes: &[u8], mode: u32) -> Result<(), WriteError> {
         let _ = fs::remove_file(&beside);
     }
     written
+}
+
+/// As [`write`], with the owner, group, mode and extended attributes of the file that is there; a new one gets `mode`.
+pub fn replace(path: &Path, bytes: &[u8], mode: u32) -> Result<(), WriteError> {
+    let Ok(present) = File::open(path) else {
+        return write(path, bytes, mode);
+    };
+    let beside = beside(path);
+    let written = write_new(&beside, bytes, 0o600)
+        .and_then(|()| copy_metadata(&present, &beside).map_err(WriteError::of("copy the attributes to", &beside)))
+        .and_then(|()| rename(&beside, path));
+    if written.is_err() {
+        let _ = fs::remove_file(&beside);
+    }
+    written
+}
+
+fn copy_metadata(from: &File, to: &Path) -> io::Result<()> {
+    let (found, to) = (from.metadata()?, File::open(to)?);
+    fchown(&to, Some(found.uid()), Some(found.gid()))?;
+    // After the owner, whose change takes the set-id bits away.
+    to.set_permissions(fs::Permissions::from_mode(found.permissions().mode() & 0o7777))?;
+    let mut names = vec![0; 0x10000];
+    let length = match flistxattr(from, &mut names[..]) {
+        // A file system without any.
+        Err(Errno::NOTSUP) => 0,
+        length => length?,
+    };
+    for name in names[..length].split(|byte| *byte == 0).filter(|name| !name.is_empty()) {
+        let mut value = vec![0; 0x10000];
+        let length = fgetxattr(from, name, &mut value[..])?;
+        fsetxattr(&to, name, &value[..length], XattrFlags::empty())?;
+    }
+    to.sync_all()
 }
 
 /// As [`write`], unless that is what is there: a step that is done needs no room.

@@ -4,15 +4,16 @@
 //! root, `/proc/PID/root` is containerd's. A mounted folder of sockets would pin the root filesystems of containers that
 //! are mounted below it, and a mounted socket is stale after a restart.
 
-use std::fs::{self, File};
+use std::fs;
 use std::io;
 use std::os::unix::net::UnixStream;
 use std::path::{Component, Path, PathBuf};
 
-use rustix::fs::{Dir, Mode, OFlags, ResolveFlags, StatVfsMountFlags, fstatvfs};
-
-use super::config::{Release, Root, Shape};
+use super::config::{self, Files, LoadError, Release};
+use super::configuration::Configuration;
 use super::cri::{Cri, CriError};
+use super::disk::HostDisk;
+use super::dumper::{DumpError, Dumper};
 use super::health::Health;
 use super::refusal::Refusal;
 use super::restart::LossError;
@@ -42,6 +43,8 @@ pub enum HostError {
     #[error("{path} is not of the form that proc(5) gives it: {text:?}", path = path.display())]
     Proc { path: PathBuf, text: String },
     #[error(transparent)]
+    Dump(#[from] DumpError),
+    #[error(transparent)]
     Refused(#[from] Refusal),
 }
 
@@ -52,6 +55,8 @@ pub struct Host {
     pub root: PathBuf,
     /// A procfs of the host's pids.
     pub processes: PathBuf,
+    /// What asks the host's containerd about its files.
+    pub dumper: Dumper,
 }
 
 /// A running containerd and all that is known of it.
@@ -68,7 +73,7 @@ pub struct Containerd {
     pub unit: Unit,
     pub health: Health,
     /// Its configuration as it is on disk now.
-    pub shape: Shape,
+    pub configuration: Configuration,
 }
 
 impl Host {
@@ -77,6 +82,7 @@ impl Host {
         Host {
             root: PathBuf::from("/proc/1/root"),
             processes: PathBuf::from("/proc"),
+            dumper: Dumper::new(Path::new("/proc/1/root")),
         }
     }
 
@@ -85,6 +91,7 @@ impl Host {
         Host {
             root: PathBuf::from("/"),
             processes: PathBuf::from("/proc"),
+            dumper: Dumper::new(Path::new("/")),
         }
     }
 
@@ -110,8 +117,7 @@ impl Host {
         let process = self.processes.join(pid.to_string());
         let binary = program(&read_link(&process.join("exe"))?);
         let unit = Systemd::connect(&self.root).await?.unit_of(pid).await?;
-        let config = config_of(&fs::read(process.join("cmdline")).map_err(read_error(&process.join("cmdline")))?);
-        let shape = self.shape(&process.join("root"), &config, &health)?;
+        let configuration = self.configuration(&process.join("root"), &binary, &config_file(&process)?, &health)?;
         let started = started(&process)?;
         // Whoever restarts it while we look would have us mix two.
         cri.health().await?;
@@ -122,7 +128,7 @@ impl Host {
             started,
             unit,
             health,
-            shape,
+            configuration,
         })
     }
 
@@ -172,105 +178,52 @@ impl Host {
         Ok(credentials.pid.as_raw_nonzero().get().unsigned_abs())
     }
 
-    /// Reads the configuration of a containerd that has `root`.
-    pub fn shape(&self, root: &Path, config: &Path, health: &Health) -> Result<Shape, HostError> {
+    /// Reads the configuration of a containerd whose root directory is `root`: its program and its root file as it names
+    /// them.
+    ///
+    /// # Errors
+    ///
+    /// A refusal where the files cannot be followed.
+    pub fn configuration(
+        &self,
+        root: &Path,
+        binary: &Path,
+        config: &Path,
+        health: &Health,
+    ) -> Result<Configuration, HostError> {
         let release: Release = health
             .release
             .parse()
             .map_err(|()| Refusal::unreadable_release(&health.release))?;
-        let text = match read_within(root, config) {
-            Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Err(Refusal::no_config(config).into()),
-            text => text.map_err(|cause| Refusal::unreadable(config, &cause))?,
-        };
-        let file = Root::parse(config, &text).map_err(Refusal::from)?;
-        let imported = imported(root, &file)?;
-        let folder = file.drop_in_folder();
-        Ok(Shape {
-            release,
-            drop_ins: folder.filter(|folder| within(root, folder, OFlags::PATH | OFlags::DIRECTORY).is_ok()),
-            root: file,
-            imported,
-            default_runtime: health.default_entry(),
-        })
-    }
-}
-
-/// The files that a root file imports, as containerd does: each pattern's matches in order.
-///
-/// # Errors
-///
-/// A refusal when that cannot be told, or when containerd would not start again with it.
-fn imported(root: &Path, file: &Root) -> Result<Vec<(PathBuf, String)>, HostError> {
-    let mut found = Vec::new();
-    for import in &file.imports {
-        let refuse = |why| HostError::from(Refusal::import(&file.path, import, why));
-        let path = file.path.parent().unwrap_or(Path::new("/")).join(import);
-        // Only a star makes a pattern of it.
-        if !import.contains('*') {
-            if within(root, &path, OFlags::PATH).is_err() {
-                return Err(refuse("which is not there: containerd would not start again"));
+        let disk = HostDisk { root: root.to_owned() };
+        let files = match Files::load(config, &disk) {
+            Err(LoadError::Read { path, cause }) if path == config && cause.kind() == io::ErrorKind::NotFound => {
+                return Err(Refusal::no_config(config).into());
             }
-            found.push(path);
-            continue;
-        }
-        let glob = glob(&path);
-        let (folder, before, after) =
-            glob.ok_or_else(|| refuse("which is not read here: have one * in the file's name and no other pattern"))?;
-        let entries = match within(root, folder, OFlags::RDONLY | OFlags::DIRECTORY) {
-            // A glob that matches nothing imports nothing.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-            folder => folder.and_then(|folder| Ok(Dir::read_from(folder)?)),
+            files => files.map_err(|error| Refusal::load(error, binary))?,
         };
-        let mut names: Vec<String> = entries
-            .map_err(read_error(folder))?
-            .flatten()
-            .filter_map(|entry| entry.file_name().to_str().map(str::to_owned).ok())
-            .filter(|name| {
-                name.len() >= before.len() + after.len() && name.starts_with(before) && name.ends_with(after)
-            })
-            .collect();
-        names.sort_unstable();
-        found.extend(names.into_iter().map(|name| folder.join(name)));
-    }
-    found
-        .into_iter()
-        .map(|path| match read_within(root, &path) {
-            Ok(text) => Ok((path, text)),
-            Err(cause) => Err(Refusal::unreadable(&path, &cause).into()),
+        Ok(Configuration {
+            release,
+            binary: binary.to_owned(),
+            files,
+            disk,
+            dumper: self.dumper.clone(),
         })
-        .collect()
+    }
 }
 
-/// Opens a path of a process whose root is `root`: absolute symlinks lead where they lead it.
-fn within(root: &Path, path: &Path, flags: OFlags) -> io::Result<File> {
-    let root = File::open(root)?;
-    let flags = flags | OFlags::CLOEXEC;
-    let file = rustix::fs::openat2(&root, path, flags, Mode::empty(), ResolveFlags::IN_ROOT)?;
-    Ok(file.into())
-}
-
-/// How the file system is mounted that a process whose root is `root` has the folder on.
+/// The root configuration file of a containerd: a relative path is relative to its working directory.
 ///
 /// # Errors
 ///
-/// As openat2(2) and fstatvfs(3): the folder is not there.
-pub fn mounted(root: &Path, folder: &Path) -> io::Result<StatVfsMountFlags> {
-    let folder = within(root, folder, OFlags::PATH | OFlags::DIRECTORY)?;
-    Ok(fstatvfs(&folder)?.f_flag)
-}
-
-/// Reads a text of a process whose root is `root`.
-fn read_within(root: &Path, path: &Path) -> io::Result<String> {
-    io::read_to_string(within(root, path, OFlags::RDONLY)?)
-}
-
-/// The folder of a pattern, and what is before and after the one star in the file's name.
-fn glob(pattern: &Path) -> Option<(&Path, &str, &str)> {
-    let special = ['*', '?', '[', '\\'];
-    let (folder, name) = (pattern.parent()?, pattern.file_name()?.to_str()?);
-    let (before, after) = name.split_once('*')?;
-    let is_plain = |text: &str| !text.contains(special);
-    (is_plain(folder.to_str()?) && is_plain(before) && is_plain(after)).then_some((folder, before, after))
+/// When proc(5) does not tell.
+fn config_file(process: &Path) -> Result<PathBuf, HostError> {
+    let cmdline = process.join("cmdline");
+    let config = config_of(&fs::read(&cmdline).map_err(read_error(&cmdline))?);
+    if config.is_absolute() {
+        return Ok(config);
+    }
+    Ok(config::clean(&read_link(&process.join("cwd"))?.join(config)))
 }
 
 /// `--config` or `-c` of a command line, else the default.
@@ -365,79 +318,19 @@ mod tests {
     }
 
     #[test]
-    fn imports_are_read_in_containerds_order() {
-        let folder = tempfile::tempdir().unwrap();
-        let conf = folder.path().join("etc/containerd/conf.d");
-        fs::create_dir_all(&conf).unwrap();
-        for name in ["b.toml", "a.toml", "c.conf"] {
-            fs::write(conf.join(name), "").unwrap();
-        }
-        let text = "version = 3\nimports = ['conf.d/*.toml', '/gone/*.toml']";
-        let file = Root::parse(Path::new("/etc/containerd/config.toml"), text).unwrap();
-        let names: Vec<PathBuf> = imported(folder.path(), &file)
-            .unwrap()
-            .into_iter()
-            .map(|(path, _)| path)
-            .collect();
-        assert_eq!(
-            names,
-            ["/etc/containerd/conf.d/a.toml", "/etc/containerd/conf.d/b.toml"].map(PathBuf::from)
-        );
-    }
-
-    #[test]
-    fn symlinks_lead_where_they_lead_a_containerd_with_another_root() {
-        let folder = tempfile::tempdir().unwrap();
-        let conf = folder.path().join("etc/containerd/conf.d");
-        fs::create_dir_all(&conf).unwrap();
-        fs::create_dir(folder.path().join("usr")).unwrap();
-        fs::write(folder.path().join("usr/gpu.toml"), "[plugins]").unwrap();
-        std::os::unix::fs::symlink("/usr/gpu.toml", conf.join("a.toml")).unwrap();
-        let text = "version = 3\nimports = ['conf.d/*.toml', 'conf.d/a.toml']";
-        let file = Root::parse(Path::new("/etc/containerd/config.toml"), text).unwrap();
-        let found = imported(folder.path(), &file).unwrap();
-        let expected = (PathBuf::from("/etc/containerd/conf.d/a.toml"), "[plugins]".to_owned());
-        assert_eq!(found, [expected.clone(), expected]);
-        std::os::unix::fs::symlink("/gone", conf.join("b.toml")).unwrap();
-        let Err(HostError::Refused(refusal)) = imported(folder.path(), &file) else {
-            panic!("a symlink that leads nowhere is not refused");
+    fn a_relative_configuration_is_where_containerd_works() {
+        let process = tempfile::tempdir().unwrap();
+        std::os::unix::fs::symlink("/var/lib/somewhere", process.path().join("cwd")).unwrap();
+        let of = |line: &str| {
+            fs::write(process.path().join("cmdline"), line.replace(' ', "\0")).unwrap();
+            config_file(process.path()).unwrap()
         };
-        assert_eq!(refusal.reason, "ConfigUnreadable");
-        assert!(
-            refusal.message.contains("conf.d/b.toml cannot be read"),
-            "{}",
-            refusal.message
+        assert_eq!(
+            of("containerd -c config.toml"),
+            Path::new("/var/lib/somewhere/config.toml")
         );
-    }
-
-    #[test]
-    fn a_folder_behind_a_symlink_is_looked_at_where_it_leads_a_containerd_with_another_root() {
-        let folder = tempfile::tempdir().unwrap();
-        fs::create_dir_all(folder.path().join("only-in-here/conf.d")).unwrap();
-        std::os::unix::fs::symlink("/only-in-here", folder.path().join("etc")).unwrap();
-        mounted(folder.path(), Path::new("/etc/conf.d")).unwrap();
-        let gone = mounted(folder.path(), Path::new("/etc/gone")).unwrap_err();
-        assert_eq!(gone.kind(), io::ErrorKind::NotFound);
-    }
-
-    #[test]
-    fn imports_that_are_missing_or_cannot_be_told_are_refused_by_name() {
-        let folder = tempfile::tempdir().unwrap();
-        fs::create_dir_all(folder.path().join("etc/containerd/conf.d")).unwrap();
-        for (import, said) in [
-            ("x.toml", "imports \"x.toml\", which is not there"),
-            ("*/x.toml", "imports \"*/x.toml\", which is not read here"),
-            ("conf.d/*-*.toml", "which is not read here"),
-            ("conf.d/[ab]*.toml", "which is not read here"),
-        ] {
-            let text = format!("version = 2\nimports = ['{import}']");
-            let file = Root::parse(Path::new("/etc/containerd/config.toml"), &text).unwrap();
-            let Err(HostError::Refused(refusal)) = imported(folder.path(), &file) else {
-                panic!("{import} is not refused");
-            };
-            assert_eq!(refusal.reason, "ConfigImports");
-            assert!(refusal.message.contains(said), "{}", refusal.message);
-        }
+        assert_eq!(of("containerd --config=./../c.toml"), Path::new("/var/lib/c.toml"));
+        assert_eq!(of("containerd -c /a.toml"), Path::new("/a.toml"));
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //!
 //! The agent alone writes the journal, the helper alone its progress; an order is written once.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -12,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::api::wasm_node::{Permit, Step};
 
+use super::config::Change;
 use super::durable::{self, WriteError};
 use super::layout::Layout;
 use super::plan::Planned;
@@ -70,17 +72,34 @@ pub struct Failed {
     pub at: String,
 }
 
-/// The configuration that ours replaced, and the wish that was last fulfilled.
+/// The wish that was last fulfilled.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Kept {
     /// The wish, by its hash.
     pub wish: String,
-    /// The file that was changed.
-    pub file: Option<PathBuf>,
-    /// The SHA-256 of what was written there.
-    pub written: Option<String>,
-    /// What was there before.
-    pub old: Option<String>,
+}
+
+/// The files of containerd's configuration that the agent ever wrote: containerd may not read all of them any more.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Written {
+    pub files: BTreeSet<PathBuf>,
+}
+
+impl Written {
+    /// Adds the files of a change, before any of them is written.
+    ///
+    /// # Errors
+    ///
+    /// When the record cannot be read or written.
+    pub fn add(layout: &Layout, change: &Change) -> Result<(), RecordError> {
+        let mut written: Written = read(&layout.written())?.unwrap_or_default();
+        let before = written.files.len();
+        written.files.extend(change.edits.iter().map(|edit| edit.file.clone()));
+        match written.files.len() == before {
+            true => Ok(()),
+            false => write(&layout.written(), &written),
+        }
+    }
 }
 
 /// Reads a record; nothing when there is none.
@@ -138,12 +157,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("kept.json");
         assert_eq!(read::<Kept>(&path).unwrap(), None);
-        let kept = Kept {
-            wish: "aa".into(),
-            file: Some("/etc/containerd/config.toml".into()),
-            written: Some("digest".into()),
-            old: None,
-        };
+        let kept = Kept { wish: "aa".into() };
         write(&path, &kept).unwrap();
         assert_eq!(read(&path).unwrap(), Some(kept));
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);

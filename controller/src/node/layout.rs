@@ -8,7 +8,8 @@
 //!                       smoke/smoke.wasm                 the root filesystem of the module that proves the node
 //!                       journal.json                     the plan that the agent is at
 //!                       order.json, progress.json        what the helper is to do, and how far it is
-//!                       kept.json                        the wish that is fulfilled, and the configuration before ours
+//!                       kept.json                        the wish that is fulfilled
+//!                       written.json                     the configuration files that the agent ever wrote
 //! ```
 
 use std::path::{Path, PathBuf};
@@ -91,6 +92,10 @@ impl Layout {
 
     pub fn kept(&self) -> PathBuf {
         self.folder().join("kept.json")
+    }
+
+    pub fn written(&self) -> PathBuf {
+        self.folder().join("written.json")
     }
 
     /// The transient unit of the helper.

@@ -6,14 +6,18 @@
 //!                      on the host, in a unit of its own:  helper ──> transaction: restart, verify or roll back
 //! ```
 //!
-//! `config` and `plan` decide and do nothing; `durable`, `journal`, `systemd`, `cri` and `smoke` do and decide nothing.
+//! `config` and `plan` decide and do nothing; `disk`, `dumper`, `durable`, `journal`, `systemd`, `cri` and `smoke` do and
+//! decide nothing; `configuration` asks containerd which of `config`'s candidates is the one.
 
 pub mod agent;
 pub mod check;
 pub mod config;
+pub mod configuration;
 pub mod copy;
 pub mod cri;
+pub mod disk;
 pub mod dry_run;
+pub mod dumper;
 mod durable;
 pub mod evidence;
 mod fault;

@@ -7,9 +7,12 @@ use rustix::fs::StatVfsMountFlags;
 
 use crate::api::wasm_node::{Step, Wish, WishedState};
 
-use super::config::{self, Edit, Handler};
-use super::host::{Containerd, Host, HostError, mounted};
-use super::journal::{self, Kept, RecordError};
+use super::config::{Change, Edit, Handler};
+use super::configuration::ConfigurationError;
+use super::disk::mounted;
+use super::dumper::DumpError;
+use super::host::{Containerd, Host, HostError};
+use super::journal::{self, RecordError, Written};
 use super::layout::Layout;
 use super::plan::{Observed, Planned, plan};
 use super::refusal::Refusal;
@@ -36,6 +39,19 @@ impl From<HostError> for ObserveError {
     }
 }
 
+impl From<ConfigurationError> for ObserveError {
+    fn from(error: ConfigurationError) -> ObserveError {
+        match error {
+            ConfigurationError::Refused(refusal) => ObserveError::Refused(refusal.into()),
+            ConfigurationError::Dump(error @ (DumpError::Rejected(_) | DumpError::Output(_) | DumpError::Load(_))) => {
+                ObserveError::Refused(Refusal::dump(&error))
+            }
+            ConfigurationError::Dump(error) => ObserveError::Host(error.into()),
+            ConfigurationError::Load(error) => ObserveError::Refused(Refusal::load(error, Path::new("containerd"))),
+        }
+    }
+}
+
 /// Plans as [`observe`] does, and refuses a plan whose restart of containerd would do harm.
 ///
 /// # Errors
@@ -48,7 +64,7 @@ pub async fn permissible(
     staging: &Path,
     wish: &Wish,
 ) -> Result<Planned, ObserveError> {
-    let planned = observe(host, containerd, layout, staging, wish)?;
+    let planned = observe(host, containerd, layout, staging, wish).await?;
     if planned.has(Step::RestartContainerd) {
         restart::refuse(host, containerd).await?;
     }
@@ -60,7 +76,7 @@ pub async fn permissible(
 /// # Errors
 ///
 /// A refusal when the host, or the shim image, is not one that can be worked with: nothing was touched.
-pub fn observe(
+pub async fn observe(
     host: &Host,
     containerd: &Containerd,
     layout: &Layout,
@@ -75,7 +91,7 @@ pub fn observe(
     let installs = wish.state == WishedState::Installed;
     let leads_here = containerd.health.leads_to(&wish.handler, &layout.stable());
     if !installs {
-        let edit = uninstall_edit(containerd, layout, &handler)?;
+        let change = uninstall_change(containerd, layout, &handler).await?;
         return Ok(plan(
             wish,
             Observed {
@@ -83,7 +99,7 @@ pub fn observe(
                 has_staged: false,
                 current: shim::current(layout),
                 options: None,
-                edit,
+                change,
                 // A handler of that name which is not ours is none of our business.
                 listed: leads_here,
                 has_folder: layout.folder().exists(),
@@ -91,7 +107,7 @@ pub fn observe(
             },
         ));
     }
-    let edit = install_edit(host, containerd, &handler)?;
+    let change = install_change(host, containerd, &handler).await?;
     wish.options
         .check()
         .map_err(|error| Refusal::options(error.to_string()))?;
@@ -104,7 +120,7 @@ pub fn observe(
             current: shim::current(layout),
             options: shim::options(layout, &staged.digest),
             staged: staged.digest,
-            edit,
+            change,
             listed: leads_here,
             has_folder: layout.folder().exists(),
             cache: None,
@@ -112,14 +128,22 @@ pub fn observe(
     ))
 }
 
-/// The edit that installs the handler, on a host that nothing speaks against.
-pub fn install_edit(host: &Host, containerd: &Containerd, handler: &Handler) -> Result<Option<Edit>, Refusal> {
+/// The change that installs the handler, on a host that nothing speaks against.
+///
+/// # Errors
+///
+/// A refusal with what is in the way, or that containerd could not be asked.
+pub async fn install_change(
+    host: &Host,
+    containerd: &Containerd,
+    handler: &Handler,
+) -> Result<Option<Change>, ObserveError> {
     refuse(host, containerd)?;
-    let edit = config::install(&containerd.shape, handler)?;
-    if let Some(edit) = &edit {
+    let change = containerd.configuration.install(handler).await?;
+    for edit in change.iter().flat_map(|change| &change.edits) {
         writable(host, containerd, edit)?;
     }
-    Ok(edit)
+    Ok(change)
 }
 
 /// Refuses a containerd whose restart would do harm, or that is in trouble already, and a host where no program can live.
@@ -147,20 +171,15 @@ fn writable(host: &Host, containerd: &Containerd, edit: &Edit) -> Result<(), Ref
     }
 }
 
-/// The edit that removes the handler. While the file is the one that we wrote, it is the exact file of before.
-fn uninstall_edit(containerd: &Containerd, layout: &Layout, handler: &Handler) -> Result<Option<Edit>, ObserveError> {
-    let edit = config::uninstall(&containerd.shape, handler).map_err(Refusal::from)?;
-    let kept: Option<Kept> = journal::read(&layout.kept())?;
-    Ok(edit.map(|edit| restore(edit, kept)))
-}
-
-fn restore(mut edit: Edit, kept: Option<Kept>) -> Edit {
-    let Some(kept) = kept else { return edit };
-    let now = edit.old.as_ref().map(|text| shim::digest(text.as_bytes()));
-    if kept.file.as_ref() == Some(&edit.file) && kept.written.is_some() && kept.written == now {
-        edit.new = kept.old;
-    }
-    edit
+/// The change that removes the handler from wherever it was written.
+async fn uninstall_change(
+    containerd: &Containerd,
+    layout: &Layout,
+    handler: &Handler,
+) -> Result<Option<Change>, ObserveError> {
+    let written: Written = journal::read(&layout.written())?.unwrap_or_default();
+    let recorded: Vec<PathBuf> = written.files.into_iter().collect();
+    Ok(containerd.configuration.uninstall(handler, &recorded).await?)
 }
 
 /// The folder of artifacts, when no other runtime of the host is left to use it.
@@ -178,26 +197,6 @@ fn cache(layout: &Layout) -> Option<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_file_of_before_comes_back_only_over_the_one_that_we_wrote() {
-        let edit = |now: &str| Edit {
-            file: "/c".into(),
-            old: Some(now.into()),
-            new: Some("edited".into()),
-        };
-        let kept = || {
-            Some(Kept {
-                wish: String::new(),
-                file: Some("/c".into()),
-                written: Some(shim::digest(b"ours")),
-                old: Some("before".into()),
-            })
-        };
-        assert_eq!(restore(edit("ours"), kept()).new.as_deref(), Some("before"));
-        assert_eq!(restore(edit("ours, and more"), kept()).new.as_deref(), Some("edited"));
-        assert_eq!(restore(edit("ours"), None).new.as_deref(), Some("edited"));
-    }
 
     #[test]
     fn artifacts_are_removed_with_the_last_runtime_only() {

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::api::wasm_node::{Plan, Step, Wish, WishedState, digest};
 use crate::api::wasm_runtime::ContainerdRestart;
 
-use super::config::Edit;
+use super::config::Change;
 
 /// What was found on the host.
 #[derive(Clone, Debug)]
@@ -21,7 +21,7 @@ pub struct Observed {
     /// The options beside the staged shim.
     pub options: Option<String>,
     /// The change of configuration that the wish needs.
-    pub edit: Option<Edit>,
+    pub change: Option<Change>,
     /// Whether the running containerd lists the handler, and has it lead to the stable path.
     pub listed: bool,
     /// Whether anything of the runtime is on the host.
@@ -44,7 +44,7 @@ pub struct Planned {
     pub shim: String,
     /// The options file, as text.
     pub options: String,
-    pub edit: Option<Edit>,
+    pub change: Option<Change>,
     pub cache: Option<PathBuf>,
 }
 
@@ -86,16 +86,16 @@ pub fn plan(wish: &Wish, observed: Observed) -> Planned {
     };
     let installs = wish.state == WishedState::Installed;
     // A running containerd that differs from its files is brought in line by a restart too.
-    let differs = observed.edit.is_some() || observed.listed != installs;
+    let differs = observed.change.as_ref().is_some_and(|change| change.is_seen) || observed.listed != installs;
     let restarts = differs && wish.containerd_restart == ContainerdRestart::Rolling;
     if installs {
         add(!observed.has_staged, Step::StageShim);
         add(observed.options.as_ref() != Some(&options), Step::WriteOptions);
         add(observed.current.as_ref() != Some(&observed.staged), Step::SwitchShim);
-        add(observed.edit.is_some(), Step::WriteConfig);
+        add(observed.change.is_some(), Step::WriteConfig);
         add(restarts, Step::RestartContainerd);
     } else {
-        add(observed.edit.is_some(), Step::RemoveConfig);
+        add(observed.change.is_some(), Step::RemoveConfig);
         add(restarts, Step::RestartContainerd);
         add(observed.has_folder, Step::RemoveShim);
     }
@@ -112,7 +112,7 @@ pub fn plan(wish: &Wish, observed: Observed) -> Planned {
         installs,
         shim: observed.staged,
         options,
-        edit: observed.edit,
+        change: observed.change,
         cache: observed.cache,
     }
     .named()
@@ -122,6 +122,7 @@ pub fn plan(wish: &Wish, observed: Observed) -> Planned {
 mod tests {
     use super::*;
     use crate::api::ShimOptions;
+    use crate::node::config::{Edit, Handler, Ours};
 
     fn wish(state: WishedState) -> Wish {
         Wish {
@@ -133,11 +134,19 @@ mod tests {
         }
     }
 
-    fn edit() -> Option<Edit> {
-        Some(Edit {
-            file: "/etc/containerd/config.toml".into(),
-            old: Some("old".into()),
-            new: Some("new".into()),
+    fn change() -> Option<Change> {
+        Some(Change {
+            edits: vec![Edit {
+                file: "/etc/containerd/config.toml".into(),
+                old: Some("old".into()),
+                new: Some("new".into()),
+            }],
+            ours: Ours::new(&Handler {
+                runtime: "default".into(),
+                name: "wasi".into(),
+                shim: "/shim".into(),
+            }),
+            is_seen: true,
         })
     }
 
@@ -147,7 +156,7 @@ mod tests {
             has_staged: false,
             current: None,
             options: None,
-            edit: edit(),
+            change: change(),
             listed: false,
             has_folder: false,
             cache: None,
@@ -160,7 +169,7 @@ mod tests {
             has_staged: true,
             current: Some("aa".into()),
             options: Some(String::new()),
-            edit: None,
+            change: None,
             listed: true,
             has_folder: true,
             cache: None,
@@ -189,7 +198,10 @@ mod tests {
     #[test]
     fn nothing_is_done_where_everything_is() {
         assert_eq!(steps(&wish(WishedState::Installed), installed()), []);
-        let gone = Observed { edit: None, ..fresh() };
+        let gone = Observed {
+            change: None,
+            ..fresh()
+        };
         assert_eq!(steps(&wish(WishedState::Removed), gone), []);
     }
 
@@ -204,7 +216,10 @@ mod tests {
         );
         let fresh_plan = plan(&wish(WishedState::Installed), fresh());
         assert_eq!(failed(fresh(), WishedState::Installed), fresh_plan);
-        let gone = Observed { edit: None, ..fresh() };
+        let gone = Observed {
+            change: None,
+            ..fresh()
+        };
         assert!(failed(gone, WishedState::Removed).is_done());
     }
 
@@ -244,13 +259,26 @@ mod tests {
     fn removal_takes_the_configuration_first_and_the_shim_last() {
         use Step::*;
         let observed = Observed {
-            edit: edit(),
+            change: change(),
             ..installed()
         };
         assert_eq!(
             steps(&wish(WishedState::Removed), observed),
             [RemoveConfig, RestartContainerd, RemoveShim]
         );
+    }
+
+    #[test]
+    fn a_file_that_containerd_does_not_read_is_cleaned_without_a_restart() {
+        use Step::*;
+        let mut unseen = change();
+        unseen.as_mut().unwrap().is_seen = false;
+        let observed = Observed {
+            change: unseen,
+            listed: false,
+            ..installed()
+        };
+        assert_eq!(steps(&wish(WishedState::Removed), observed), [RemoveConfig, RemoveShim]);
     }
 
     #[test]
@@ -269,10 +297,10 @@ mod tests {
         let wish = wish(WishedState::Installed);
         let hash = |observed| plan(&wish, observed).plan.hash;
         assert_eq!(hash(fresh()), hash(fresh()));
-        let mut other = edit().unwrap();
-        other.old = Some("edited since".into());
+        let mut other = change().unwrap();
+        other.edits[0].old = Some("edited since".into());
         let changed = Observed {
-            edit: Some(other),
+            change: Some(other),
             ..fresh()
         };
         assert_ne!(hash(fresh()), hash(changed));

@@ -9,7 +9,7 @@ use sha2::{Digest, Sha256};
 
 use crate::api::wasm_node::Proof;
 
-use super::config::Shape;
+use super::config::Files;
 use super::host::{Containerd, Host, HostError};
 use super::layout::Layout;
 use super::shim;
@@ -30,7 +30,7 @@ impl Facts {
         Ok(Facts {
             boot_id: host.boot_id()?,
             started: since_epoch(host, containerd.started)?,
-            config_hash: config_hash(&containerd.shape),
+            config_hash: config_hash(&containerd.configuration.files),
             shim_digest: shim::digest_of(&layout.stable()).unwrap_or_default(),
         })
     }
@@ -81,11 +81,10 @@ pub fn now() -> Time {
     Time(Timestamp::from_second(Timestamp::now().as_second()).unwrap_or_default())
 }
 
-fn config_hash(shape: &Shape) -> String {
+fn config_hash(files: &Files) -> String {
     let mut hash = Sha256::new();
-    hash.update(&shape.root.text);
-    for (path, text) in &shape.imported {
-        hash.update(format!("\0{}\0{text}", path.display()));
+    for file in files.loaded() {
+        hash.update(format!("\0{}\0{}", file.path.display(), file.text));
     }
     hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -2,7 +2,8 @@
 
 use std::path::Path;
 
-use super::config;
+use super::config::{self, LoadError};
+use super::dumper::DumpError;
 use super::journal::RecordError;
 use super::restart::Losses;
 
@@ -53,11 +54,38 @@ impl Refusal {
     }
 
     pub fn no_config(path: &Path) -> Refusal {
+        let directory = path.parent().unwrap_or(Path::new("/")).display();
         let path = path.display();
         Refusal::new(
             "NoConfig",
-            format!("containerd runs without {path}: write one with `containerd config default > {path}`"),
+            format!(
+                "containerd runs without {path}: write one with \
+                 `mkdir -p {directory} && containerd config default >{path}`"
+            ),
         )
+    }
+
+    /// A configuration of which containerd makes nothing.
+    pub fn dump(error: &DumpError) -> Refusal {
+        Refusal::new("ConfigRejected", error.to_string())
+    }
+
+    /// Files that cannot be followed; `binary` is containerd's program.
+    pub fn load(error: LoadError, binary: &Path) -> Refusal {
+        match error {
+            LoadError::Read { path, cause } if cause.kind() == std::io::ErrorKind::InvalidData => {
+                config::Refusal::Encoding { file: path }.into()
+            }
+            LoadError::Read { path, cause } => Refusal::unreadable(&path, &cause),
+            LoadError::Missing { importer, path } => config::Refusal::MissingImport { importer, path }.into(),
+            LoadError::Imports { path } => config::Refusal::Imports { file: path }.into(),
+            LoadError::Unparsable { path, cause } => config::Refusal::Unparsable {
+                advice: config::Refusal::rewriting(binary, &path),
+                file: path,
+                cause,
+            }
+            .into(),
+        }
     }
 
     pub fn unreadable(path: &Path, cause: &std::io::Error) -> Refusal {
@@ -68,10 +96,6 @@ impl Refusal {
                 path.display()
             ),
         )
-    }
-
-    pub fn import(root: &Path, import: &str, why: &str) -> Refusal {
-        Refusal::new("ConfigImports", format!("{} imports {import:?}, {why}", root.display()))
     }
 
     pub fn record(error: &RecordError) -> Refusal {
@@ -134,26 +158,21 @@ impl Refusal {
     }
 }
 
-impl From<config::RootError> for Refusal {
-    fn from(error: config::RootError) -> Refusal {
-        let reason = match error {
-            config::RootError::Unparsable { .. } => "ConfigUnparsable",
-            config::RootError::Version { .. } => "ConfigVersion",
-            config::RootError::Imports { .. } => "ConfigImports",
-        };
-        Refusal::new(reason, error.to_string())
-    }
-}
-
 impl From<config::Refusal> for Refusal {
     fn from(error: config::Refusal) -> Refusal {
         let reason = match error {
-            config::Refusal::Root(error) => return error.into(),
             config::Refusal::Release(_) => "UnsupportedContainerd",
-            config::Refusal::Foreign { .. } => "HandlerTaken",
-            config::Refusal::Replaced { .. } | config::Refusal::Mixed { .. } => "ConfigImports",
-            config::Refusal::Inline(_) => "ConfigForm",
-            config::Refusal::NoDefault { .. } => "NoDefaultRuntime",
+            config::Refusal::Unparsable { .. } => "ConfigUnparsable",
+            config::Refusal::Encoding { .. } => "ConfigUnreadable",
+            config::Refusal::MissingImport { .. }
+            | config::Refusal::Imports { .. }
+            | config::Refusal::Unfollowed { .. }
+            | config::Refusal::Version { .. } => "ConfigImports",
+            config::Refusal::Rejected { .. } => "ConfigRejected",
+            config::Refusal::Foreign { .. } | config::Refusal::Left { .. } => "HandlerTaken",
+            config::Refusal::CriDisabled { .. } => "CriDisabled",
+            config::Refusal::NoPlace { .. } | config::Refusal::Form { .. } => "ConfigForm",
+            config::Refusal::Edited { .. } | config::Refusal::NotRemovable { .. } => "ConfigEdited",
         };
         Refusal::new(reason, error.to_string())
     }

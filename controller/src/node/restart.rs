@@ -56,7 +56,7 @@ pub enum LossError {
 /// The refusal, or that containerd did not answer.
 pub async fn refuse(host: &Host, containerd: &Containerd) -> Result<(), HostError> {
     keeps_shims(&containerd.unit)?;
-    let losses = Losses::look(&host.path(&containerd.socket), containerd.shape.release).await?;
+    let losses = Losses::look(&host.path(&containerd.socket), containerd.configuration.release).await?;
     match losses.is_empty() {
         true => Ok(()),
         false => Err(Refusal::losses(&losses).into()),

@@ -1,10 +1,17 @@
 //! The host's systemd, over D-Bus: whose unit a process is, a unit's restart, and a unit of ours that outlives the pod.
 
+use std::os::fd::OwnedFd;
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
+use std::process::{ExitStatus, Output};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use futures_util::StreamExt;
-use zbus::{Connection, OwnedObjectPath, OwnedVariant, Variant, conn, proxy};
+use rustix::pipe::PipeFlags;
+use tokio::io::AsyncReadExt;
+use tokio::net::unix::pipe::Receiver;
+use zbus::{Connection, Fd, OwnedObjectPath, OwnedVariant, Variant, conn, proxy};
 
 /// The longest that a unit's restart may take: systemd's own default for starting, and some.
 const JOB: Duration = Duration::from_secs(120);
@@ -14,6 +21,8 @@ const JOB: Duration = Duration::from_secs(120);
 pub enum SystemdError {
     #[error("D-Bus: {0}")]
     Bus(#[from] zbus::Error),
+    #[error("cannot read what a unit writes: {0}")]
+    Pipe(#[from] std::io::Error),
     #[error("systemd's job for {unit} ended as {result:?}: see `journalctl -u {unit}`")]
     Job { unit: String, result: String },
     #[error("systemd's job for {0} did not end within {secs} seconds", secs = JOB.as_secs())]
@@ -116,23 +125,62 @@ impl Systemd {
         // A unit that failed too often in a row is not started before that is forgotten; one that did not fail is fine.
         let _ = manager.reset_failed_unit(unit).await;
         let job = manager.restart_unit(unit, "replace").await?;
-        let ended = async {
-            while let Some(signal) = jobs.next().await {
-                let ended = signal.args()?;
-                if ended.job == job {
-                    return match ended.result.as_str() {
-                        "done" => Ok(()),
-                        result => Err(SystemdError::Job {
-                            unit: unit.to_owned(),
-                            result: result.to_owned(),
-                        }),
-                    };
-                }
-            }
-            Err(SystemdError::Unheard(unit.to_owned()))
-        };
         let timed_out = |_| SystemdError::TimedOut(unit.to_owned());
-        tokio::time::timeout(JOB, ended).await.map_err(timed_out)?
+        let ended = tokio::time::timeout(JOB, ended(&mut jobs, &job, unit)).await;
+        match ended.map_err(timed_out)??.as_str() {
+            "done" => Ok(()),
+            result => Err(SystemdError::Job {
+                unit: unit.to_owned(),
+                result: result.to_owned(),
+            }),
+        }
+    }
+
+    /// Runs a program of the host to its end, in a unit of its own, and returns what it writes.
+    ///
+    /// # Errors
+    ///
+    /// When systemd does not run it; a program that fails is none.
+    pub async fn output(&self, argv: &[String], timeout: Duration) -> Result<Output, SystemdError> {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        let unit = format!(
+            "kubewasi-output-{}-{}.service",
+            std::process::id(),
+            NEXT.fetch_add(1, Ordering::Relaxed)
+        );
+        let manager = ManagerProxy::new(&self.bus).await?;
+        let mut jobs = manager.receive_job_removed().await?;
+        // Without a subscriber systemd sends no signals.
+        manager.subscribe().await?;
+        let ((stdout, stdout_end), (stderr, stderr_end)) = (pipe()?, pipe()?);
+        let micros = u64::try_from(timeout.as_micros()).unwrap_or(u64::MAX);
+        let properties = [
+            ("Type", Variant::from("oneshot")),
+            (
+                "ExecStart",
+                Variant::from(vec![(argv[0].clone(), argv.to_vec(), false)]),
+            ),
+            ("StandardOutputFileDescriptor", Variant::Fd(Fd::from(stdout_end))),
+            ("StandardErrorFileDescriptor", Variant::Fd(Fd::from(stderr_end))),
+            ("TimeoutStartUSec", Variant::from(micros)),
+            ("CollectMode", Variant::from("inactive-or-failed")),
+        ];
+        let job = manager.start_transient_unit(&unit, "replace", &properties, &[]).await?;
+        // Ours are to be closed, or the pipes would never end.
+        drop(properties);
+        let read = async { tokio::try_join!(read_to_end(stdout), read_to_end(stderr)) };
+        let (result, streams) = tokio::join!(ended(&mut jobs, &job, &unit), read);
+        let (stdout, stderr) = streams?;
+        let code = match result?.as_str() {
+            "done" => 0,
+            _ => 1,
+        };
+        Ok(Output {
+            // As wait(2) has it.
+            status: ExitStatus::from_raw(code << 8),
+            stdout,
+            stderr,
+        })
     }
 
     /// Runs a program of the host in a unit of its own, which is tried again when it dies: nothing of the pod is in it.
@@ -161,6 +209,29 @@ impl Systemd {
         manager.start_transient_unit(unit, "replace", &properties, &[]).await?;
         Ok(())
     }
+}
+
+/// Waits for the end of a job, and returns its result.
+async fn ended(jobs: &mut JobRemovedStream, job: &OwnedObjectPath, unit: &str) -> Result<String, SystemdError> {
+    while let Some(signal) = jobs.next().await {
+        let ended = signal.args()?;
+        if ended.job == *job {
+            return Ok(ended.result.clone());
+        }
+    }
+    Err(SystemdError::Unheard(unit.to_owned()))
+}
+
+/// A pipe whose end for writing is another process's.
+fn pipe() -> Result<(Receiver, OwnedFd), SystemdError> {
+    let (reader, writer) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC).map_err(std::io::Error::from)?;
+    Ok((Receiver::from_owned_fd(reader)?, writer))
+}
+
+async fn read_to_end(mut pipe: Receiver) -> Result<Vec<u8>, SystemdError> {
+    let mut bytes = Vec::new();
+    pipe.read_to_end(&mut bytes).await?;
+    Ok(bytes)
 }
 
 async fn text(properties: &PropertiesProxy<'_>, interface: &str, name: &str) -> Result<String, SystemdError> {

@@ -13,13 +13,15 @@ use std::fmt::Display;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
-use super::config::{Difference, Edit, difference};
+use super::config::{Change, Edit, Files};
+use super::configuration::Configuration;
 use super::cri::Cri;
+use super::disk::HostDisk;
+use super::dumper::Dumper;
 use super::durable::{self, WriteError};
 use super::fault;
 use super::health::{Health, compare};
@@ -38,9 +40,7 @@ pub struct Order {
     pub config: PathBuf,
     pub socket: PathBuf,
     /// The change; none when containerd is only to read what it has.
-    pub edit: Option<Edit>,
-    /// A root file that imports the candidate, when the change is one of an imported file.
-    pub trial: Option<String>,
+    pub change: Option<Change>,
     pub handler: String,
     /// Whether the handler is to be listed afterwards.
     pub listed: bool,
@@ -123,11 +123,11 @@ pub async fn run<E: Display>(
     loop {
         tracing::info!(phase = phase.name(), "transaction");
         let next = match &phase {
-            Progress::Checking => match check(order) {
+            Progress::Checking => match check(order).await {
                 Ok(()) => Progress::Writing,
                 Err(reason) => Progress::Refused(reason),
             },
-            Progress::Writing => match write(order) {
+            Progress::Writing => match write(order)? {
                 Ok(()) if order.restart => Progress::Restarting,
                 Ok(()) => Progress::Committed,
                 Err(reason) => Progress::Refused(reason),
@@ -167,58 +167,67 @@ pub async fn run<E: Display>(
     }
 }
 
-/// Has containerd itself read the old files and the candidate, and compares what it makes of them.
-fn check(order: &Order) -> Result<(), String> {
-    let Some(edit) = &order.edit else { return Ok(()) };
-    unchanged(edit).map_err(|error| error.to_string())?;
-    let candidate = candidate(&edit.file);
-    let root = candidate_root(order, edit);
-    let checked = (|| {
-        if let Some(new) = &edit.new {
-            durable::write_new(&candidate, new.as_bytes(), 0o600).map_err(|error| error.to_string())?;
-        }
-        if let Some(trial) = &order.trial {
-            durable::write_new(&root, trial.as_bytes(), 0o600).map_err(|error| error.to_string())?;
-        }
-        let old = dump(&order.binary, &order.config)?;
-        let new = dump(&order.binary, &root)?;
-        let expected = match order.listed {
-            true => Difference::Added,
-            false => Difference::Removed,
-        };
-        match difference(&old, &new, &order.handler).map_err(|error| error.to_string())? {
-            found if found == expected => Ok(()),
-            // Ours was there before, with other values.
-            Difference::None if order.listed && old != new => Ok(()),
-            _ => Err(format!(
-                "containerd sees no change of the handler {:?} in the candidate for {}: is another file in its way?",
-                order.handler,
-                edit.file.display()
-            )),
-        }
-    })();
-    let removed = [&candidate, &root].map(|path| durable::remove(path));
-    checked?;
-    removed
-        .into_iter()
-        .collect::<Result<(), _>>()
-        .map_err(|error| error.to_string())
+/// Has containerd itself read the files and the candidate, and compares what it makes of them.
+async fn check(order: &Order) -> Result<(), String> {
+    let Some(change) = &order.change else { return Ok(()) };
+    for edit in &change.edits {
+        unchanged(edit).map_err(|error| error.to_string())?;
+    }
+    let disk = HostDisk { root: "/".into() };
+    let configuration = Configuration {
+        release: order
+            .before
+            .release
+            .parse()
+            .map_err(|()| "containerd has no release".to_owned())?,
+        binary: order.binary.clone(),
+        files: Files::load(&order.config, &disk).map_err(|error| error.to_string())?,
+        dumper: Dumper::new(&disk.root),
+        disk,
+    };
+    let verified = configuration.verify(change, order.listed).await;
+    verified.map_err(|error| error.to_string())
 }
 
-/// Puts the new file in place, unless it is there.
-fn write(order: &Order) -> Result<(), String> {
-    let Some(edit) = &order.edit else { return Ok(()) };
-    let now = read(&edit.file).map_err(|error| error.to_string())?;
-    if now == edit.new {
+/// Puts the new files in place, where they are not there. When one cannot be written, those before it are put back.
+fn write(order: &Order) -> Result<Result<(), String>, TransactionError> {
+    let edits = order.change.iter().flat_map(|change| &change.edits);
+    let mut written = Vec::new();
+    for edit in edits {
+        match write_edit(edit) {
+            Ok(()) => written.push(edit),
+            Err(error) => {
+                for edit in written {
+                    roll_back_edit(edit)?;
+                }
+                return Ok(Err(error.to_string()));
+            }
+        }
+    }
+    Ok(Ok(()))
+}
+
+fn write_edit(edit: &Edit) -> Result<(), TransactionError> {
+    if read(&edit.file)? == edit.new {
         return Ok(());
     }
-    unchanged(edit).map_err(|error| error.to_string())?;
-    put(&edit.file, edit.new.as_deref()).map_err(|error| error.to_string())
+    unchanged(edit)?;
+    Ok(put(&edit.file, edit.new.as_deref())?)
 }
 
-/// Puts the old file back; whatever somebody else made of it in between is theirs.
+/// Puts the old files back; what somebody else made of one in between is theirs, and the others go back all the same.
 fn roll_back(order: &Order) -> Result<(), TransactionError> {
-    let Some(edit) = &order.edit else { return Ok(()) };
+    let mut foreign = Ok(());
+    for edit in order.change.iter().flat_map(|change| &change.edits) {
+        match roll_back_edit(edit) {
+            Err(error @ TransactionError::Foreign { .. }) => foreign = Err(error),
+            result => result?,
+        }
+    }
+    foreign
+}
+
+fn roll_back_edit(edit: &Edit) -> Result<(), TransactionError> {
     match read(&edit.file)? {
         now if now == edit.old => Ok(()),
         now if now == edit.new => match (put(&edit.file, edit.old.as_deref()), &edit.old) {
@@ -291,53 +300,13 @@ fn read(path: &Path) -> Result<Option<String>, TransactionError> {
     }
 }
 
-/// Puts a text at `path`, which may be a symlink whose target is meant, with the mode that it had; or removes it.
+/// Puts a text at `path`, which may be a symlink whose target is meant, with the metadata that it had; or removes it.
 fn put(path: &Path, text: Option<&str>) -> Result<(), WriteError> {
-    let Some(text) = text else { return durable::remove(path) };
-    let path = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
-    let mode = fs::metadata(&path).map_or(0o644, |metadata| {
-        std::os::unix::fs::PermissionsExt::mode(&metadata.permissions())
-    });
-    durable::write(&path, text.as_bytes(), mode & 0o7777)
-}
-
-/// A name beside `path` that no glob for `*.toml` finds.
-fn candidate(path: &Path) -> PathBuf {
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    path.with_file_name(format!(".{name}.kubewasi"))
-}
-
-/// The candidate of an imported file: what a trial root has to import.
-pub fn candidate_of(edit: &Edit) -> PathBuf {
-    candidate(&edit.file)
-}
-
-/// The root file of the trial.
-fn candidate_root(order: &Order, edit: &Edit) -> PathBuf {
-    match order.trial {
-        Some(_) => candidate(&order.config),
-        None => candidate(&edit.file),
-    }
-}
-
-/// What containerd makes of a configuration. It succeeds for a file that is not there, so that is asked first.
-fn dump(binary: &Path, config: &Path) -> Result<String, String> {
-    if !config.is_file() {
-        return Err(format!("{} is no file", config.display()));
-    }
-    let Output { status, stdout, stderr } = Command::new(binary)
-        .arg("--config")
-        .arg(config)
-        .args(["config", "dump"])
-        .output()
-        .map_err(|error| format!("cannot run {}: {error}", binary.display()))?;
-    let said = String::from_utf8_lossy(&stderr);
-    match status.success() {
-        true => Ok(String::from_utf8_lossy(&stdout).into_owned()),
-        false => Err(format!(
-            "containerd does not read {}: {}",
-            config.display(),
-            said.trim()
-        )),
+    match text {
+        Some(text) => {
+            let path = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+            durable::replace(&path, text.as_bytes(), 0o644)
+        }
+        None => durable::remove(path),
     }
 }

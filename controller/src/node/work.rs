@@ -5,18 +5,18 @@ use std::time::Duration;
 
 use crate::api::wasm_node::Step;
 
-use super::config;
+use super::config::Disk;
 use super::cri::{Cri, CriError};
 use super::durable::{self, WriteError};
 use super::fault;
 use super::host::{Containerd, Host};
-use super::journal::{self, Journal, Kept, Lock, RecordError};
+use super::journal::{self, Journal, Kept, Lock, RecordError, Written};
 use super::layout::{BASE, Layout};
 use super::restart;
 use super::shim::{self, ShimError, Staged};
 use super::smoke::{self, SmokeError};
 use super::systemd::{Systemd, SystemdError};
-use super::transaction::{Order, Progress, candidate_of};
+use super::transaction::{Order, Progress};
 
 /// How long containerd has to be healthy after a restart, in seconds: its plugins load within ten on a slow machine.
 const PATIENCE: u64 = 120;
@@ -188,6 +188,9 @@ impl Work<'_> {
     fn give(&self, order: &Order) -> Result<(), RecordError> {
         let layout = self.layout;
         durable::remove(&layout.progress())?;
+        if let Some(change) = &order.change {
+            Written::add(layout, change)?;
+        }
         let helper = std::fs::read("/proc/self/exe").map_err(WriteError::of("read", "/proc/self/exe".as_ref()))?;
         durable::write(&layout.helper(), &helper, 0o755)?;
         journal::write(&layout.order(), order)
@@ -196,26 +199,22 @@ impl Work<'_> {
     /// Whether the configuration is the planned one already, and containerd runs with it: an agent before was killed when
     /// the helper was done.
     fn is_changed(&self, journal: &Journal, restart: bool) -> bool {
-        let (planned, shape) = (&journal.planned, &self.containerd.shape);
-        let is_written = planned.edit.as_ref().is_none_or(|edit| {
-            let files = shape.imported.iter().map(|(path, text)| (path, text));
-            let mut files = files.chain([(&shape.root.path, &shape.root.text)]);
-            files.find(|(path, _)| **path == edit.file).map(|(_, text)| text) == edit.new.as_ref()
-        });
+        let planned = &journal.planned;
+        let disk = &self.containerd.configuration.disk;
+        let mut edits = planned.change.iter().flat_map(|change| &change.edits);
+        let is_written = edits.all(|edit| disk.read(&edit.file).ok() == edit.new);
         let leads_here = self.containerd.health.leads_to(&planned.handler, &self.layout.stable());
         is_written && (!restart || leads_here == planned.installs)
     }
 
     fn order(&self, journal: &Journal, restart: bool) -> Order {
         let (planned, containerd) = (&journal.planned, self.containerd);
-        let trial = |edit| config::trial(&containerd.shape, edit, &candidate_of(edit));
         Order {
             unit: containerd.unit.name.clone(),
             binary: containerd.binary.clone(),
-            config: containerd.shape.root.path.clone(),
+            config: containerd.configuration.root().to_owned(),
             socket: containerd.socket.clone(),
-            trial: planned.edit.as_ref().and_then(trial),
-            edit: planned.edit.clone(),
+            change: planned.change.clone(),
             handler: planned.handler.clone(),
             listed: planned.installs,
             restart,
@@ -352,21 +351,10 @@ fn remove_if_alone(layout: &Layout) -> Result<(), WriteError> {
     Ok(())
 }
 
-/// Keeps the wish that is fulfilled now, and the configuration of before the first one.
+/// Keeps the wish that is fulfilled now.
 fn keep(layout: &Layout, journal: &Journal) -> Result<(), RecordError> {
-    let mut kept: Kept = journal::read(&layout.kept())?.unwrap_or_default();
-    if let Some(edit) = journal.planned.edit.as_ref() {
-        let ours = format!("# kubewasi {}:", layout.runtime());
-        let had_ours = edit.old.as_ref().is_some_and(|old| old.contains(&ours));
-        kept.file = Some(edit.file.clone());
-        // The file of before an edit of our own table is no file of before us.
-        kept.written = edit
-            .new
-            .as_ref()
-            .filter(|_| !had_ours)
-            .map(|new| shim::digest(new.as_bytes()));
-        kept.old = edit.old.clone().filter(|_| !had_ours);
-    }
-    kept.wish = journal.planned.wish.clone();
+    let kept = Kept {
+        wish: journal.planned.wish.clone(),
+    };
     journal::write(&layout.kept(), &kept)
 }

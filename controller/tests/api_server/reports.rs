@@ -12,7 +12,7 @@ use kube::{Api, Client, ResourceExt};
 use kubewasi_controller::api::wasm_node::{Phase, Step};
 use kubewasi_controller::api::{WasmNode, WasmNodeStatus, WasmRuntime};
 use kubewasi_controller::node::agent::{Agent, Identity};
-use kubewasi_controller::node::config::{Root, Shape};
+use kubewasi_controller::node::health::Health;
 use kubewasi_controller::node::host::{Containerd, Host};
 use kubewasi_controller::node::journal::{Journal, Lock};
 use kubewasi_controller::node::layout::Layout;
@@ -250,7 +250,18 @@ async fn a_plan_that_waits_is_reported_once_however_often_it_is_tried() {
 
 /// A containerd that no step of the test asks.
 fn containerd() -> Containerd {
-    let config = Path::new("/etc/containerd/config.toml");
+    let (root, config) = (tempfile::tempdir().unwrap(), Path::new("/config.toml"));
+    fs::write(root.path().join("config.toml"), "version = 3").unwrap();
+    let health: Health = serde_json::from_value(json!({
+        "runtime_name": "containerd",
+        "release": "v2.4.2",
+        "runtime_ready": true,
+        "network_ready": true,
+        "default_runtime": "runc",
+        "handlers": {},
+    }))
+    .unwrap();
+    let configuration = Host::itself().configuration(root.path(), Path::new("/nowhere"), config, &health);
     Containerd {
         pid: 1,
         socket: "/nowhere.sock".into(),
@@ -260,22 +271,8 @@ fn containerd() -> Containerd {
             name: "containerd.service".into(),
             kill_mode: "process".into(),
         },
-        health: serde_json::from_value(json!({
-            "runtime_name": "containerd",
-            "release": "v2.4.2",
-            "runtime_ready": true,
-            "network_ready": true,
-            "default_runtime": "runc",
-            "handlers": {},
-        }))
-        .unwrap(),
-        shape: Shape {
-            release: "v2.4.2".parse().unwrap(),
-            drop_ins: None,
-            root: Root::parse(config, "version = 3").unwrap(),
-            imported: Vec::new(),
-            default_runtime: ("runc".into(), json!(null)),
-        },
+        health,
+        configuration: configuration.unwrap(),
     }
 }
 
@@ -292,7 +289,7 @@ async fn agent_of(control_plane: &ControlPlane, node: &str, root: &Path) -> (Age
     };
     let host = Host {
         root: root.to_owned(),
-        processes: PathBuf::from("/proc"),
+        ..Host::itself()
     };
     let layout = Layout::new(&root.join("opt/kubewasi"), "wasi");
     (Agent::new(identity, host, layout.clone(), client), layout)

@@ -1,6 +1,6 @@
 //! A containerd of one test's own, with CRI, and a runtime's folder beside it.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::fs;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -9,17 +9,18 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use kubewasi_controller::api::wasm_node::Permit;
-use kubewasi_controller::node::config::{self, Edit, Handler, Shape};
+use kubewasi_controller::node::config::{Change, Handler};
+use kubewasi_controller::node::configuration::Configuration;
 use kubewasi_controller::node::cri::Cri;
 use kubewasi_controller::node::health::Health;
-use kubewasi_controller::node::host::{self, Containerd, Host};
+use kubewasi_controller::node::host::{self, Containerd, Host, HostError};
 use kubewasi_controller::node::journal::Journal;
 use kubewasi_controller::node::layout::{Layout, SHIM};
 use kubewasi_controller::node::plan::Planned;
 use kubewasi_controller::node::shim::{self, Staged};
 use kubewasi_controller::node::smoke;
 use kubewasi_controller::node::systemd::Unit;
-use kubewasi_controller::node::transaction::{self, Order, Progress, candidate_of};
+use kubewasi_controller::node::transaction::{self, Order, Progress};
 use kubewasi_testbed::binary;
 use kubewasi_testbed::daemon::Daemon;
 use kubewasi_testbed::machine::{self, Machine};
@@ -33,6 +34,8 @@ pub struct Node {
     pub layout: Layout,
     pub handler: Handler,
     daemon: RefCell<Daemon>,
+    /// The release that it was upgraded to.
+    upgraded: Cell<Option<Version>>,
 }
 
 /// An ordinary container.
@@ -60,6 +63,7 @@ impl Node {
             layout,
             daemon: RefCell::new(Daemon::new(version.folder(), folder.clone())),
             folder,
+            upgraded: Cell::default(),
         };
         let _swept = Swept {
             node: &node,
@@ -132,30 +136,73 @@ impl Node {
     }
 
     /// What the agent sees of this containerd.
-    pub async fn shape(&self) -> Shape {
-        Host::itself()
-            .shape(Path::new("/"), &self.config(), &self.health().await)
-            .unwrap()
+    pub async fn configuration(&self) -> Configuration {
+        self.running().await.configuration
     }
 
     /// All that the agent knows of this containerd; its service is systemd's to tell.
     pub async fn running(&self) -> Containerd {
+        self.try_running().await.unwrap()
+    }
+
+    /// The same, or why the agent leaves this containerd alone.
+    pub async fn try_running(&self) -> Result<Containerd, HostError> {
         let socket = self.socket();
         let stream = UnixStream::connect(&socket).unwrap();
         let pid = rustix::net::sockopt::socket_peercred(&stream).unwrap().pid;
         let pid = pid.as_raw_nonzero().get().unsigned_abs();
-        Containerd {
+        let health = self.health().await;
+        Ok(Containerd {
             pid,
-            binary: self.version.folder().join("containerd"),
+            binary: self.binaries().join("containerd"),
             started: host::started(&Path::new("/proc").join(pid.to_string())).unwrap(),
             unit: Unit {
                 name: "containerd.service".into(),
                 kill_mode: "process".into(),
             },
-            health: self.health().await,
-            shape: self.shape().await,
+            configuration: self.configuration_of(&self.config(), &health)?,
+            health,
             socket,
+        })
+    }
+
+    /// The directory of the programs that run.
+    pub fn binaries(&self) -> PathBuf {
+        self.upgraded.get().unwrap_or(self.version).folder()
+    }
+
+    /// What containerd makes of its files, as text.
+    pub fn dump(&self) -> String {
+        self.try_dump(&self.config()).unwrap()
+    }
+
+    /// What containerd makes of another root file, or says of it.
+    pub fn try_dump(&self, config: &Path) -> Result<String, String> {
+        let mut dump = Command::new(self.binaries().join("containerd"));
+        let output = dump
+            .arg("--config")
+            .arg(config)
+            .args(["config", "dump"])
+            .output()
+            .unwrap();
+        match output.status.success() {
+            true => Ok(String::from_utf8(output.stdout).unwrap()),
+            false => Err(String::from_utf8_lossy(&output.stderr).into_owned()),
         }
+    }
+
+    /// Replaces containerd by another release, with the same files.
+    pub async fn upgrade(&self, to: Version) {
+        self.daemon.borrow_mut().end(Signal::TERM).unwrap();
+        self.daemon.replace(Daemon::new(to.folder(), self.folder.clone()));
+        self.upgraded.set(Some(to));
+        self.restart().await.unwrap();
+        self.health().await;
+    }
+
+    /// The configuration that this containerd has, or would have, with another root file.
+    pub fn configuration_of(&self, config: &Path, health: &Health) -> Result<Configuration, HostError> {
+        Host::itself().configuration(Path::new("/"), &self.binaries().join("containerd"), config, health)
     }
 
     /// Has containerd read its files, as systemd would.
@@ -180,16 +227,14 @@ impl Node {
         }
     }
 
-    /// The order that the agent would give for `edit`.
-    pub async fn order(&self, edit: Edit, listed: bool) -> Order {
-        let shape = self.shape().await;
+    /// The order that the agent would give for `change`.
+    pub async fn order(&self, change: Change, listed: bool) -> Order {
         Order {
             unit: "containerd.service".into(),
-            binary: self.version.folder().join("containerd"),
+            binary: self.binaries().join("containerd"),
             config: self.config(),
             socket: self.socket(),
-            trial: config::trial(&shape, &edit, &candidate_of(&edit)),
-            edit: Some(edit),
+            change: Some(change),
             handler: self.handler.name.clone(),
             listed,
             restart: true,
@@ -208,8 +253,14 @@ impl Node {
 
     /// The order that installs the handler.
     pub async fn install_order(&self) -> Order {
-        let edit = config::install(&self.shape().await, &self.handler).unwrap().unwrap();
-        self.order(edit, true).await
+        let change = self.configuration().await.install(&self.handler).await;
+        self.order(change.unwrap().unwrap(), true).await
+    }
+
+    /// The order that takes the handler away.
+    pub async fn uninstall_order(&self) -> Order {
+        let change = self.configuration().await.uninstall(&self.handler, &[]).await;
+        self.order(change.unwrap().unwrap(), false).await
     }
 
     /// Installs the handler, and forgets how.

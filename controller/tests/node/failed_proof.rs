@@ -14,7 +14,7 @@ use crate::steps::{plan, step};
 /// Takes all steps of the plan for a wish with these options, and says how the last one ended.
 async fn options(node: &Node, options: Value) -> Result<(), StepError> {
     let containerd = node.running().await;
-    let planned = plan(node, &containerd, json!({"options": options}));
+    let planned = plan(node, &containerd, json!({"options": options})).await;
     assert_eq!(planned.plan.steps, [Step::WriteOptions, Step::Prove]);
     let journal = permitted(node, planned);
     step(node, &containerd, Step::WriteOptions, &journal).await.unwrap();
@@ -70,8 +70,8 @@ async fn an_uninstallation_removes_artifacts_and_nothing_else_of_their_folder() 
         fs::write(other.join("1.png"), "").unwrap();
 
         let containerd = node.running().await;
-        let edit = plan(node, &containerd, json!({"state": "Removed"})).edit.unwrap();
-        let mut order = node.order(edit, false).await;
+        let planned = plan(node, &containerd, json!({"state": "Removed"})).await;
+        let mut order = node.order(planned.change.unwrap(), false).await;
         order.cache = Some(cache.clone());
         assert_eq!(node.transact(&order).await, Progress::Committed);
         let left: Vec<_> = fs::read_dir(&cache)

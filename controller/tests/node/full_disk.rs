@@ -8,7 +8,6 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use kubewasi_controller::api::wasm_node::{Step, Wish};
-use kubewasi_controller::node::config;
 use kubewasi_controller::node::host::Host;
 use kubewasi_controller::node::journal::Journal;
 use kubewasi_controller::node::plan::{Observed, plan};
@@ -98,7 +97,7 @@ async fn journal(node: &Node, staged: &Staged) -> Journal {
             has_staged: false,
             current: None,
             options: None,
-            edit: config::install(&node.shape().await, &node.handler).unwrap(),
+            change: node.configuration().await.install(&node.handler).await.unwrap(),
             listed: false,
             has_folder: false,
             cache: None,
@@ -190,7 +189,7 @@ async fn a_configuration_on_a_full_disk_is_refused_and_one_that_filled_it_up_is_
         assert_eq!(disk.files(), [file.clone()].into());
         disk.free();
 
-        fs::write(&file, order.edit.as_ref().unwrap().new.as_ref().unwrap()).unwrap();
+        fs::write(&file, order.change.as_ref().unwrap().edits[0].new.as_ref().unwrap()).unwrap();
         disk.fill();
         let phase = Progress::RollingBack("why".into());
         fs::write(node.layout.progress(), serde_json::to_vec(&phase).unwrap()).unwrap();

@@ -2,7 +2,6 @@
 
 use std::fs;
 
-use kubewasi_controller::node::config;
 use kubewasi_controller::node::smoke::{self, SmokeError};
 use kubewasi_controller::node::transaction::Progress;
 
@@ -16,11 +15,10 @@ on_every_containerd! {
         assert_eq!(node.transact(&order).await, Progress::Committed);
         assert_eq!(node.handlers().await, ["runc", "wasi"]);
         smoke::run(&node.socket(), &node.layout, &node.health().await, "wasi").await.unwrap();
-        assert_eq!(config::install(&node.shape().await, &node.handler), Ok(None));
+        assert_eq!(node.configuration().await.install(&node.handler).await.unwrap(), None);
         node.forget();
 
-        let edit = config::uninstall(&node.shape().await, &node.handler).unwrap().unwrap();
-        let order = node.order(edit, false).await;
+        let order = node.uninstall_order().await;
         assert_eq!(node.transact(&order).await, Progress::Committed);
         assert_eq!(node.handlers().await, ["runc"]);
         assert_eq!(node.config_text(), before);
@@ -65,14 +63,13 @@ async fn containerd_2_reads_our_file_from_a_folder_that_its_root_imports() {
         fs::write(node.config(), &root).unwrap();
         node.restart().await.unwrap();
         let order = node.install_order().await;
-        assert_eq!(order.edit.as_ref().unwrap().file, folder.join("90-kubewasi-default.toml"));
+        assert_eq!(order.change.as_ref().unwrap().edits[0].file, folder.join("90-kubewasi-default.toml"));
         assert_eq!(node.transact(&order).await, Progress::Committed);
         assert_eq!(node.handlers().await, ["runc", "wasi"]);
         assert_eq!(node.config_text(), root);
         smoke::run(&node.socket(), &node.layout, &node.health().await, "wasi").await.unwrap();
         node.forget();
-        let edit = config::uninstall(&node.shape().await, &node.handler).unwrap().unwrap();
-        let order = node.order(edit, false).await;
+        let order = node.uninstall_order().await;
         assert_eq!(node.transact(&order).await, Progress::Committed);
         assert_eq!(node.handlers().await, ["runc"]);
         assert_eq!(fs::read_dir(&folder).unwrap().count(), 1);

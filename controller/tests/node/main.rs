@@ -9,11 +9,19 @@
     reason = "nothing is public in a test binary: `pub` marks what a file offers the others"
 )]
 
+mod advice;
 mod check;
 mod containerd;
 mod failed_proof;
+mod foreign_edits;
+mod foreign_handlers;
 mod full_disk;
+mod generated;
+mod generator;
+mod imports;
 mod install;
+mod leftovers;
+mod lifecycle;
 mod proof;
 mod restart;
 mod resume;

@@ -108,7 +108,6 @@ async fn install(node: &Node) {
     node.install().await;
     let kept = Kept {
         wish: "installed".into(),
-        ..Kept::default()
     };
     journal::write(&node.layout.kept(), &kept).unwrap();
 }

@@ -52,7 +52,7 @@ async fn a_unit_whose_restart_would_end_pods_is_not_restarted_to_uninstall_eithe
         let installed = node.config_text();
         let mut containerd = node.running().await;
         containerd.unit.kill_mode = "control-group".into();
-        let planned = plan(node, &containerd, json!({"state": "Removed"}));
+        let planned = plan(node, &containerd, json!({"state": "Removed"})).await;
         assert!(planned.has(Step::RestartContainerd));
         assert!(
             refusal_of(&containerd)
@@ -78,9 +78,9 @@ async fn a_restart_that_is_somebody_elses_is_asked_for_and_the_plan_goes_on_afte
     Node::with(Version::V2_4, async |node: &Node| {
         // The configuration is written, and containerd does not know of it.
         let order = node.install_order().await;
-        fs::write(node.config(), order.edit.unwrap().new.unwrap()).unwrap();
+        fs::write(node.config(), order.change.unwrap().edits[0].new.as_ref().unwrap()).unwrap();
         let containerd = node.running().await;
-        let planned = plan(node, &containerd, json!({"containerdRestart": "Never"}));
+        let planned = plan(node, &containerd, json!({"containerdRestart": "Never"})).await;
         assert!(!planned.has(Step::RestartContainerd) && planned.has(Step::Prove));
         let journal = permitted(node, planned);
         let waits = step(node, &containerd, Step::Prove, &journal).await.unwrap_err();

@@ -20,7 +20,7 @@ on_every_containerd! {
             node.restart().await.unwrap();
             let order = node.install_order().await;
             if is_written {
-                fs::write(node.config(), order.edit.as_ref().unwrap().new.as_ref().unwrap()).unwrap();
+                fs::write(node.config(), order.change.as_ref().unwrap().edits[0].new.as_ref().unwrap()).unwrap();
             }
             if phase == Progress::Verifying {
                 node.restart().await.unwrap();
@@ -34,7 +34,7 @@ on_every_containerd! {
     async fn a_helper_that_died_while_it_rolled_back_is_gone_on_with(node) {
         let before = node.config_text();
         let order = node.install_order().await;
-        fs::write(node.config(), order.edit.as_ref().unwrap().new.as_ref().unwrap()).unwrap();
+        fs::write(node.config(), order.change.as_ref().unwrap().edits[0].new.as_ref().unwrap()).unwrap();
         for _ in 0..2 {
             let phase = Progress::RollingBack("why".into());
             fs::write(node.layout.progress(), serde_json::to_vec(&phase).unwrap()).unwrap();

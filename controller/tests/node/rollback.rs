@@ -37,7 +37,7 @@ on_every_containerd! {
     async fn a_candidate_that_changes_more_than_the_handler_is_not_written(node) {
         let before = node.config_text();
         let mut order = node.install_order().await;
-        let edit = order.edit.as_mut().unwrap();
+        let edit = &mut order.change.as_mut().unwrap().edits[0];
         edit.new = edit.new.as_ref().map(|new| new.replace("level = \"info\"", "level = \"warn\""));
         let Progress::Refused(reason) = node.transact(&order).await else { panic!("not refused") };
         assert!(reason.contains("changes more than the handler: debug.level"), "{reason}");
@@ -47,7 +47,7 @@ on_every_containerd! {
     async fn a_configuration_that_containerd_dumps_but_does_not_load_is_rolled_back(node) {
         let before = node.config_text();
         let mut order = node.install_order().await;
-        let edit = order.edit.as_mut().unwrap();
+        let edit = &mut order.change.as_mut().unwrap().edits[0];
         // `config dump` does not look for the file; containerd starts without its CRI plugin.
         let runtime_type = "runtime_type = \"io.containerd.wasi.v1\"\n";
         let broken = format!("{runtime_type}base_runtime_spec = \"/nowhere.json\"\n");
@@ -69,7 +69,7 @@ async fn containerd_1_without_the_copied_default_is_refused_before_anything_is_w
     for version in [Version::V1_6, Version::V1_7] {
         Node::with(version, async |node: &Node| {
             let mut order = node.install_order().await;
-            let edit = order.edit.as_mut().unwrap();
+            let edit = &mut order.change.as_mut().unwrap().edits[0];
             let alone = "[plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.wasi]\nruntime_type = \"io.containerd.wasi.v1\"\n";
             edit.new = Some(format!("{}{alone}", node.config_text()));
             let Progress::Refused(reason) = node.transact(&order).await else { panic!("not refused") };

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use kubewasi_controller::api::wasm_node::{Step, Wish};
 use kubewasi_controller::node::host::{Containerd, Host};
 use kubewasi_controller::node::journal::Journal;
-use kubewasi_controller::node::observe::observe;
+use kubewasi_controller::node::observe::{ObserveError, observe, permissible};
 use kubewasi_controller::node::plan::Planned;
 use kubewasi_controller::node::work::{StepError, Work};
 use serde_json::{Value, json};
@@ -13,7 +13,19 @@ use serde_json::{Value, json};
 use crate::containerd::Node;
 
 /// What there is to do for a wish that is the usual one but for `changes`.
-pub fn plan(node: &Node, containerd: &Containerd, changes: Value) -> Planned {
+pub async fn plan(node: &Node, containerd: &Containerd, changes: Value) -> Planned {
+    let wish = wish(changes);
+    let planned = observe(&Host::itself(), containerd, &node.layout, &staging(node), &wish).await;
+    planned.unwrap()
+}
+
+/// The same as the agent does it, who has reasons not to.
+pub async fn try_plan(node: &Node, containerd: &Containerd, changes: Value) -> Result<Planned, ObserveError> {
+    let wish = wish(changes);
+    permissible(&Host::itself(), containerd, &node.layout, &staging(node), &wish).await
+}
+
+fn wish(changes: Value) -> Wish {
     let mut wish = json!({
         "state": "Installed",
         "handler": "wasi",
@@ -24,8 +36,7 @@ pub fn plan(node: &Node, containerd: &Containerd, changes: Value) -> Planned {
         panic!("{changes}")
     };
     wish.as_object_mut().unwrap().extend(changes);
-    let wish: Wish = serde_json::from_value(wish).unwrap();
-    observe(&Host::itself(), containerd, &node.layout, &staging(node), &wish).unwrap()
+    serde_json::from_value(wish).unwrap()
 }
 
 /// Takes one step.
