@@ -12,7 +12,7 @@ export CARGO_TARGET_DIR := $(shell hack/target-dir)
 BUILD := gcc libc6-dev musl-tools protobuf-compiler
 CROSS := gcc-aarch64-linux-gnu libc6-dev-arm64-cross
 NODE := containerd runc buildah jq
-TEST := busybox-static curl docker-registry iproute2 openssl procps skopeo shellcheck
+TEST := busybox-static curl dbus docker-registry iproute2 openssl procps skopeo shellcheck systemd
 LANGUAGES := clang g++ libc++-dev-wasm32 libc++abi-14-dev-wasm32 libclang-rt-14-dev-wasm32 lld python3-venv wabt wasi-libc
 CRI := containernetworking-plugins iptables libseccomp-dev pkg-config
 KIND := $(CRI) busybox-static debootstrap docker.io docker-registry jq skopeo
@@ -43,8 +43,9 @@ unit: ## Unit tests, which need no root
 	@echo "unit: ok"
 
 api: rust ## The controller against a real API server and etcd, which are built when they are first needed
-	@hack/packages $(BUILD) openssl
+	@hack/packages $(BUILD) $(NODE) $(TEST)
 	@hack/kubernetes etcd kube-apiserver >/dev/null
+	@cargo build --quiet --locked --workspace --bin containerd-shim-wasi-v1
 	@cargo test --quiet --locked --workspace --test api-server -- --test-threads=2
 	@echo "api: ok"
 

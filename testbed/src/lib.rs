@@ -7,4 +7,5 @@ pub mod image;
 pub mod index;
 pub mod machine;
 pub mod script;
+pub mod systemd_host;
 pub mod version;

@@ -7,20 +7,23 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
+use jiff::Timestamp;
 use kube::runtime::WatchStreamExt;
 use kube::runtime::watcher::{self, Event, watcher};
 use kube::{Api, Client};
 
 use crate::api::labels;
-use crate::api::wasm_node::{Failure, Permit, Phase, Refusal, Step, WasmNode, WasmNodeStatus, WishedState};
+use crate::api::wasm_node::{Failure, Permit, Phase, Step, WasmNode, WasmNodeStatus, WishedState};
 
+use super::changes::Changes;
 use super::cri::Cri;
 use super::durable;
 use super::evidence::{Evidence, EvidenceError, PROVE};
 use super::host::{Containerd, Host, HostError};
 use super::journal::{self, Failed, Journal, RecordError};
 use super::layout::Layout;
-use super::observe::{ObserveError, permissible};
+use super::observe::{ObserveError, overwritten, permissible};
+use super::plan::Planned;
 use super::proof::now;
 use super::refusal::Refusal as Refused;
 use super::report::Reporter;
@@ -31,6 +34,9 @@ use super::work::Work;
 const LOOK: Duration = Duration::from_secs(30);
 /// How soon one is that waits for something, or could not be looked at.
 const SOON: Duration = Duration::from_secs(5);
+/// How long a host may be in a state that ends by itself, as a restart of containerd is, before the report says so. With
+/// [`LOOK`] and two calls that are not answered this is within a minute.
+const PASSING: Duration = Duration::from_secs(15);
 
 /// Who this agent is.
 #[derive(Clone, Debug)]
@@ -63,16 +69,29 @@ pub enum AgentError {
 }
 
 impl AgentError {
-    /// The record that somebody has to mend.
-    fn record(&self) -> Option<&RecordError> {
+    /// What the report says of a host that stays like this.
+    fn refusal(&self) -> Refused {
         match self {
+            AgentError::Host(error) | AgentError::Observe(ObserveError::Host(error)) => error.refusal(),
+            AgentError::Evidence(EvidenceError::Host(error)) => error.refusal(),
+            AgentError::Observe(ObserveError::Refused(refusal)) => refusal.clone(),
             AgentError::Record(error)
             | AgentError::Observe(ObserveError::Record(error))
-            | AgentError::Evidence(EvidenceError::Record(error)) => {
-                matches!(error, RecordError::Unparsable { .. }).then_some(error)
-            }
-            _ => None,
+            | AgentError::Evidence(EvidenceError::Record(error)) => Refused::record(error),
+            AgentError::Write(error) => Refused::write(error),
+            AgentError::Kube(_) | AgentError::NoWish { .. } => Refused::host(self),
         }
+    }
+
+    /// Whether it does not end by itself.
+    fn is_lasting(&self) -> bool {
+        let (AgentError::Record(error)
+        | AgentError::Observe(ObserveError::Record(error))
+        | AgentError::Evidence(EvidenceError::Record(error))) = self
+        else {
+            return false;
+        };
+        matches!(error, RecordError::Unparsable { .. })
     }
 }
 
@@ -87,6 +106,12 @@ pub struct Agent {
     waits: Option<(Permit, usize)>,
     /// The plan that failed, where that could not be written down: on a full disk.
     unwritten: Option<Journal>,
+    /// What was done to the host, also after the runtime's directory is gone.
+    changes: Changes,
+    /// What was said when the agent came to let containerd be, and until when.
+    paused: Option<(Timestamp, Refused)>,
+    /// Since when the host cannot be looked at.
+    unseen_since: Option<Instant>,
 }
 
 impl Agent {
@@ -100,6 +125,9 @@ impl Agent {
             evidence: Evidence::default(),
             waits: None,
             unwritten: None,
+            changes: Changes::default(),
+            paused: None,
+            unseen_since: None,
         }
     }
 
@@ -131,20 +159,51 @@ impl Agent {
                 () = tokio::time::sleep_until(next.into()) => {
                     next = Instant::now() + LOOK;
                     if let Some(node) = &wish {
-                        match self.look(node).await {
-                            Ok(after) => next = Instant::now() + after,
-                            Err(error) => {
-                                tracing::warn!(%error, "the host could not be looked at");
-                                if let Some(record) = error.record() {
-                                    self.refuse(node, unseen(node), Refused::record(record)).await;
-                                }
-                                next = Instant::now() + SOON;
-                            }
-                        }
+                        next = Instant::now() + self.try_to_look(node).await;
                     }
                 }
             }
         }
+    }
+
+    /// Looks at the host, and reports why that was not possible once it has not been for a while; returns when to look again.
+    async fn try_to_look(&mut self, node: &WasmNode) -> Duration {
+        let begun = Instant::now();
+        let error = match self.look(node).await {
+            Ok(after) => {
+                self.unseen_since = None;
+                return after;
+            }
+            Err(error) => error,
+        };
+        tracing::warn!(%error, "the host could not be looked at");
+        let since = *self.unseen_since.get_or_insert(begun);
+        if error.is_lasting() || since.elapsed() >= PASSING {
+            self.report_unseen(node, error.refusal()).await;
+        }
+        SOON
+    }
+
+    /// Reports why the host cannot be looked at. A plan that is under way stays the node's, since its helper goes on.
+    async fn report_unseen(&mut self, node: &WasmNode, refusal: Refused) {
+        let reviewed = self.review_rest().await;
+        reviewed.unwrap_or_else(|error| tracing::warn!(%error, "the proof could not be reviewed"));
+        let mut status = unseen(node);
+        match self.unfinished(node) {
+            Ok(Some(journal)) => {
+                status.phase = Some(Phase::Working);
+                status.plan = Some(journal.planned.plan);
+                status.refusal = Some(refusal.into());
+                status.proof = self.evidence.proof.clone();
+                self.reporter.report(node, status, PROVE).await;
+            }
+            _ => _ = self.refuse(node, status, refusal).await,
+        }
+    }
+
+    async fn review_rest(&mut self) -> Result<(), HostError> {
+        let pod_uid = Some(self.identity.pod_uid.as_str());
+        self.evidence.review_rest(&self.host, &self.layout, pod_uid).await
     }
 
     /// Looks at the host once, does what is permitted, and reports; returns when to look again.
@@ -155,7 +214,7 @@ impl Agent {
         let mut status = unseen(node);
         let containerd = match self.host.containerd(Some(&self.identity.pod_uid)).await {
             Err(HostError::Refused(refusal)) => {
-                self.evidence.review_rest(&self.host, &self.layout)?;
+                self.review_rest().await?;
                 return Ok(self.refuse(node, status, refusal).await);
             }
             containerd => containerd?,
@@ -188,6 +247,14 @@ impl Agent {
             Some(_) => planned.once_more(),
             None => planned,
         };
+        self.changes = self.changes.clone().max(Changes::read(&self.layout)?);
+        let planned = planned.numbered(self.changes.begun);
+        if let Some(refusal) = self.pause(&containerd, &planned) {
+            self.evidence
+                .look(&self.host, &containerd, &self.layout, &wish.handler, None)
+                .await?;
+            return Ok(self.refuse(node, status, refusal).await);
+        }
         let permit = node
             .spec
             .permit
@@ -251,10 +318,22 @@ impl Agent {
         Ok(None)
     }
 
-    /// Writes down that a plan is begun.
+    /// Why containerd is let be, where that was changed too often in a row. It is said as at first until the pause ends, since
+    /// each look may find the file written once more.
+    fn pause(&mut self, containerd: &Containerd, planned: &Planned) -> Option<Refused> {
+        let until = self.changes.pause_of(planned, Timestamp::now())?;
+        let (changes, change) = (&self.changes, planned.change.as_ref());
+        let said = self.paused.take().filter(|(said, _)| *said == until);
+        let said = said.unwrap_or_else(|| (until, overwritten(&self.host, containerd, changes, change, until)));
+        Some(self.paused.insert(said).1.clone())
+    }
+
+    /// Writes down that a plan is begun: that the agent did so first, since its permit is spent with it.
     fn begin(&mut self, journal: &Journal) -> Result<(), RecordError> {
         self.unwritten = None;
         durable::make_folder(&self.layout.folder())?;
+        self.changes = self.changes.clone().begin();
+        self.changes.write(&self.layout)?;
         journal::write(&self.layout.journal(), journal)
     }
 
@@ -313,10 +392,7 @@ impl Agent {
             };
             if error.waits() {
                 tracing::info!(?step, %error, "waiting");
-                status.refusal = error.asks().map(|reason| Refusal {
-                    reason: reason.to_owned(),
-                    message: error.to_string(),
-                });
+                status.refusal = error.asks().map(Into::into);
                 self.reporter.report(node, status, PROVE).await;
                 self.waits = Some((journal.permit, index));
                 return Ok(SOON);
@@ -326,6 +402,11 @@ impl Agent {
             // What was installed before may have suffered.
             self.evidence.expire();
             return Ok(Duration::ZERO);
+        }
+        self.changes = self.changes.clone().carried_out(&journal.planned, Timestamp::now());
+        // A runtime that was removed leaves no record.
+        if self.layout.folder().exists() {
+            self.changes.write(&self.layout)?;
         }
         durable::remove(&self.layout.journal())?;
         self.evidence.expire();
@@ -338,10 +419,7 @@ impl Agent {
             status.phase = Some(Phase::Removed);
         } else {
             status.phase = Some(Phase::Refused);
-            status.refusal = Some(Refusal {
-                reason: refusal.reason.to_owned(),
-                message: refusal.message,
-            });
+            status.refusal = Some(refusal.into());
             (status.proof, status.disproof) = (self.evidence.proof.clone(), self.evidence.disproof.clone());
         }
         self.reporter.report(node, status, PROVE).await;

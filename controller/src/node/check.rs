@@ -2,10 +2,13 @@
 
 use std::fmt::Write;
 
+use jiff::Timestamp;
+
+use super::changes::Changes;
 use super::config::Handler;
-use super::host::{Containerd, Host, HostError};
+use super::host::{Containerd, Host};
 use super::layout::Layout;
-use super::observe::{ObserveError, install_change};
+use super::observe::{ObserveError, install_change, overwritten};
 use super::plan::Planned;
 use super::refusal::Refusal;
 use super::restart;
@@ -18,44 +21,57 @@ pub struct Findings {
 }
 
 /// Looks at `host` as the agent of `layout`'s runtime would, for `handler`.
-pub async fn check(host: &Host, layout: &Layout, handler: &str, pod_uid: Option<&str>) -> Result<Findings, HostError> {
+pub async fn check(host: &Host, layout: &Layout, handler: &str, pod_uid: Option<&str>) -> Findings {
     match host.containerd(pod_uid).await {
-        Err(HostError::Refused(refusal)) => Ok(refused(String::new(), &refusal)),
-        containerd => examine(host, &containerd?, layout, handler).await,
+        Err(error) => refused(String::new(), &error.refusal()),
+        Ok(containerd) => examine(host, &containerd, layout, handler).await,
     }
 }
 
 /// The same for the containerd that was found.
-pub async fn examine(
+pub async fn examine(host: &Host, containerd: &Containerd, layout: &Layout, handler: &str) -> Findings {
+    let mut text = String::new();
+    describe(&mut text, containerd);
+    match verdict(host, containerd, layout, handler, &mut text).await {
+        Err(error) => refused(text, &error.refusal()),
+        Ok(()) => {
+            line(&mut text, "verdict", "ok: nothing would be refused");
+            Findings { text, is_good: true }
+        }
+    }
+}
+
+/// What the agent would refuse, if anything; `text` gets what it would change.
+async fn verdict(
     host: &Host,
     containerd: &Containerd,
     layout: &Layout,
     handler: &str,
-) -> Result<Findings, HostError> {
-    let mut text = String::new();
-    describe(&mut text, containerd);
+    text: &mut String,
+) -> Result<(), ObserveError> {
     let handler = Handler {
         runtime: layout.runtime().to_owned(),
         name: handler.to_owned(),
         shim: layout.stable(),
     };
-    match install_change(host, containerd, &handler).await {
-        Err(ObserveError::Refused(refusal)) => return Ok(refused(text, &refusal)),
-        Err(ObserveError::Host(error)) => return Err(error),
-        Err(ObserveError::Record(error)) => return Ok(refused(text, &Refusal::record(&error))),
-        Ok(None) => line(&mut text, "configuration", "has the handler"),
-        Ok(Some(change)) => {
+    let change = install_change(host, containerd, layout, &handler).await?;
+    match &change {
+        None => line(text, "configuration", "has the handler"),
+        Some(change) => {
             for edit in &change.edits {
-                line(&mut text, "would change", &edit.file.display().to_string());
-            }
-            match restart::refuse(host, containerd).await {
-                Err(HostError::Refused(refusal)) => return Ok(refused(text, &refusal)),
-                harmless => harmless?,
+                line(text, "would change", &edit.file.display().to_string());
             }
         }
     }
-    line(&mut text, "verdict", "ok: nothing would be refused");
-    Ok(Findings { text, is_good: true })
+    let is_listed = containerd.health.leads_to(&handler.name, &layout.stable());
+    if change.is_none() && is_listed {
+        return Ok(());
+    }
+    let changes = Changes::read(layout)?;
+    if let Some(until) = changes.paused(Timestamp::now()) {
+        return Err(overwritten(host, containerd, &changes, change.as_ref(), until).into());
+    }
+    Ok(restart::refuse(host, containerd).await?)
 }
 
 /// A plan as text, with the lines of configuration that it adds and removes.
@@ -169,6 +185,7 @@ mod tests {
                 is_seen: true,
             }),
             cache: None,
+            number: 0,
         };
         let text = describe_plan(&planned);
         assert!(text.contains("WriteConfig, RestartContainerd"), "{text}");

@@ -1,11 +1,14 @@
 //! What the agent asks of containerd's CRI plugin; it changes nothing there.
 
 use std::collections::{BTreeMap, HashMap};
+use std::error::Error;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use containerd_client::tonic::transport::Channel;
-use containerd_client::tonic::{Request, Status};
+use containerd_client::services::v1::PluginsRequest;
+use containerd_client::services::v1::introspection_client::IntrospectionClient;
+use containerd_client::tonic::transport::{self, Channel};
+use containerd_client::tonic::{Code, Request, Status};
 use k8s_cri::v1::runtime_service_client::RuntimeServiceClient;
 use k8s_cri::v1::{
     ListPodSandboxRequest, PodSandboxFilter, PodSandboxState, PodSandboxStateValue, StatusRequest, VersionRequest,
@@ -17,45 +20,79 @@ use super::health::{AnswerError, Health};
 const POD_UID: &str = "io.kubernetes.pod.uid";
 /// The longest that one call may take: a containerd that hangs is not healthy.
 const CALL: Duration = Duration::from_secs(10);
+/// The type of the plugins that serve gRPC, and CRI's id among them.
+const GRPC_PLUGIN: &str = "io.containerd.grpc.v1";
+const CRI_PLUGIN: &str = "cri";
+/// The plugins that CRI's is made of since 2.0: their errors say more than its own.
+const CRI_PARTS: &str = "io.containerd.cri.v1";
+
+/// Why there is no connection to containerd.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    #[error("cannot connect to {path}: {why}", path = path.display(), why = innermost(cause))]
+    Refused { path: PathBuf, cause: transport::Error },
+    #[error("{path} does not accept a connection within {secs} seconds", path = path.display(), secs = CALL.as_secs())]
+    TimedOut { path: PathBuf },
+}
 
 /// Why containerd could not be asked.
 #[derive(Debug, thiserror::Error)]
 pub enum CriError {
-    #[error("cannot connect to {path}: {cause}", path = path.display())]
-    Connect {
-        path: PathBuf,
-        cause: containerd_client::tonic::transport::Error,
-    },
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
     #[error("CRI's {call}: {} ({:?})", .status.message(), .status.code())]
     Call { call: &'static str, status: Box<Status> },
+    #[error("containerd does not answer CRI's {call} within {secs} seconds", secs = CALL.as_secs())]
+    NoAnswer { call: &'static str },
+    #[error("containerd has no CRI plugin")]
+    Disabled,
+    #[error("containerd's CRI plugin did not load: {cause}")]
+    NotLoaded { cause: String },
+    #[error("containerd does not serve version 1 of CRI")]
+    OtherVersion,
     #[error(transparent)]
     Answer(#[from] AnswerError),
+}
+
+/// Connects to the containerd whose socket is at `path`.
+///
+/// # Errors
+///
+/// When nothing accepts the connection within ten seconds.
+pub(super) async fn connect(path: &Path) -> Result<Channel, ConnectError> {
+    match tokio::time::timeout(CALL, containerd_client::connect(path)).await {
+        Ok(channel) => channel.map_err(|cause| ConnectError::Refused {
+            path: path.to_owned(),
+            cause,
+        }),
+        Err(_) => Err(ConnectError::TimedOut { path: path.to_owned() }),
+    }
 }
 
 /// A connection to CRI.
 #[derive(Clone)]
 pub struct Cri {
+    channel: Channel,
     client: RuntimeServiceClient<Channel>,
 }
 
 impl Cri {
     /// Connects to the socket at `path`.
     pub async fn connect(path: &Path) -> Result<Cri, CriError> {
-        let channel = containerd_client::connect(path)
-            .await
-            .map_err(|cause| CriError::Connect {
-                path: path.to_owned(),
-                cause,
-            })?;
+        let channel = connect(path).await?;
         Ok(Cri {
-            client: RuntimeServiceClient::new(channel),
+            client: RuntimeServiceClient::new(channel.clone()),
+            channel,
         })
     }
 
     /// Asks `Version` and a verbose `Status`.
     pub async fn health(&mut self) -> Result<Health, CriError> {
-        let version = self.client.version(timed(VersionRequest::default())).await;
-        let version = version.map_err(failed("Version"))?.into_inner();
+        let version = match self.client.version(timed(VersionRequest::default())).await {
+            Ok(version) => version.into_inner(),
+            Err(status) if status.code() == Code::Unimplemented => return Err(self.missing().await?),
+            Err(status) => return Err(failed("Version")(status)),
+        };
         let status = self.client.status(timed(StatusRequest { verbose: true })).await;
         let status = status.map_err(failed("Status"))?.into_inner();
         let conditions = status.status.unwrap_or_default().conditions;
@@ -78,6 +115,31 @@ impl Cri {
             health.read_config(config)?;
         }
         Ok(health)
+    }
+
+    /// Why a containerd does not serve CRI, as it tells of its plugins.
+    async fn missing(&self) -> Result<CriError, CriError> {
+        let answer = IntrospectionClient::new(self.channel.clone())
+            .plugins(timed(PluginsRequest::default()))
+            .await;
+        let plugins = answer.map_err(failed("Plugins"))?.into_inner().plugins;
+        let error_of = |is_meant: &dyn Fn(&str, &str) -> bool| {
+            plugins
+                .iter()
+                .filter(|plugin| is_meant(&plugin.r#type, &plugin.id))
+                .find_map(|plugin| plugin.init_err.as_ref())
+                .map(|error| error.message.clone())
+        };
+        let is_cri = |kind: &str, id: &str| kind == GRPC_PLUGIN && id == CRI_PLUGIN;
+        if !plugins.iter().any(|plugin| is_cri(&plugin.r#type, &plugin.id)) {
+            return Ok(CriError::Disabled);
+        }
+        Ok(
+            match error_of(&|kind, _| kind == CRI_PARTS).or_else(|| error_of(&is_cri)) {
+                Some(cause) => CriError::NotLoaded { cause },
+                None => CriError::OtherVersion,
+            },
+        )
     }
 
     /// How many sandboxes of `handler` run. Those of pods that have ended need no handler any more, to be removed either,
@@ -118,8 +180,21 @@ pub(super) fn timed<T>(message: T) -> Request<T> {
 }
 
 fn failed(call: &'static str) -> impl FnOnce(Status) -> CriError {
-    move |status| CriError::Call {
-        call,
-        status: Box::new(status),
+    move |status| match status.code() {
+        // The first is what the client makes of its own timeout.
+        Code::Cancelled | Code::DeadlineExceeded => CriError::NoAnswer { call },
+        _ => CriError::Call {
+            call,
+            status: Box::new(status),
+        },
     }
+}
+
+/// What an error is in the end caused by: the transport's own texts name their layer only.
+fn innermost(error: &transport::Error) -> String {
+    let mut innermost: &dyn Error = error;
+    while let Some(source) = innermost.source() {
+        innermost = source;
+    }
+    innermost.to_string()
 }

@@ -5,6 +5,7 @@ use kube::{Api, Client};
 use crate::api::WasmNode;
 
 use super::agent::{AgentError, Identity, selection};
+use super::changes::Changes;
 use super::host::Host;
 use super::layout::Layout;
 use super::observe::permissible;
@@ -24,5 +25,6 @@ pub async fn dry_run(identity: &Identity, host: &Host, layout: &Layout, client: 
         node: identity.node.clone(),
     })?;
     let containerd = host.containerd(Some(&identity.pod_uid)).await?;
-    Ok(permissible(host, &containerd, layout, &identity.staging, &node.spec.wish).await?)
+    let planned = permissible(host, &containerd, layout, &identity.staging, &node.spec.wish).await?;
+    Ok(planned.numbered(Changes::read(layout)?.begun))
 }

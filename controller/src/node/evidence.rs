@@ -78,9 +78,9 @@ impl Evidence {
     /// # Errors
     ///
     /// When the facts cannot be read.
-    pub fn review_rest(&mut self, host: &Host, layout: &Layout) -> Result<(), HostError> {
+    pub async fn review_rest(&mut self, host: &Host, layout: &Layout, pod_uid: Option<&str>) -> Result<(), HostError> {
         if let Some(proof) = &self.proof
-            && !Facts::rest(host, layout, proof)?.hold(proof)
+            && !Facts::rest(host, layout, proof, pod_uid).await?.hold(proof)
         {
             self.proof = None;
         }

@@ -46,6 +46,19 @@ pub enum Unhealthy {
     StillListed(String),
 }
 
+impl Unhealthy {
+    /// Whether waiting does not help: containerd reads its configuration once, when it starts.
+    pub fn is_lasting(&self) -> bool {
+        match self {
+            Unhealthy::RuntimeNotReady | Unhealthy::NetworkLost => false,
+            Unhealthy::HandlerLost(_)
+            | Unhealthy::DefaultChanged { .. }
+            | Unhealthy::NotListed(_)
+            | Unhealthy::StillListed(_) => true,
+        }
+    }
+}
+
 impl Health {
     /// Reads the `config` of a verbose Status.
     pub fn read_config(&mut self, config: &str) -> Result<(), AnswerError> {

@@ -1,16 +1,18 @@
 //! The helper on the host: this same program, in a unit of its own, with one order to carry out.
 
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::host::Host;
 use super::journal::{self, Lock, RecordError};
 use super::layout::Layout;
-use super::systemd::Systemd;
+use super::systemd::{Systemd, SystemdError};
 use super::transaction::{self, Order, Progress, TransactionError};
 
 /// How often the lock is asked for.
 const ASK: Duration = Duration::from_millis(200);
+/// How long a restart waits for jobs that came since the agent looked for them; containerd runs meanwhile.
+const QUEUE: Duration = Duration::from_secs(120);
 
 /// Why the helper ended without a result.
 #[derive(Debug, thiserror::Error)]
@@ -39,6 +41,17 @@ pub async fn run(folder: &Path) -> Result<Progress, HelperError> {
     };
     let order: Order = journal::read(&layout.order())?.ok_or_else(no_order)?;
     let root = Host::itself().root;
-    let restart = async || Systemd::connect(&root).await?.restart(&order.unit).await;
+    let restart = async || restart(&root, &order.unit).await;
     Ok(transaction::run(&order, &layout.progress(), restart).await?)
+}
+
+/// Restarts a unit once no other job would keep it down.
+async fn restart(root: &Path, unit: &str) -> Result<(), SystemdError> {
+    let patience = Instant::now() + QUEUE;
+    loop {
+        match Systemd::connect(root).await?.restart(unit).await {
+            Err(SystemdError::Queued { .. }) if Instant::now() < patience => tokio::time::sleep(ASK).await,
+            ended => return ended,
+        }
+    }
 }

@@ -6,8 +6,11 @@
 
 use std::fs;
 use std::io;
-use std::os::unix::net::UnixStream;
-use std::path::{Component, Path, PathBuf};
+use std::os::unix::fs::FileTypeExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use tokio::net::UnixStream;
 
 use super::config::{self, Files, LoadError, Release};
 use super::configuration::Configuration;
@@ -15,12 +18,14 @@ use super::cri::{Cri, CriError};
 use super::disk::HostDisk;
 use super::dumper::{DumpError, Dumper};
 use super::health::Health;
+use super::host_path::{below, resolve};
 use super::refusal::Refusal;
 use super::restart::LossError;
+use super::runtime_socket::{self, Parent};
 use super::systemd::{Systemd, SystemdError, Unit};
 
-/// Where containerd listens by default; other distributions have other sockets.
-const SOCKETS: [&str; 1] = ["/run/containerd/containerd.sock"];
+/// The longest that a listener may take to accept a connection.
+const ACCEPT: Duration = Duration::from_secs(5);
 /// Sockets of runtimes that are none of ours, for a better message.
 const OTHERS: [(&str, &str); 2] = [
     ("/run/crio/crio.sock", "CRI-O"),
@@ -42,10 +47,30 @@ pub enum HostError {
     Read { path: PathBuf, cause: io::Error },
     #[error("{path} is not of the form that proc(5) gives it: {text:?}", path = path.display())]
     Proc { path: PathBuf, text: String },
+    /// Something is in a state that a restart may end by itself; a look that finds it again refuses the host.
+    #[error("{0}")]
+    Unavailable(Refusal),
     #[error(transparent)]
     Dump(#[from] DumpError),
     #[error(transparent)]
     Refused(#[from] Refusal),
+}
+
+impl HostError {
+    /// What there is to say of a host that stays like this.
+    pub fn refusal(&self) -> Refusal {
+        match self {
+            HostError::Refused(refusal) | HostError::Unavailable(refusal) => refusal.clone(),
+            HostError::Cri(_) | HostError::Loss(_) => Refusal::unreachable(self),
+            HostError::Systemd(_) | HostError::Dump(DumpError::Systemd(_)) => Refusal::systemd(self),
+            HostError::Dump(DumpError::Write(error)) => Refusal::write(error),
+            HostError::Dump(error @ (DumpError::Rejected(_) | DumpError::Output(_) | DumpError::Load(_))) => {
+                Refusal::dump(error)
+            }
+            HostError::Dump(DumpError::Run { .. } | DumpError::TimedOut { .. }) => Refusal::unreachable(self),
+            HostError::Read { .. } | HostError::Proc { .. } => Refusal::host(self),
+        }
+    }
 }
 
 /// The host, seen from where this program runs.
@@ -95,10 +120,13 @@ impl Host {
         }
     }
 
-    /// A path of the host's, in this process's view. No component is looked up here, so `path` has no symlinks that lead
-    /// out: those of the host's root are absolute.
+    /// A path of the host's, in this process's view. Symbolic links are followed below the host's root, where those that are
+    /// absolute would lead a system call out of it.
     pub fn path(&self, path: &Path) -> PathBuf {
-        below(&self.root, path)
+        below(
+            &self.root,
+            &resolve(&self.root, path).unwrap_or_else(|_| path.to_owned()),
+        )
     }
 
     /// The boot that this is.
@@ -107,17 +135,31 @@ impl Host {
         Ok(text.trim().to_owned())
     }
 
-    /// Finds the containerd that runs the pod with `pod_uid`, or the only one when no pod is named.
+    /// Finds the containerd that runs the pod with `pod_uid`, or the one that runs the host's pods when no pod is named.
+    ///
+    /// # Errors
+    ///
+    /// When there is none that can be worked with; each call that it takes ends within ten seconds.
     pub async fn containerd(&self, pod_uid: Option<&str>) -> Result<Containerd, HostError> {
         if !super::systemd::socket(&self.root).exists() || !self.path(Path::new("/run/systemd/system")).exists() {
             return Err(Refusal::no_systemd().into());
         }
-        let (socket, mut cri, health) = self.find(pod_uid).await?;
-        let pid = self.listener(&socket)?;
+        let Found {
+            socket,
+            pid,
+            config,
+            mut cri,
+            health,
+        } = self.find(pod_uid).await?;
         let process = self.processes.join(pid.to_string());
         let binary = program(&read_link(&process.join("exe"))?);
-        let unit = Systemd::connect(&self.root).await?.unit_of(pid).await?;
-        let configuration = self.configuration(&process.join("root"), &binary, &config_file(&process)?, &health)?;
+        let unit = match Systemd::connect(&self.root).await?.unit_of(pid).await {
+            Err(error @ (SystemdError::NoUnit { .. } | SystemdError::NoService { .. })) => {
+                return Err(Refusal::no_service(&error).into());
+            }
+            unit => unit?,
+        };
+        let configuration = self.configuration(&process.join("root"), &binary, &config, &health)?;
         let started = started(&process)?;
         // Whoever restarts it while we look would have us mix two.
         cri.health().await?;
@@ -132,46 +174,99 @@ impl Host {
         })
     }
 
+    /// The sockets at which the containerd may listen that runs the pod, or the host's pods; the likeliest first.
+    fn sockets(&self, pod_uid: Option<&str>) -> Result<Vec<PathBuf>, Refusal> {
+        match pod_uid.and_then(|_| runtime_socket::parent(&self.processes, "self")) {
+            Some(Parent::Containerd(socket)) => Ok(vec![socket]),
+            Some(Parent::Other(name)) => Err(Refusal::other_runtime(name)),
+            None => Ok(runtime_socket::candidates(&self.processes)
+                .into_iter()
+                .filter(|socket| self.path(socket).symlink_metadata().is_ok())
+                .collect()),
+        }
+    }
+
     /// The socket whose CRI lists the pod.
-    async fn find(&self, pod_uid: Option<&str>) -> Result<(PathBuf, Cri, Health), HostError> {
-        for socket in SOCKETS.map(PathBuf::from) {
-            let here = self.path(&socket);
-            if !here.exists() {
-                continue;
-            }
-            let mut cri = Cri::connect(&here).await?;
-            let health = cri.health().await?;
-            if health.runtime_name != "containerd" {
-                return Err(Refusal::other_runtime(&health.runtime_name).into());
-            }
-            let is_ours = match pod_uid {
-                Some(uid) => cri.has_pod(uid).await?,
-                None => true,
-            };
-            if is_ours {
-                return Ok((socket, cri, health));
+    async fn find(&self, pod_uid: Option<&str>) -> Result<Found, HostError> {
+        let sockets = self.sockets(pod_uid)?;
+        let mut unusable = None;
+        for socket in &sockets {
+            match self.ask(socket, pod_uid).await {
+                Ok(Some(found)) => return Ok(found),
+                Ok(None) => {}
+                Err(error) => _ = unusable.get_or_insert(error),
             }
         }
         let other = OTHERS.iter().find(|(socket, _)| self.path(Path::new(socket)).exists());
-        Err(match other {
-            Some((_, name)) => Refusal::other_runtime(name),
-            None => Refusal::no_containerd(&SOCKETS),
-        }
-        .into())
-    }
-
-    /// When the process was started that listens where containerd does, in clock ticks after boot; none where none does.
-    pub fn listener_started(&self) -> Option<u64> {
-        SOCKETS.iter().find_map(|socket| {
-            let pid = self.listener(Path::new(socket)).ok()?;
-            started(&self.processes.join(pid.to_string())).ok()
+        Err(match (unusable, other) {
+            (Some(error), _) => error,
+            (None, Some((_, name))) => Refusal::other_runtime(name).into(),
+            (None, None) if sockets.is_empty() => {
+                Refusal::no_containerd(&runtime_socket::KNOWN.map(PathBuf::from)).into()
+            }
+            (None, None) => Refusal::no_containerd(&sockets).into(),
         })
     }
 
+    /// The containerd at a socket, when the pod is one of its.
+    async fn ask(&self, socket: &Path, pod_uid: Option<&str>) -> Result<Option<Found>, HostError> {
+        let pid = self.listener(socket).await?;
+        let process = self.processes.join(pid.to_string());
+        let config = config_file(&process)?;
+        let asked = async {
+            let mut cri = Cri::connect(&self.path(socket)).await?;
+            let health = cri.health().await?;
+            let is_ours = match pod_uid {
+                Some(uid) if health.runtime_name == "containerd" => cri.has_pod(uid).await?,
+                _ => true,
+            };
+            Ok((cri, health, is_ours))
+        };
+        let (cri, health, is_ours) = asked.await.map_err(|error| match error {
+            CriError::Disabled => Refusal::cri_disabled(socket, &config).into(),
+            CriError::NotLoaded { cause } => Refusal::cri_not_loaded(socket, &config, &cause).into(),
+            CriError::OtherVersion => Refusal::cri_version(socket).into(),
+            CriError::NoAnswer { .. } => {
+                HostError::Unavailable(Refusal::no_answer(socket, pid, is_stopped(&process), &error))
+            }
+            error => error.into(),
+        })?;
+        if health.runtime_name != "containerd" {
+            return Err(Refusal::other_runtime(&health.runtime_name).into());
+        }
+        let socket = socket.to_owned();
+        Ok(is_ours.then_some(Found {
+            socket,
+            pid,
+            config,
+            cri,
+            health,
+        }))
+    }
+
+    /// When the process was started that listens where containerd does, in clock ticks after boot; none where none does.
+    pub async fn listener_started(&self, pod_uid: Option<&str>) -> Option<u64> {
+        for socket in self.sockets(pod_uid).unwrap_or_default() {
+            if let Ok(pid) = self.listener(&socket).await {
+                return started(&self.processes.join(pid.to_string())).ok();
+            }
+        }
+        None
+    }
+
     /// The process that listens at a socket: SO_PEERCRED has who called listen(2).
-    fn listener(&self, socket: &Path) -> Result<u32, HostError> {
+    async fn listener(&self, socket: &Path) -> Result<u32, HostError> {
         let path = self.path(socket);
-        let stream = UnixStream::connect(&path).map_err(read_error(&path))?;
+        let down = |why: &str| HostError::Unavailable(Refusal::down(socket, why));
+        match fs::metadata(&path) {
+            Err(error) => return Err(down(&error.to_string())),
+            Ok(found) if !found.file_type().is_socket() => return Err(down("it is a file of another kind")),
+            Ok(_) => {}
+        }
+        let stream = match tokio::time::timeout(ACCEPT, UnixStream::connect(&path)).await {
+            Ok(stream) => stream.map_err(|error| down(&error.to_string()))?,
+            Err(_) => return Err(down("it accepts no connection")),
+        };
         let credentials = rustix::net::sockopt::socket_peercred(&stream)
             .map_err(io::Error::from)
             .map_err(read_error(&path))?;
@@ -210,6 +305,15 @@ impl Host {
             dumper: self.dumper.clone(),
         })
     }
+}
+
+/// A containerd that answers, and how it was started.
+struct Found {
+    socket: PathBuf,
+    pid: u32,
+    config: PathBuf,
+    cri: Cri,
+    health: Health,
 }
 
 /// The root configuration file of a containerd: a relative path is relative to its working directory.
@@ -261,10 +365,11 @@ pub fn started(process: &Path) -> Result<u64, HostError> {
     field.ok_or(HostError::Proc { path, text })
 }
 
-/// `path` below another root, without its own.
-fn below(root: &Path, path: &Path) -> PathBuf {
-    let inner = path.components().filter(|part| matches!(part, Component::Normal(_)));
-    root.join(inner.collect::<PathBuf>())
+/// Whether a process is stopped by a signal, by the state in proc_pid_stat(5).
+fn is_stopped(process: &Path) -> bool {
+    let text = fs::read_to_string(process.join("stat")).unwrap_or_default();
+    text.rsplit_once(") ")
+        .is_some_and(|(_, rest)| rest.starts_with(['T', 't']))
 }
 
 fn read(path: &Path) -> Result<String, HostError> {
@@ -331,13 +436,5 @@ mod tests {
         );
         assert_eq!(of("containerd --config=./../c.toml"), Path::new("/var/lib/c.toml"));
         assert_eq!(of("containerd -c /a.toml"), Path::new("/a.toml"));
-    }
-
-    #[test]
-    fn a_path_of_the_host_stays_below_its_root() {
-        assert_eq!(
-            below(Path::new("/proc/1/root"), Path::new("/etc/../x")),
-            Path::new("/proc/1/root/etc/x")
-        );
     }
 }

@@ -8,6 +8,7 @@
 //!                       smoke/smoke.wasm                 the root filesystem of the module that proves the node
 //!                       journal.json                     the plan that the agent is at
 //!                       order.json, progress.json        what the helper is to do, and how far it is
+//!                       changes.json                     how often the agent changed the host lately
 //!                       kept.json                        the wish that is fulfilled
 //!                       written.json                     the configuration files that the agent ever wrote
 //! ```
@@ -88,6 +89,10 @@ impl Layout {
 
     pub fn progress(&self) -> PathBuf {
         self.folder().join("progress.json")
+    }
+
+    pub fn changes(&self) -> PathBuf {
+        self.folder().join("changes.json")
     }
 
     pub fn kept(&self) -> PathBuf {

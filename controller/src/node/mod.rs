@@ -10,6 +10,7 @@
 //! decide nothing; `configuration` asks containerd which of `config`'s candidates is the one.
 
 pub mod agent;
+pub mod changes;
 pub mod check;
 pub mod config;
 pub mod configuration;
@@ -24,6 +25,7 @@ mod fault;
 pub mod health;
 pub mod helper;
 pub mod host;
+pub mod host_path;
 pub mod journal;
 pub mod layout;
 pub mod observe;
@@ -32,8 +34,11 @@ pub mod proof;
 pub mod refusal;
 mod report;
 pub mod restart;
+pub mod rights;
+pub mod runtime_socket;
 pub mod shim;
 pub mod smoke;
 pub mod systemd;
 pub mod transaction;
 pub mod work;
+pub mod write_access;

@@ -3,13 +3,13 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::StatVfsMountFlags;
+use jiff::Timestamp;
 
 use crate::api::wasm_node::{Step, Wish, WishedState};
 
+use super::changes::Changes;
 use super::config::{Change, Edit, Handler};
 use super::configuration::ConfigurationError;
-use super::disk::mounted;
 use super::dumper::DumpError;
 use super::host::{Containerd, Host, HostError};
 use super::journal::{self, RecordError, Written};
@@ -18,6 +18,7 @@ use super::plan::{Observed, Planned, plan};
 use super::refusal::Refusal;
 use super::restart;
 use super::shim::{self, Staged};
+use super::write_access;
 
 /// Why there is no plan.
 #[derive(Debug, thiserror::Error)]
@@ -28,6 +29,17 @@ pub enum ObserveError {
     Record(#[from] RecordError),
     #[error(transparent)]
     Host(HostError),
+}
+
+impl ObserveError {
+    /// What there is to say of a host that stays like this.
+    pub fn refusal(&self) -> Refusal {
+        match self {
+            ObserveError::Refused(refusal) => refusal.clone(),
+            ObserveError::Record(error) => Refusal::record(error),
+            ObserveError::Host(error) => error.refusal(),
+        }
+    }
 }
 
 impl From<HostError> for ObserveError {
@@ -92,6 +104,9 @@ pub async fn observe(
     let leads_here = containerd.health.leads_to(&wish.handler, &layout.stable());
     if !installs {
         let change = uninstall_change(containerd, layout, &handler).await?;
+        for edit in change.iter().flat_map(|change| &change.edits) {
+            writable(host, containerd, edit)?;
+        }
         return Ok(plan(
             wish,
             Observed {
@@ -107,7 +122,7 @@ pub async fn observe(
             },
         ));
     }
-    let change = install_change(host, containerd, &handler).await?;
+    let change = install_change(host, containerd, layout, &handler).await?;
     wish.options
         .check()
         .map_err(|error| Refusal::options(error.to_string()))?;
@@ -136,9 +151,14 @@ pub async fn observe(
 pub async fn install_change(
     host: &Host,
     containerd: &Containerd,
+    layout: &Layout,
     handler: &Handler,
 ) -> Result<Option<Change>, ObserveError> {
-    refuse(host, containerd)?;
+    restart::keeps_shims(&containerd.unit)?;
+    if !containerd.health.runtime_ready {
+        return Err(Refusal::not_ready().into());
+    }
+    write_access::refuse_programs(&host.root, layout)?;
     let change = containerd.configuration.install(handler).await?;
     for edit in change.iter().flat_map(|change| &change.edits) {
         writable(host, containerd, edit)?;
@@ -146,29 +166,26 @@ pub async fn install_change(
     Ok(change)
 }
 
-/// Refuses a containerd whose restart would do harm, or that is in trouble already, and a host where no program can live.
-fn refuse(host: &Host, containerd: &Containerd) -> Result<(), Refusal> {
-    restart::keeps_shims(&containerd.unit)?;
-    if !containerd.health.runtime_ready {
-        return Err(Refusal::not_ready());
-    }
-    let programs = Path::new("/opt");
-    match mounted(&host.root, programs) {
-        Ok(flags) if flags.contains(StatVfsMountFlags::RDONLY) => Err(Refusal::read_only(programs)),
-        Ok(flags) if flags.contains(StatVfsMountFlags::NOEXEC) => Err(Refusal::no_exec(programs)),
-        // What is not there is made; what cannot be looked at fails when it is written.
-        _ => Ok(()),
-    }
+/// Refuses an edit of a file that cannot be replaced, or that containerd does not see.
+fn writable(host: &Host, containerd: &Containerd, edit: &Edit) -> Result<(), Refusal> {
+    write_access::refuse_edit(&host.root, edit)?;
+    let other = host.processes.join(containerd.pid.to_string()).join("root");
+    write_access::refuse_hidden(&host.root, &other, &edit.file)
 }
 
-/// Refuses an edit of a file that cannot be changed.
-fn writable(host: &Host, containerd: &Containerd, edit: &Edit) -> Result<(), Refusal> {
-    let folder = edit.file.parent().unwrap_or(Path::new("/"));
-    let root = host.processes.join(containerd.pid.to_string()).join("root");
-    match mounted(&root, folder) {
-        Ok(flags) if flags.contains(StatVfsMountFlags::RDONLY) => Err(Refusal::read_only(folder)),
-        _ => Ok(()),
-    }
+/// Why containerd is not changed `until` then, where somebody takes each `change` back, or has containerd not list the
+/// handler.
+pub fn overwritten(
+    host: &Host,
+    containerd: &Containerd,
+    changes: &Changes,
+    change: Option<&Change>,
+    until: Timestamp,
+) -> Refusal {
+    let edit = change.and_then(|change| change.edits.first());
+    let file = edit.map_or(containerd.configuration.root(), |edit| &edit.file);
+    let signature = write_access::signature(&host.root, file);
+    Refusal::overwritten(file, changes.row, signature, until)
 }
 
 /// The change that removes the handler from wherever it was written.

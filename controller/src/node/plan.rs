@@ -46,6 +46,10 @@ pub struct Planned {
     pub options: String,
     pub change: Option<Change>,
     pub cache: Option<PathBuf>,
+    /// How many plans the agent has begun before this one: what is to be done again has another hash, so that a permit is for
+    /// one attempt.
+    #[serde(default)]
+    pub number: u64,
 }
 
 impl Planned {
@@ -65,6 +69,12 @@ impl Planned {
             return self.named();
         }
         self
+    }
+
+    /// The plan of an agent that has begun `number` plans before.
+    pub fn numbered(mut self, number: u64) -> Planned {
+        self.number = number;
+        self.named()
     }
 
     /// With the hash of all that it does, whatever its hash was before.
@@ -114,6 +124,7 @@ pub fn plan(wish: &Wish, observed: Observed) -> Planned {
         options,
         change: observed.change,
         cache: observed.cache,
+        number: 0,
     }
     .named()
 }
@@ -309,5 +320,7 @@ mod tests {
             ..fresh()
         };
         assert_ne!(hash(fresh()), hash(shim));
+        let again = plan(&wish, fresh()).numbered(1);
+        assert_ne!(hash(fresh()), again.plan.hash, "a permit is for one attempt");
     }
 }

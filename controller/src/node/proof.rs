@@ -37,10 +37,10 @@ impl Facts {
 
     /// Looks at a host whose containerd's configuration cannot be read, or that has no containerd just now: what cannot
     /// be told is as `proof` says. A file that does not parse takes no handler from the containerd that runs.
-    pub fn rest(host: &Host, layout: &Layout, proof: &Proof) -> Result<Facts, HostError> {
+    pub async fn rest(host: &Host, layout: &Layout, proof: &Proof, pod_uid: Option<&str>) -> Result<Facts, HostError> {
         Ok(Facts {
             boot_id: host.boot_id()?,
-            started: match host.listener_started() {
+            started: match host.listener_started(pod_uid).await {
                 Some(started) => since_epoch(host, started)?,
                 None => proof.containerd_started.0.as_second(),
             },

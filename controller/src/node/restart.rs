@@ -6,6 +6,9 @@
 //! removes it with whatever runs in it (`shim_load.go`): 1.7 all, 2.x what is no sandbox. runc finds processes by
 //! their devices cgroup where cgroups are those of version 1, and systemd moves those of sandboxes out of it
 //! (systemd#37044). Then any restart ends them, whoever asks for it; so the agent does not.
+//!
+//! systemd stops a unit at once and starts it when the jobs of the units that it is ordered after have ended: a restart
+//! during such a job leaves the node without containerd until then.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt::{self, Display};
@@ -21,7 +24,7 @@ use containerd_client::tonic::{Code, Request, Status};
 use containerd_client::types::v1::Status as TaskStatus;
 
 use super::config::Release;
-use super::cri::timed;
+use super::cri::{ConnectError, connect, timed};
 use super::host::{Containerd, Host, HostError};
 use super::refusal::Refusal;
 use super::smoke::in_namespace;
@@ -43,8 +46,8 @@ type Found = BTreeMap<(String, String), String>;
 /// Why that could not be found out.
 #[derive(Debug, thiserror::Error)]
 pub enum LossError {
-    #[error("cannot connect to containerd: {0}")]
-    Connect(#[from] containerd_client::tonic::transport::Error),
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
     #[error("containerd does not tell {what}: {}", .status.message())]
     Call { what: &'static str, status: Box<Status> },
 }
@@ -56,6 +59,7 @@ pub enum LossError {
 /// The refusal, or that containerd did not answer.
 pub async fn refuse(host: &Host, containerd: &Containerd) -> Result<(), HostError> {
     keeps_shims(&containerd.unit)?;
+    starts_at_once(&containerd.unit)?;
     let losses = Losses::look(&host.path(&containerd.socket), containerd.configuration.release).await?;
     match losses.is_empty() {
         true => Ok(()),
@@ -68,6 +72,14 @@ pub fn keeps_shims(unit: &Unit) -> Result<(), Refusal> {
     match unit.kill_mode.as_str() {
         "process" => Ok(()),
         other => Err(Refusal::kill_mode(&unit.name, other)),
+    }
+}
+
+/// Refuses a unit whose restart would stop it and then wait for another job before it starts it again.
+pub fn starts_at_once(unit: &Unit) -> Result<(), Refusal> {
+    match &unit.waits_for {
+        None => Ok(()),
+        Some(job) => Err(Refusal::queued(&unit.name, job)),
     }
 }
 
@@ -89,7 +101,7 @@ impl Losses {
         {
             return Ok(Losses::default());
         }
-        let channel = containerd_client::connect(socket).await?;
+        let channel = connect(socket).await?;
         let mut found = name_none(&channel, release).await?;
         if !found.is_empty() {
             tokio::time::sleep(ENDING).await;

@@ -20,7 +20,7 @@ use containerd_client::types::Mount;
 use prost_types::Any;
 use serde_json::{Value as Json, json};
 
-use super::cri::timed;
+use super::cri::{ConnectError, connect, timed};
 use super::durable::{self, WriteError};
 use super::health::Health;
 use super::layout::Layout;
@@ -36,8 +36,8 @@ const LIMIT: Duration = Duration::from_secs(60);
 pub enum SmokeError {
     #[error("the running containerd does not list the handler {0:?}")]
     NotListed(String),
-    #[error("cannot connect to containerd: {0}")]
-    Connect(#[from] containerd_client::tonic::transport::Error),
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
     #[error("containerd could not {act} the test container: {}", .status.message())]
     Call { act: &'static str, status: Box<Status> },
     #[error("the test module ended with {found}, and was asked to end with {asked}")]
@@ -57,7 +57,7 @@ pub async fn run(socket: &Path, layout: &Layout, health: &Health, handler: &str)
     let entry = health.handlers.get(handler);
     let entry = entry.ok_or_else(|| SmokeError::NotListed(handler.to_owned()))?;
     let smoke = Smoke {
-        channel: containerd_client::connect(socket).await?,
+        channel: connect(socket).await?,
         namespace: format!("kubewasi-smoke-{}", layout.runtime()),
         // One of an agent that was killed has another id.
         id: format!("smoke-{}-{}", std::process::id(), fresh_number()),

@@ -146,10 +146,15 @@ pub async fn run<E: Display>(
                     // Whoever changed the file since has made it theirs, for better or worse.
                     Err(error @ TransactionError::Foreign { .. }) => Some(error.to_string()),
                     Err(error) => return Err(error),
-                    Ok(()) => match restart().await {
-                        Ok(()) => healthy(order, was_listed).await.err(),
-                        Err(error) => Some(format!("containerd did not restart: {error}")),
-                    },
+                    Ok(()) => {
+                        let restarted = restart().await;
+                        // A containerd that was never stopped needs no restart to be as it was.
+                        let unhealthy = healthy(order, was_listed).await.err();
+                        match restarted {
+                            Ok(()) => unhealthy,
+                            Err(error) => unhealthy.map(|why| format!("containerd did not restart: {error}; {why}")),
+                        }
+                    }
                 };
                 Progress::RolledBack {
                     reason: reason.clone(),
@@ -249,6 +254,7 @@ async fn healthy(order: &Order, listed: bool) -> Result<(), String> {
         let problem = match asked {
             Ok(now) => match compare(&order.before, &now, &order.handler, listed) {
                 Ok(()) => return Ok(()),
+                Err(unhealthy) if unhealthy.is_lasting() => return Err(unhealthy.to_string()),
                 Err(unhealthy) => unhealthy.to_string(),
             },
             Err(error) => error.to_string(),

@@ -1,7 +1,7 @@
 //! A permitted plan, carried out step by step. Each step looks whether it is done, so all of it can be begun again.
 
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::api::wasm_node::Step;
 
@@ -12,6 +12,7 @@ use super::fault;
 use super::host::{Containerd, Host};
 use super::journal::{self, Journal, Kept, Lock, RecordError, Written};
 use super::layout::{BASE, Layout};
+use super::refusal::Refusal;
 use super::restart;
 use super::shim::{self, ShimError, Staged};
 use super::smoke::{self, SmokeError};
@@ -27,6 +28,8 @@ const AGAIN: Duration = Duration::from_secs(5);
 const LOOK: Duration = Duration::from_millis(500);
 /// How long a helper may be away before it is started again: systemd does that by itself, after a second.
 const AWAY: Duration = Duration::from_secs(10);
+/// How long systemd may not answer before the report says so; a restart of it takes seconds.
+const UNHEARD: Duration = Duration::from_secs(20);
 /// How often a helper is started that ends before it has written down that it began; systemd tries each five times.
 const STARTS: u32 = 2;
 
@@ -61,6 +64,10 @@ pub enum StepError {
     AwaitsRestart,
     #[error("another agent changes this host")]
     Locked,
+    #[error("{0}")]
+    Queued(Refusal),
+    #[error("the helper cannot be looked after: {0}")]
+    Unheard(SystemdError),
 }
 
 impl StepError {
@@ -81,12 +88,24 @@ impl StepError {
 
     /// Whether the step is only to be tried again later: it waits for somebody.
     pub fn waits(&self) -> bool {
-        matches!(self, StepError::InUse(_) | StepError::AwaitsRestart | StepError::Locked)
+        match self {
+            StepError::InUse(_)
+            | StepError::AwaitsRestart
+            | StepError::Locked
+            | StepError::Queued(_)
+            | StepError::Unheard(_) => true,
+            _ => false,
+        }
     }
 
-    /// The reason of a wait that lasts until somebody acts who has to be told.
-    pub fn asks(&self) -> Option<&'static str> {
-        matches!(self, StepError::AwaitsRestart).then_some("AwaitsRestart")
+    /// What the report says of a wait that may need somebody to act.
+    pub fn asks(&self) -> Option<Refusal> {
+        match self {
+            StepError::AwaitsRestart => Some(Refusal::awaits_restart(self)),
+            StepError::Queued(refusal) => Some(refusal.clone()),
+            StepError::Unheard(error) => Some(Refusal::systemd(error)),
+            _ => None,
+        }
     }
 }
 
@@ -159,6 +178,7 @@ impl Work<'_> {
         }
         if !is_ordered && restart {
             // A permit may have come long after the plan was made.
+            restart::starts_at_once(&self.containerd.unit).map_err(StepError::Queued)?;
             restart::refuse(self.host, self.containerd)
                 .await
                 .map_err(|error| StepError::Refused(error.to_string()))?;
@@ -228,6 +248,7 @@ impl Work<'_> {
     async fn helped(&self) -> Result<Progress, StepError> {
         let layout = self.layout;
         let (mut away, mut seen, mut starts) = (AWAY, false, 0);
+        let mut heard = Instant::now();
         loop {
             let recorded: Option<Progress> = journal::read(&layout.progress())?;
             let has_begun = recorded.is_some();
@@ -240,7 +261,11 @@ impl Work<'_> {
                 durable::remove(&layout.order())?;
                 return Err(StepError::NoHelper(layout.unit()));
             }
-            match self.assist(may_start).await {
+            let assisted = self.assist(may_start).await;
+            if assisted.is_ok() {
+                heard = Instant::now();
+            }
+            match assisted {
                 Ok(Helper::Away) => away += LOOK,
                 Ok(Helper::Works) => (away, seen) = (Duration::ZERO, true),
                 Ok(Helper::Started) => (away, seen, starts) = (Duration::ZERO, true, starts + 1),
@@ -249,7 +274,8 @@ impl Work<'_> {
                     durable::remove(&layout.order())?;
                     return Err(error.into());
                 }
-                // The helper works on while the bus is away.
+                // The helper works on while the bus is away. Whoever waits is to be told of it, and comes back.
+                Err(error) if heard.elapsed() >= UNHEARD => return Err(StepError::Unheard(error)),
                 Err(error) => tracing::warn!(%error, "systemd cannot be asked"),
             }
             tokio::time::sleep(LOOK).await;

@@ -11,6 +11,7 @@ mod controller;
 mod crds;
 mod faults;
 mod lifecycle;
+mod overwritten;
 mod package;
 mod readable;
 mod refused;

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -133,6 +134,52 @@ async fn a_host_that_its_agent_refuses_is_told_of_and_stays_as_it_is() {
     .await;
     assert!(wasm_nodes.list(&ListParams::default()).await.unwrap().items.is_empty());
     assert_eq!(roots.each_ref().map(|root| files(root.path())), before);
+}
+
+/// A node's containerd may hang, or be none: its WasmNode says so, and a state that passes by itself is none to tell.
+#[tokio::test]
+async fn a_host_whose_containerd_cannot_be_asked_is_told_of_within_a_minute() {
+    let control_plane = ControlPlane::start().await;
+    let client = &control_plane.client;
+    make_nodes(client, &NODES).await;
+    make_wasm_nodes(client).await;
+    let wasm_nodes: Api<WasmNode> = Api::all(client.clone());
+    let roots = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+    let sockets = roots
+        .each_ref()
+        .map(|root| root.path().join("run/containerd/containerd.sock"));
+    for (root, socket) in roots.iter().zip(&sockets) {
+        for path in ["run/systemd/system", "run/dbus/system_bus_socket", "run/containerd"] {
+            fs::create_dir_all(root.path().join(path)).unwrap();
+        }
+        let _ = fs::remove_file(socket);
+    }
+    fs::write(&sockets[0], "").unwrap();
+    // It takes connections, as a process does that is stopped.
+    let hangs = UnixListener::bind(&sockets[1]).unwrap();
+    let mut agents = Vec::new();
+    for (node, root) in NODES.iter().zip(&roots) {
+        agents.push(Running::start(&control_plane, node, root.path()).await);
+    }
+    let reason = async |node: &str| {
+        let status = wasm_nodes.get(node).await.unwrap().status?;
+        Some((status.phase?, status.refusal?.reason))
+    };
+    let refused = |reason: &str| Some((Phase::Refused, reason.to_owned()));
+    wait_for("what is no socket", async || {
+        reason("wasi.node-a").await == refused("ContainerdDown")
+    })
+    .await;
+    wait_for("what does not answer", async || {
+        reason("wasi.node-b").await == refused("ContainerdNotResponding")
+    })
+    .await;
+
+    // As long as it is the same, it is told once.
+    let told = versions(&wasm_nodes).await;
+    tokio::time::sleep(Duration::from_secs(20)).await;
+    assert_eq!(versions(&wasm_nodes).await, told);
+    drop(hangs);
 }
 
 #[tokio::test]
@@ -270,6 +317,7 @@ fn containerd() -> Containerd {
         unit: Unit {
             name: "containerd.service".into(),
             kill_mode: "process".into(),
+            waits_for: None,
         },
         health,
         configuration: configuration.unwrap(),

@@ -11,10 +11,36 @@ use kubewasi_controller::node::observe::{ObserveError, permissible};
 use kubewasi_controller::node::plan::Planned;
 use kubewasi_controller::node::transaction::Progress;
 use kubewasi_testbed::binary;
+use kubewasi_testbed::systemd_host::SystemdHost;
 use serde_json::json;
 
 use crate::containerd::{Node, Version};
 use crate::on_every_containerd;
+
+/// What `kubewasi-node check` says on a host, and whether it ends well.
+pub fn check_on(host: &SystemdHost) -> (String, bool) {
+    said(host.run(program(), &["check"]))
+}
+
+/// The same in a pod, whose first process has a parent with this command line.
+pub fn check_in_pod(host: &SystemdHost, parent: &str) -> (String, bool) {
+    let command = format!("{} check --pod-uid=pod", program().display());
+    said(host.run_under(parent, &command))
+}
+
+/// Waits until nothing of a host is refused.
+pub fn wait_for_check(host: &SystemdHost) {
+    host.wait_for("a host that is not refused", || check_on(host).1);
+}
+
+fn program() -> PathBuf {
+    binary::under_test("kubewasi-node", env!("CARGO_BIN_EXE_kubewasi-node"))
+}
+
+fn said(output: Output) -> (String, bool) {
+    let said = [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned());
+    (said.concat(), output.status.success())
+}
 
 /// A folder that is mounted over itself, for reading; it goes with its value.
 struct ReadOnly(PathBuf);
@@ -60,9 +86,7 @@ async fn planned(node: &Node, containerd: &Containerd, state: &str) -> Result<Pl
 
 /// What `kubewasi-node check` says, and the reason of its refusal as the agent has it.
 async fn checked(node: &Node, containerd: &Containerd) -> (String, Option<&'static str>) {
-    let found = examine(&Host::itself(), containerd, &node.layout, "wasi")
-        .await
-        .unwrap();
+    let found = examine(&Host::itself(), containerd, &node.layout, "wasi").await;
     let refused = planned(node, containerd, "Installed").await.err();
     assert_eq!(found.is_good, refused.is_none(), "{}", found.text);
     (found.text, refused)
@@ -125,7 +149,7 @@ fn the_program_tells_of_a_host_without_systemd_and_fails() {
     // Whatever runs this test may have one.
     let mut check = Command::new("unshare");
     check.args(["--mount", "sh", "-c", "mount -t tmpfs run /run && exec \"$0\" check"]);
-    check.arg(binary::under_test("kubewasi-node", env!("CARGO_BIN_EXE_kubewasi-node")));
+    check.arg(program());
     let Output { status, stdout, stderr } = check.output().unwrap();
     let (said, errors) = (String::from_utf8_lossy(&stdout), String::from_utf8_lossy(&stderr));
     assert_eq!(status.code(), Some(1), "{said}{errors}");

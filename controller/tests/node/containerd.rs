@@ -159,6 +159,7 @@ impl Node {
             unit: Unit {
                 name: "containerd.service".into(),
                 kill_mode: "process".into(),
+                waits_for: None,
             },
             configuration: self.configuration_of(&self.config(), &health)?,
             health,

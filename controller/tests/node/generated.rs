@@ -132,10 +132,8 @@ async fn verdict(node: &Node, running: &Containerd, root: &Path, handler: &Handl
         configuration,
         ..running.clone()
     };
-    let change = install_change(&Host::itself(), &containerd, handler).await;
-    let found = examine(&Host::itself(), &containerd, &node.layout, &handler.name)
-        .await
-        .unwrap();
+    let change = install_change(&Host::itself(), &containerd, &node.layout, handler).await;
+    let found = examine(&Host::itself(), &containerd, &node.layout, &handler.name).await;
     assert_eq!(found.is_good, change.is_ok(), "{}", found.text);
     if change.is_ok() {
         return Ok(());

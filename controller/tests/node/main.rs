@@ -26,7 +26,10 @@ mod proof;
 mod restart;
 mod resume;
 mod rollback;
+mod runtime;
 mod steps;
+mod unusable;
+mod unwritable;
 
 /// Makes a test of each function, on each of these containerds.
 macro_rules! on_every_containerd {
