@@ -18,7 +18,7 @@ use sha2::{Digest, Sha256};
 
 use super::bounds::{MOST_COUNTED, MOST_MESSAGE, MOST_WORD, cut, instant};
 use super::shim_options::ShimOptions;
-use super::wasm_runtime::ContainerdRestart;
+use super::wasm_runtime::{ContainerdRestart, ImagePull};
 
 /// A runtime on one node. Made by the controller, reported on by the node's agent.
 #[derive(CustomResource, KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -71,6 +71,10 @@ pub struct Wish {
     pub options: ShimOptions,
     /// Whether the agent may restart containerd.
     pub containerd_restart: ContainerdRestart,
+    /// How CRI pulls images; Unchanged where it is missing.
+    // The default is left out, so that the hash of a wish without it is that of an older controller's.
+    #[serde(default, skip_serializing_if = "ImagePull::is_unchanged")]
+    pub image_pull: ImagePull,
 }
 
 impl Wish {
@@ -310,5 +314,27 @@ impl WasmNodeStatus {
     /// The age of the report in seconds, if there is one.
     pub fn age(&self, now: Timestamp) -> Option<i64> {
         self.reported_at.as_ref().map(|at| now.duration_since(at.0).as_secs())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_wish_that_leaves_image_pulls_alone_has_the_hash_of_one_that_says_nothing_of_them() {
+        let wish = |image_pull: Option<&str>| {
+            let mut wish = json!({
+                "state": "Installed", "handler": "wasi", "shimImage": "shim:1", "containerdRestart": "Rolling",
+            });
+            if let Some(image_pull) = image_pull {
+                wish["imagePull"] = json!(image_pull);
+            }
+            serde_json::from_value::<Wish>(wish).unwrap().hash()
+        };
+        assert_eq!(wish(Some("Unchanged")), wish(None));
+        assert_ne!(wish(Some("Local")), wish(None));
     }
 }

@@ -84,6 +84,9 @@ pub struct WasmRuntimeSpec {
     /// Whether agents may restart containerd.
     #[serde(default)]
     pub containerd_restart: ContainerdRestart,
+    /// What agents write into containerd's configuration besides the handler.
+    #[serde(default, skip_serializing_if = "Installation::is_default")]
+    pub installation: Installation,
     /// After how many seconds without a report a node counts as not ready. Agents report every 5 minutes.
     #[serde(default = "default_stale_after")]
     #[schemars(range(min = 400, max = 86400))]
@@ -208,6 +211,42 @@ pub enum ContainerdRestart {
     Rolling,
     /// Never: the agent writes the configuration and waits until someone else restarts containerd.
     Never,
+}
+
+/// What agents write into containerd's configuration besides the handler.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Installation {
+    /// How CRI pulls images on the nodes. Unchanged leaves it to the nodes; Local lets containerd 2.1 and newer unpack
+    /// images for wasi/wasm. A change restarts containerd.
+    #[serde(default)]
+    pub image_pull: ImagePull,
+}
+
+impl Installation {
+    fn is_default(&self) -> bool {
+        *self == Installation::default()
+    }
+}
+
+/// How CRI pulls images on a node.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum ImagePull {
+    /// As containerd is configured. From containerd 2.1 on, its default unpacks only images of the node's own platform: a
+    /// container of an image for wasi/wasm alone cannot be created.
+    #[default]
+    Unchanged,
+    /// containerd 2.1 and newer get `use_local_image_pull = true`, by which CRI unpacks what it pulls whatever its platform;
+    /// older releases do so without the key. It is removed with the runtime, or when this is Unchanged again. Where an
+    /// administrator's configuration has the key as false, the node is refused.
+    Local,
+}
+
+impl ImagePull {
+    /// Whether it is the default.
+    pub fn is_unchanged(&self) -> bool {
+        *self == ImagePull::Unchanged
+    }
 }
 
 /// How the cluster stands with a runtime.

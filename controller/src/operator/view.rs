@@ -96,6 +96,7 @@ impl View {
             shim_image: spec.shim.image.clone(),
             options: spec.shim.options.clone(),
             containerd_restart: spec.containerd_restart,
+            image_pull: spec.installation.image_pull,
         }
     }
 

@@ -258,6 +258,12 @@ async fn a_wrong_runtime_is_refused_with_field_and_reason() {
             "supported values",
         ),
         (
+            "/spec/installation",
+            json!({"imagePull": "Always"}),
+            "spec.installation.imagePull",
+            "supported values",
+        ),
+        (
             "/spec/staleAfterSeconds",
             json!(10),
             "spec.staleAfterSeconds",
