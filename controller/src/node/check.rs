@@ -20,6 +20,11 @@ pub struct Findings {
     pub is_good: bool,
 }
 
+/// What an administrator is to know of a containerd that pulls images as its default has it.
+const PULLS_BY_TRANSFER: &str = "by the transfer service: an image for wasi/wasm alone is not unpacked, and its containers \
+    fail with `parent snapshot ... does not exist`; publish an index with linux/amd64 and linux/arm64, or set \
+    spec.installation.imagePull of the WasmRuntime to Local (docs/images.md)";
+
 /// Looks at `host` as the agent of `layout`'s runtime would, for `handler`.
 pub async fn check(host: &Host, layout: &Layout, handler: &str, pod_uid: Option<&str>) -> Findings {
     match host.containerd(pod_uid).await {
@@ -53,6 +58,8 @@ async fn verdict(
         runtime: layout.runtime().to_owned(),
         name: handler.to_owned(),
         shim: layout.stable(),
+        // How CRI pulls is the WasmRuntime's to say: what the agent has written stays.
+        local_pull: containerd.configuration.writes_local_pull(layout.runtime()),
     };
     let change = install_change(host, containerd, layout, &handler).await?;
     match &change {
@@ -62,6 +69,9 @@ async fn verdict(
                 line(text, "would change", &edit.file.display().to_string());
             }
         }
+    }
+    if matches!(containerd.configuration.leaves_wasi_packed().await, Ok(true)) {
+        line(text, "image pulls", PULLS_BY_TRANSFER);
     }
     let is_listed = containerd.health.leads_to(&handler.name, &layout.stable());
     if change.is_none() && is_listed {
@@ -181,6 +191,7 @@ mod tests {
                     runtime: "default".into(),
                     name: "wasi".into(),
                     shim: "/shim".into(),
+                    local_pull: false,
                 }),
                 is_seen: true,
             }),

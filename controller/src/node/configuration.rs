@@ -5,8 +5,8 @@
 use std::path::{Path, PathBuf};
 
 use super::config::{
-    Change, Disk, Dump, Edit, File, Files, Handler, LoadError, Mismatch, Ours, Overlay, Refusal, Release, copies, cuts,
-    is_marked, places, verify, written,
+    Change, Disk, Dump, Edit, Entry, File, Files, Handler, LOCAL_PULL, LoadError, Mismatch, Ours, Overlay, Refusal,
+    Release, copies, cuts, has_local_pull, is_marked, places, verify, written,
 };
 use super::disk::HostDisk;
 use super::dumper::{DumpError, Dumper};
@@ -50,7 +50,12 @@ impl Configuration {
             return Err(self.disabling(plugin).into());
         }
         let marked = self.marked(handler, &[]);
-        if !marked.is_empty() && now.has(handler) {
+        let local_pull = handler.local_pull && release.pulls_by_transfer();
+        let pulls_as_wanted = match local_pull {
+            true => now.pulls_locally(),
+            false => !self.writes_local_pull(&handler.runtime),
+        };
+        if !marked.is_empty() && now.has(handler) && pulls_as_wanted {
             return Ok(None);
         }
         let cuts = cuts(&marked, handler, false)?;
@@ -64,6 +69,10 @@ impl Configuration {
             }
             .into());
         }
+        let key = match local_pull && !base.pulls_locally() {
+            true => Some(local_pull_entry(&files)?),
+            false => None,
+        };
         let drop_ins = files
             .drop_in_directory()
             .filter(|directory| self.disk.list(directory).is_ok());
@@ -72,11 +81,14 @@ impl Configuration {
             let mut ours = Ours::new(handler);
             // A copy has to be exact here, so nothing else than the handler may differ.
             let why = loop {
-                let edits = match written(&files, &cuts, &place, handler, &ours.copies, &base) {
+                let edits = match written(&files, &cuts, &place, handler, &ours.copies, key.as_ref(), &base) {
                     Ok(edits) => edits,
                     Err(refusal) => break refusal.to_string(),
                 };
                 match self.tried(&edits).await {
+                    Ok(new) if key.is_some() && !new.pulls_locally() => {
+                        break "containerd does not see use_local_image_pull there".to_owned();
+                    }
                     Ok(new) => match verify(&base, &new, &Ours::new(handler), true) {
                         Ok(()) => {
                             return Ok(Some(Change {
@@ -245,6 +257,21 @@ impl Configuration {
         found
     }
 
+    /// Whether CRI leaves images for wasi/wasm alone packed, which no container can be created of (docs/images.md).
+    ///
+    /// # Errors
+    ///
+    /// When containerd does not read its files, or cannot be asked.
+    pub async fn leaves_wasi_packed(&self) -> Result<bool, ConfigurationError> {
+        Ok(self.release.pulls_by_transfer() && !self.now().await?.pulls_locally())
+    }
+
+    /// Whether the agent of `runtime` has CRI pull images itself.
+    pub fn writes_local_pull(&self, runtime: &str) -> bool {
+        let mut files = self.files.loaded().iter();
+        files.any(|file| has_local_pull(&file.text, runtime))
+    }
+
     /// The refusal of files that disable a plugin without which there is no CRI.
     fn disabling(&self, plugin: &str) -> Refusal {
         // containerd 2.x renames the plugins of format 1.
@@ -273,5 +300,17 @@ impl Configuration {
         let present: Vec<String> = present.filter(|name| !ours.copies.contains(name)).collect();
         ours.copies.extend(present);
         ours
+    }
+}
+
+/// The key that has CRI pull images itself, for files of which none has it.
+///
+/// # Errors
+///
+/// When an administrator has set it.
+fn local_pull_entry(files: &Files) -> Result<Entry, Refusal> {
+    match files.with_key(&LOCAL_PULL) {
+        Some(file) => Err(Refusal::ImagePull { file: file.to_owned() }),
+        None => Ok(Entry::new(&LOCAL_PULL, true)),
     }
 }

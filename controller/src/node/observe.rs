@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use jiff::Timestamp;
 
 use crate::api::wasm_node::{Step, Wish, WishedState};
+use crate::api::wasm_runtime::ImagePull;
 
 use super::changes::Changes;
 use super::config::{Change, Edit, Handler};
@@ -99,6 +100,7 @@ pub async fn observe(
         runtime: layout.runtime().to_owned(),
         name: wish.handler.clone(),
         shim: layout.stable(),
+        local_pull: wish.image_pull == ImagePull::Local,
     };
     let installs = wish.state == WishedState::Installed;
     let leads_here = containerd.health.leads_to(&wish.handler, &layout.stable());

@@ -133,6 +133,7 @@ pub fn plan(wish: &Wish, observed: Observed) -> Planned {
 mod tests {
     use super::*;
     use crate::api::ShimOptions;
+    use crate::api::wasm_runtime::ImagePull;
     use crate::node::config::{Edit, Handler, Ours};
 
     fn wish(state: WishedState) -> Wish {
@@ -142,6 +143,7 @@ mod tests {
             shim_image: "shim:1".into(),
             options: ShimOptions::default(),
             containerd_restart: ContainerdRestart::Rolling,
+            image_pull: ImagePull::Unchanged,
         }
     }
 
@@ -156,6 +158,7 @@ mod tests {
                 runtime: "default".into(),
                 name: "wasi".into(),
                 shim: "/shim".into(),
+                local_pull: false,
             }),
             is_seen: true,
         })

@@ -379,6 +379,7 @@ impl From<config::Refusal> for Refusal {
             config::Refusal::Rejected { .. } => "ConfigRejected",
             config::Refusal::Foreign { .. } | config::Refusal::Left { .. } => "HandlerTaken",
             config::Refusal::CriDisabled { .. } => "CriDisabled",
+            config::Refusal::ImagePull { .. } => "ImagePullSet",
             config::Refusal::NoPlace { .. } | config::Refusal::Form { .. } => "ConfigForm",
             config::Refusal::Edited { .. } | config::Refusal::NotRemovable { .. } => "ConfigEdited",
         };

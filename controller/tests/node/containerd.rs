@@ -59,6 +59,7 @@ impl Node {
                 runtime: "default".into(),
                 name: "wasi".into(),
                 shim: layout.stable(),
+                local_pull: false,
             },
             layout,
             daemon: RefCell::new(Daemon::new(version.folder(), folder.clone())),

@@ -8,7 +8,7 @@ use kubewasi_controller::node::host::HostError;
 use kubewasi_controller::node::journal::Written;
 use kubewasi_controller::node::observe::ObserveError;
 use kubewasi_controller::node::transaction::Progress;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::containerd::{Node, permitted};
 use crate::steps::{step, try_plan};
@@ -36,17 +36,22 @@ impl Ended {
 
 /// Installs the handler, and has a module run by it.
 pub async fn install(node: &Node) -> Ended {
-    carry_out(node, "Installed", true).await
+    carry_out(node, json!({"state": "Installed"}), true).await
 }
 
 /// Installs the handler, and runs no module.
 pub async fn install_unproven(node: &Node) -> Ended {
-    carry_out(node, "Installed", false).await
+    carry_out(node, json!({"state": "Installed"}), false).await
+}
+
+/// Installs what a wish with these `changes` asks for, and runs no module.
+pub async fn install_as(node: &Node, changes: Value) -> Ended {
+    carry_out(node, changes, false).await
 }
 
 /// Takes the handler away.
 pub async fn uninstall(node: &Node) -> Ended {
-    carry_out(node, "Removed", false).await
+    carry_out(node, json!({"state": "Removed"}), false).await
 }
 
 /// Expects files to have these bytes.
@@ -64,13 +69,14 @@ pub fn expect_bytes(before: &[(impl AsRef<Path>, Vec<u8>)], context: &str) {
     }
 }
 
-async fn carry_out(node: &Node, state: &str, proves: bool) -> Ended {
+async fn carry_out(node: &Node, changes: Value, proves: bool) -> Ended {
+    let removes = changes["state"] == "Removed";
     let containerd = match node.try_running().await {
         Ok(containerd) => containerd,
         Err(HostError::Refused(refusal)) => return Ended::Refused(refusal.reason, refusal.message),
         Err(error) => panic!("{error}"),
     };
-    let planned = match try_plan(node, &containerd, json!({"state": state})).await {
+    let planned = match try_plan(node, &containerd, changes).await {
         Ok(planned) => planned,
         Err(ObserveError::Refused(refusal)) => return Ended::Refused(refusal.reason, refusal.message),
         Err(error) => panic!("{error}"),
@@ -99,7 +105,7 @@ async fn carry_out(node: &Node, state: &str, proves: bool) -> Ended {
         if let Err(error) = step(node, &containerd, Step::Prove, &journal).await {
             return Ended::Failed(error.to_string());
         }
-    } else if state == "Removed" {
+    } else if removes {
         for record in [node.layout.kept(), node.layout.written()] {
             let _ = fs::remove_file(record);
         }

@@ -18,6 +18,7 @@ mod foreign_handlers;
 mod full_disk;
 mod generated;
 mod generator;
+mod image_pull;
 mod imports;
 mod install;
 mod leftovers;

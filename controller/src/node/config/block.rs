@@ -16,7 +16,7 @@ use sha2::{Digest, Sha256};
 use toml_edit::DocumentMut;
 
 use super::dump::PLUGINS;
-use super::entry::{Entry, Handler, spelled};
+use super::entry::{Entry, Handler, LOCAL_PULL, spelled};
 use super::line::{BYTE_ORDER_MARK, break_before, header, lines};
 
 /// What a block has.
@@ -199,6 +199,17 @@ pub fn copies(text: &str, handler: &Handler) -> Vec<String> {
         .collect()
 }
 
+/// Whether a text has [`LOCAL_PULL`] in a block of the agent of `runtime`.
+pub fn has_local_pull(text: &str, runtime: &str) -> bool {
+    let [.., key] = LOCAL_PULL;
+    let (begin, end) = (begin(runtime, Kind::Own), end(runtime));
+    let mut is_ours = false;
+    text.lines().map(str::trim).any(|line| {
+        is_ours = line.starts_with(&begin) || (is_ours && !line.starts_with(&end));
+        is_ours && line.starts_with(key)
+    })
+}
+
 /// A block in a text.
 #[derive(Debug)]
 struct Block {
@@ -288,7 +299,11 @@ fn foreign(text: &str, block: &Block, handler: &Handler) -> Result<String, Forei
 
 /// Whether a line is one of those that the agent writes for its handler, with whatever value.
 fn is_own(line: &str, handler: &Handler) -> bool {
+    let [above @ .., key_of_pull] = LOCAL_PULL;
     if let Some(path) = header(line) {
+        if path == above {
+            return true;
+        }
         let [plugins, plugin, containerd, runtimes, name] = path.as_slice() else {
             return false;
         };
@@ -304,7 +319,7 @@ fn is_own(line: &str, handler: &Handler) -> bool {
     let own = handler.table();
     let mut keys = document.iter();
     keys.next()
-        .is_some_and(|(key, _)| key == "version" || own.iter().any(|entry| entry.path == [key]))
+        .is_some_and(|(key, _)| ["version", key_of_pull].contains(&key) || own.iter().any(|entry| entry.path == [key]))
         && keys.next().is_none()
 }
 
@@ -344,6 +359,7 @@ mod tests {
             runtime: "default".into(),
             name: "wasi".into(),
             shim: "/opt/shim".into(),
+            local_pull: false,
         }
     }
 

@@ -168,7 +168,7 @@ fn is_version_alone(text: &str) -> bool {
 }
 
 /// The edits that write the handler at `place` into files without the agent's text (`cuts` took it out), with copies of
-/// these runtimes of `dump`.
+/// these runtimes of `dump`, and `key`.
 ///
 /// # Errors
 ///
@@ -179,6 +179,7 @@ pub fn written(
     place: &Place,
     handler: &Handler,
     copies: &[String],
+    key: Option<&Entry>,
     dump: &Dump,
 ) -> Result<Vec<Edit>, Refusal> {
     let present = files
@@ -216,6 +217,10 @@ pub fn written(
         kind: Kind::Own,
         entries: table(&handler.name, handler.table()),
     });
+    parts.extend(key.map(|key| Part {
+        kind: Kind::Own,
+        entries: vec![key.clone()],
+    }));
     let new = with(&base, &handler.runtime, &parts);
     if without(&new, handler).as_ref() != Ok(&base) {
         return Err(Refusal::Form {
@@ -284,11 +289,12 @@ mod tests {
             runtime: "default".into(),
             name: "wasi".into(),
             shim: "/shim".into(),
+            local_pull: false,
         };
         let disk = Memory::with(&[("/c.toml", "version = 3\n")]);
         let files = Files::load(Path::new("/c.toml"), &disk).unwrap();
         let place = &places(&files, "2.4.2".parse().unwrap(), Some(Path::new("/d")), "default")[0];
-        let edits = written(&files, &[], place, &handler, &[], &Dump::parse("").unwrap()).unwrap();
+        let edits = written(&files, &[], place, &handler, &[], None, &Dump::parse("").unwrap()).unwrap();
         let [
             Edit {
                 file,

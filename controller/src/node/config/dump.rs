@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use serde::{Deserialize, Serialize};
 use toml_edit::{DocumentMut, Item, Value};
 
-use super::entry::{Entry, Handler, KeyPath, Values, spelled, values_of};
+use super::entry::{Entry, Handler, KeyPath, LOCAL_PULL, Values, spelled, values_of};
 
 /// The plugins that have CRI's handlers: in format 3 and later, in format 2, and in format 1.
 pub const PLUGINS: [&str; 3] = ["io.containerd.cri.v1.runtime", "io.containerd.grpc.v1.cri", "cri"];
@@ -37,12 +37,12 @@ pub struct Ours {
 }
 
 impl Ours {
-    /// A handler alone.
+    /// A handler, and the key of [`LOCAL_PULL`] where the agent writes that.
     pub fn new(handler: &Handler) -> Ours {
         Ours {
             handler: handler.clone(),
             copies: Vec::new(),
-            keys: Vec::new(),
+            keys: vec![LOCAL_PULL.map(str::to_owned).to_vec()],
         }
     }
 }
@@ -106,6 +106,12 @@ impl Dump {
             .values()
             .iter()
             .all(|(path, value)| found.get(path) == Some(value))
+    }
+
+    /// Whether CRI is configured to pull images itself. That other keys have the same effect is not seen.
+    pub fn pulls_locally(&self) -> bool {
+        let path = LOCAL_PULL.map(str::to_owned).to_vec();
+        self.values.get(&path).is_some_and(|value| value == "true")
     }
 
     /// The disabled plugin without which there is no CRI.
@@ -203,6 +209,7 @@ mod tests {
             runtime: "default".into(),
             name: "wasi".into(),
             shim: "/shim".into(),
+            local_pull: false,
         })
     }
 

@@ -12,6 +12,10 @@ pub type KeyPath = Vec<String>;
 /// Values by the paths of their keys, each as canonical TOML.
 pub type Values = BTreeMap<KeyPath, String>;
 
+/// The key by which CRI pulls images itself instead of by the transfer service, from containerd 2.1 on. Files of format 2 and
+/// later have it at the same place.
+pub const LOCAL_PULL: [&str; 3] = ["plugins", "io.containerd.cri.v1.images", "use_local_image_pull"];
+
 /// A key that the agent writes.
 #[derive(Clone, Debug)]
 pub struct Entry {
@@ -37,6 +41,9 @@ pub struct Handler {
     pub name: String,
     /// The stable path of the shim.
     pub shim: PathBuf,
+    /// Whether CRI is to pull images itself, see [`LOCAL_PULL`].
+    #[serde(default)]
+    pub local_pull: bool,
 }
 
 impl Handler {

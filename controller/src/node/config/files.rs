@@ -123,6 +123,17 @@ impl Files {
         Some(absolute(&self.root().path, directory))
     }
 
+    /// The file that has the key at `path`, whatever its value is.
+    pub fn with_key(&self, path: &[&str]) -> Option<&Path> {
+        let has = |file: &&File| {
+            let document = file.document();
+            let mut keys = path.iter();
+            keys.try_fold(document.as_item(), |item, key| item.as_table_like()?.get(key))
+                .is_some()
+        };
+        self.loaded.iter().find(has).map(|file| file.path.as_path())
+    }
+
     /// The file whose table the handler is, when a file has it in a place where some containerd looks.
     pub fn with_handler(&self, handler: &str) -> Option<&Path> {
         let has = |file: &&File| {

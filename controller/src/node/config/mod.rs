@@ -18,10 +18,10 @@ mod path_pattern;
 mod refusal;
 mod release;
 
-pub use block::{ForeignLine, copies, is_marked};
+pub use block::{ForeignLine, copies, has_local_pull, is_marked};
 pub use candidate::{Change, Edit, cuts, places, written};
 pub use dump::{Dump, Mismatch, Ours, verify};
-pub use entry::Handler;
+pub use entry::{Entry, Handler, LOCAL_PULL};
 pub use files::{Disk, File, Files, LoadError, Overlay};
 pub use path_pattern::clean;
 pub use refusal::Refusal;

@@ -70,6 +70,12 @@ pub enum Refusal {
         root: PathBuf,
         binary: PathBuf,
     },
+    #[error(
+        "use_local_image_pull is set in {file}, and an administrator's value stays: remove that line with \
+         `sed -i /use_local_image_pull/d {file}`, or set spec.installation.imagePull of the WasmRuntime to Unchanged",
+        file = file.display()
+    )]
+    ImagePull { file: PathBuf },
     #[error("{file} cannot be edited: {why}", file = file.display())]
     Form { file: PathBuf, why: String },
     #[error(

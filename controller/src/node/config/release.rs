@@ -30,6 +30,11 @@ impl Release {
         }
     }
 
+    /// Whether CRI pulls images by the transfer service unless it is configured otherwise.
+    pub fn pulls_by_transfer(self) -> bool {
+        self >= Release { major: 2, minor: 1 }
+    }
+
     /// Whether an imported file is merged into the plugins' tables; before 2.0 it replaces them.
     pub fn merges_imports(self) -> bool {
         self.major >= 2
