@@ -105,10 +105,7 @@ pub async fn observe(
     let installs = wish.state == WishedState::Installed;
     let leads_here = containerd.health.leads_to(&wish.handler, &layout.stable());
     if !installs {
-        let change = uninstall_change(containerd, layout, &handler).await?;
-        for edit in change.iter().flat_map(|change| &change.edits) {
-            writable(host, containerd, edit)?;
-        }
+        let change = uninstall_change(host, containerd, layout, &handler).await?;
         return Ok(plan(
             wish,
             Observed {
@@ -161,6 +158,7 @@ pub async fn install_change(
         return Err(Refusal::not_ready().into());
     }
     write_access::refuse_programs(&host.root, layout)?;
+    all_visible(host, containerd)?;
     let change = containerd.configuration.install(handler).await?;
     for edit in change.iter().flat_map(|change| &change.edits) {
         writable(host, containerd, edit)?;
@@ -168,15 +166,25 @@ pub async fn install_change(
     Ok(change)
 }
 
+/// Refuses a host whose containerd reads other files than the host has at these paths.
+fn all_visible(host: &Host, containerd: &Containerd) -> Result<(), Refusal> {
+    let loaded = containerd.configuration.files.loaded();
+    loaded.iter().try_for_each(|file| visible(host, containerd, &file.path))
+}
+
+fn visible(host: &Host, containerd: &Containerd, file: &Path) -> Result<(), Refusal> {
+    let root = host.processes.join(containerd.pid.to_string()).join("root");
+    write_access::refuse_hidden(&host.root, &root, file)
+}
+
 /// Refuses an edit of a file that cannot be replaced, or that containerd does not see.
 fn writable(host: &Host, containerd: &Containerd, edit: &Edit) -> Result<(), Refusal> {
     write_access::refuse_edit(&host.root, edit)?;
-    let other = host.processes.join(containerd.pid.to_string()).join("root");
-    write_access::refuse_hidden(&host.root, &other, &edit.file)
+    visible(host, containerd, &edit.file)
 }
 
-/// Why containerd is not changed `until` then, where somebody takes each `change` back, or has containerd not list the
-/// handler.
+/// Why containerd is not changed `until` then, where somebody takes each change back: of the first file of `change`, or by
+/// having containerd not list the handler.
 pub fn overwritten(
     host: &Host,
     containerd: &Containerd,
@@ -191,14 +199,24 @@ pub fn overwritten(
 }
 
 /// The change that removes the handler from wherever it was written.
+///
+/// # Errors
+///
+/// As [`install_change`].
 async fn uninstall_change(
+    host: &Host,
     containerd: &Containerd,
     layout: &Layout,
     handler: &Handler,
 ) -> Result<Option<Change>, ObserveError> {
+    all_visible(host, containerd)?;
     let written: Written = journal::read(&layout.written())?.unwrap_or_default();
     let recorded: Vec<PathBuf> = written.files.into_iter().collect();
-    Ok(containerd.configuration.uninstall(handler, &recorded).await?)
+    let change = containerd.configuration.uninstall(handler, &recorded).await?;
+    for edit in change.iter().flat_map(|change| &change.edits) {
+        writable(host, containerd, edit)?;
+    }
+    Ok(change)
 }
 
 /// The folder of artifacts, when no other runtime of the host is left to use it.
