@@ -16,7 +16,7 @@ struct Node {
 }
 
 const COMPILED: &str = r#"printf artifact; printf '{"compiled":{"worlds":{"world":"Module"},"length":8}}' >&2"#;
-/// A worker that waits until it is released: the folder of its program has the file then.
+/// A worker that waits until it is released: the directory of its program has the file then.
 const HELD: &str = r#"while [ ! -e "${0%/*}/released" ]; do sleep 0.02; done"#;
 const REJECTED: &str = r#"printf '{"rejected":{"message":"type mismatch"}}' >&2; exit 1"#;
 

@@ -82,35 +82,35 @@ const MAX_DEPTH: usize = 255;
 /// So many folders of all layers are held open at once for one path.
 const MAX_OPEN: usize = 4096;
 
-/// Limits of a listing of files: its depth, the names that it looks at, and the folders that it holds open.
+/// Limits of a listing of files: its depth, the names that it looks at, and the directories that it holds open.
 const MAX_LISTED_DEPTH: usize = 8;
 const MAX_LISTED_NAMES: usize = 20_000;
 const MAX_LISTED_FOLDERS: usize = 1000;
 
-/// A folder of one layer, or of a volume, in the merged view.
+/// A directory of one layer, or of a volume, in the merged view.
 struct Open {
     fd: OwnedFd,
     /// The index of its layer; `None` in a volume, which no overlay is made of.
     layer: Option<usize>,
 }
 
-/// A folder of the merged view: one open folder a layer that has it, topmost first. Empty where a runtime makes a mount
-/// point.
+/// A directory of the merged view: an open directory for each layer that has it, topmost first. Empty where a runtime makes a
+/// mount point.
 type Merged = Rc<Vec<Open>>;
 
-/// A folder on the way from the root.
+/// A directory on the way from the root.
 struct Folder {
     name: OsString,
     merged: Merged,
     mount: Mounted,
 }
 
-/// In which mount a folder is.
+/// In which mount a directory is.
 #[derive(Clone, Copy)]
 struct Mounted {
     /// 0 in the root filesystem, else one more than the volume's index: a mount covers those before it.
     order: usize,
-    /// How many folders lead to its root.
+    /// How many directories lead to its root.
     depth: usize,
 }
 
@@ -186,7 +186,7 @@ impl<'a> Lookup<'a> {
     ///
     /// # Errors
     ///
-    /// When a folder cannot be read.
+    /// When a directory cannot be read.
     pub fn files(&self, suffix: &str, most: usize) -> Result<Vec<String>, LookupError> {
         let (mut found, mut seen) = (Vec::new(), 0);
         let mut folders = VecDeque::from([(PathBuf::from("/"), self.root.clone())]);
@@ -276,7 +276,7 @@ impl<'a> Lookup<'a> {
                     }
                     push_front(&mut rest, &target);
                 }
-                // Something that is no folder has nothing below it.
+                // Something that is no directory has nothing below it.
                 Step::File { .. } | Step::Special | Step::Opened { .. } if !rest.is_empty() => {
                     return reached(Entry::Missing);
                 }
@@ -302,7 +302,7 @@ impl<'a> Lookup<'a> {
         })
     }
 
-    /// A folder that is entered from the last one of `folders`.
+    /// A directory that is entered from the last one of `folders`.
     fn entered(
         &self,
         path: &Path,
@@ -414,7 +414,7 @@ impl<'a> Lookup<'a> {
         })
     }
 
-    /// Whether a folder of a layer hides those below.
+    /// Whether a directory of a layer hides those below.
     fn is_opaque(&self, path: &Path, fd: &OwnedFd) -> Result<bool, LookupError> {
         if marked(path, fd, "trusted.overlay.redirect")? || marked(path, fd, "user.overlay.redirect")? {
             return Err(LookupError::Redirected { path: path.to_owned() });
@@ -476,7 +476,7 @@ fn push_front(rest: &mut VecDeque<OsString>, path: &Path) {
 enum Step {
     Directory(Vec<Open>),
     Link(PathBuf),
-    /// The file of the folder at this index of the merged one.
+    /// The file of the directory at this index of the merged one.
     File {
         folder: usize,
         stat: Stat,
@@ -505,7 +505,7 @@ fn roots(view: &View) -> Result<Vec<Open>, LookupError> {
     view.layers.iter().enumerate().map(open).collect()
 }
 
-/// The names in a folder of the merged view, in order.
+/// The names in a directory of the merged view, in order.
 fn names(path: &Path, folder: &[Open]) -> Result<BTreeSet<OsString>, LookupError> {
     let failed = |errno| read_error(path, errno);
     let mut names = BTreeSet::new();

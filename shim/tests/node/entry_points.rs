@@ -31,7 +31,7 @@ fn image(node: &Node) -> Image {
     image
 }
 
-/// A folder of the node with programs, of which `tool` has no telling name.
+/// A directory of the node with programs, of which `tool` has no telling name.
 fn programs(node: &Node) -> PathBuf {
     let folder = node.folder.join("programs");
     fs::create_dir_all(folder.join("sub")).unwrap();
@@ -73,7 +73,7 @@ on_every_containerd! {
             (at_v(), "/v/tool", VOLUME),
             (at_v(), "tool", VOLUME),
             (vec![bind(&programs, "/made/for/it")], "/made/for/it/app.wasm", VOLUME),
-            // A file, a folder of a volume (subPath), and through a link of the image.
+            // A file, a directory of a volume (subPath), and through a link of the image.
             (vec![bind(&programs.join("tool"), "/opt/app.wasm")], "/opt/app.wasm", VOLUME),
             (vec![bind(&programs.join("sub"), "/v")], "/v/app.wasm", VOLUME),
             (vec![bind(&programs, "/link")], "/v/app.wasm", VOLUME),

@@ -283,7 +283,7 @@ fn tmpfs(destination: &str) -> Volume {
     }
 }
 
-/// An image with `/v/app`, `/opt/v/app` and a link from `/link` to `/opt`, and a folder of the node with `app`.
+/// An image with `/v/app`, `/opt/v/app` and a link from `/link` to `/opt`, and a directory of the node with `app`.
 fn image_and_volume() -> (Layers, tempfile::TempDir) {
     let layers = Layers::new();
     write(&layers.bottom, "v/app", "image");

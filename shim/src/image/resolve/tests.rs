@@ -184,7 +184,7 @@ async fn an_empty_first_argument_is_no_entry_point() {
     );
 }
 
-/// A volume of the node's folder `source` at `destination`.
+/// A volume of the node's directory `source` at `destination`.
 fn bind(node: &Node, source: &str, destination: &str) -> Volume {
     Volume {
         destination: destination.into(),
