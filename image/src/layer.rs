@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::fs::{self, Metadata};
+use std::io::Read;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
@@ -30,6 +31,7 @@ pub fn of(source: &Source) -> Result<Vec<u8>, Error> {
         layer.directories(root.ancestors())?;
         layer.contents(path, &root)?;
     } else {
+        check_program(path)?;
         let name = path.file_name().unwrap_or_default();
         // As cp(1) has it, a destination that ends in a slash is a directory.
         let target = match destination {
@@ -41,6 +43,25 @@ pub fn of(source: &Source) -> Result<Vec<u8>, Error> {
         layer.file(path, &target, &metadata)?;
     }
     layer.archive.into_inner().map_err(Error::layer(path))
+}
+
+/// Refuses a file whose name ends in `.wasm` and that is something else: it would be refused when its container is created.
+/// Files of a directory are data as well, so they are not looked at.
+fn check_program(path: &Path) -> Result<(), Error> {
+    if path.extension().is_none_or(|extension| extension != "wasm") {
+        return Ok(());
+    }
+    let mut start = Vec::new();
+    let file = fs::File::open(path).map_err(Error::read(path))?;
+    let read = file.take(WASM_MAGIC.len() as u64).read_to_end(&mut start);
+    read.map_err(Error::read(path))?;
+    match start == WASM_MAGIC {
+        true => Ok(()),
+        false => Err(Error::NotWasm {
+            path: path.to_owned(),
+            start,
+        }),
+    }
 }
 
 struct Layer {
@@ -103,13 +124,6 @@ impl Layer {
             self.links.insert(inode, target.to_owned());
         }
         let bytes = fs::read(path).map_err(Error::read(path))?;
-        let is_wasm = path.extension().is_some_and(|extension| extension == "wasm");
-        if is_wasm && !bytes.starts_with(WASM_MAGIC) {
-            return Err(Error::NotWasm {
-                path: path.to_owned(),
-                start: bytes.into_iter().take(WASM_MAGIC.len()).collect(),
-            });
-        }
         self.entry(target, EntryType::Regular, mode(metadata), &bytes)
     }
 
@@ -139,7 +153,6 @@ fn header(kind: EntryType, mode: u32, size: u64) -> Header {
 
 #[cfg(test)]
 mod tests {
-    use std::io::Read;
     use std::os::unix::fs::symlink;
 
     use super::*;
@@ -213,5 +226,7 @@ mod tests {
             .unwrap_err()
             .to_string();
         assert!(refused.contains("hello.wasm is not a WebAssembly binary"), "{refused}");
+        // In a directory it is data.
+        assert_eq!(entries(&folder.path().display().to_string())[0].3, "(module)");
     }
 }
