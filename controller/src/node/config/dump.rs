@@ -10,13 +10,13 @@ use super::entry::{Entry, Handler, KeyPath, LOCAL_PULL, Values, spelled, values_
 /// The plugins that have CRI's handlers: in format 3 and later, in format 2, and in format 1.
 pub const PLUGINS: [&str; 3] = ["io.containerd.cri.v1.runtime", "io.containerd.grpc.v1.cri", "cri"];
 /// Plugins without which containerd has no CRI.
-const CRI: [&str; 4] = [
+pub(super) const CRI: [&str; 4] = [
     "cri",
     "io.containerd.grpc.v1.cri",
     "io.containerd.cri.v1.runtime",
     "io.containerd.cri.v1.images",
 ];
-/// So many keys are named; the rest is counted.
+/// The maximum number of keys that are named; the rest is counted.
 const NAMED: usize = 5;
 
 /// A configuration as containerd makes it of its files.
@@ -26,23 +26,20 @@ pub struct Dump {
     disabled: Vec<String>,
 }
 
-/// What the agent has in a configuration.
+/// What the agent has in a configuration, apart from [`LOCAL_PULL`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ours {
     pub handler: Handler,
     /// Runtimes of containerd's own of which the agent's text has a copy, because containerd 1.x drops them otherwise.
     pub copies: Vec<String>,
-    /// Other keys that the agent writes.
-    pub keys: Vec<KeyPath>,
 }
 
 impl Ours {
-    /// A handler, and the key of [`LOCAL_PULL`] where the agent writes that.
+    /// A handler alone.
     pub fn new(handler: &Handler) -> Ours {
         Ours {
             handler: handler.clone(),
             copies: Vec::new(),
-            keys: vec![LOCAL_PULL.map(str::to_owned).to_vec()],
         }
     }
 }
@@ -91,7 +88,7 @@ impl Dump {
         self.values.keys().filter_map(|path| runtime_of(path)).collect()
     }
 
-    /// What the handler `name` has, by paths relative to its table; nothing when there is none.
+    /// What the handler `name` has, by paths relative to its table; empty when there is none.
     pub fn runtime(&self, name: &str) -> Values {
         let of_it = self.values.iter().filter(|(path, _)| runtime_of(path) == Some(name));
         of_it
@@ -166,7 +163,7 @@ pub fn verify(old: &Dump, new: &Dump, ours: &Ours, listed: bool) -> Result<(), M
         return Err(Mismatch::Lost(lost));
     }
     let is_ours = |path: &KeyPath| {
-        ours.keys.contains(path)
+        *path == LOCAL_PULL
             || runtime_of(path).is_some_and(|name| name == handler.name || ours.copies.iter().any(|copy| copy == name))
     };
     let changed = old
@@ -280,14 +277,12 @@ mod tests {
     }
 
     #[test]
-    fn another_key_of_ours_is_no_difference() {
-        let mut ours = ours();
-        ours.keys = vec![["debug", "level"].map(str::to_owned).to_vec()];
-        let (old, new) = (
-            Dump::parse(OLD).unwrap(),
-            Dump::parse(&format!("{OLD}{WASI}[debug]\nlevel = 'x'\n")).unwrap(),
-        );
-        assert_eq!(verify(&old, &new, &ours, true), Ok(()));
+    fn the_key_of_a_local_pull_is_no_difference_and_any_other_is() {
+        let [_, plugin, key] = LOCAL_PULL;
+        let with = |key: &str| format!("{OLD}{WASI}[plugins.'{plugin}']\n{key} = true\n");
+        assert_eq!(verified(OLD, &with(key), true), Ok(()));
+        let other = verified(OLD, &with("other"), true);
+        assert!(matches!(other, Err(Mismatch::More(_))), "{other:?}");
     }
 
     #[test]
