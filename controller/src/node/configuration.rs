@@ -5,8 +5,8 @@
 use std::path::{Path, PathBuf};
 
 use super::config::{
-    Change, Disk, Dump, Edit, Entry, File, Files, Handler, LOCAL_PULL, LoadError, Mismatch, Ours, Overlay, Refusal,
-    Release, copies, cuts, has_local_pull, is_marked, places, verify, written,
+    Change, DisabledPlugin, Disk, Dump, Edit, Entry, Files, Handler, LOCAL_PULL, LoadError, Mismatch, Ours, Overlay,
+    Refusal, Release, copies, cuts, has_local_pull, is_marked, places, verify, written,
 };
 use super::disk::HostDisk;
 use super::dumper::{DumpError, Dumper};
@@ -113,6 +113,7 @@ impl Configuration {
             why,
             root: self.root().to_owned(),
             binary: self.binary.clone(),
+            plugins: self.files.named_plugins(),
         }
         .into())
     }
@@ -274,20 +275,17 @@ impl Configuration {
 
     /// The refusal of files that disable a plugin without which there is no CRI.
     fn disabling(&self, plugin: &str) -> Refusal {
-        // containerd 2.x renames the plugins of format 1.
-        let is_it = |other: &str| other == plugin || (other == "cri" && plugin == "io.containerd.grpc.v1.cri");
-        let disables = |file: &&File| file.disabled_plugins().iter().any(|other| is_it(other));
-        let file = self
-            .files
-            .loaded()
-            .iter()
-            .find(disables)
-            .unwrap_or_else(|| self.files.root());
-        Refusal::CriDisabled {
-            plugin: plugin.to_owned(),
-            file: file.path.clone(),
-            lines: file.lines_of("disabled_plugins").unwrap_or((1, 1)),
+        let mut disabled = self.files.disabled_cri();
+        // containerd names the plugin in another way than every file.
+        if disabled.is_empty() {
+            let file = self.files.root();
+            disabled.push(DisabledPlugin {
+                name: plugin.to_owned(),
+                file: file.path.clone(),
+                lines: file.lines_of("disabled_plugins").unwrap_or((1, 1)),
+            });
         }
+        Refusal::CriDisabled(disabled)
     }
 
     /// Names also the runtimes of which the present files have a copy of the agent's.

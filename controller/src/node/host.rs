@@ -26,7 +26,7 @@ use super::systemd::{Systemd, SystemdError, Unit};
 
 /// The longest that a listener may take to accept a connection.
 const ACCEPT: Duration = Duration::from_secs(5);
-/// Sockets of runtimes that are none of ours, for a better message.
+/// Sockets of unsupported runtimes, for a better message.
 const OTHERS: [(&str, &str); 2] = [
     ("/run/crio/crio.sock", "CRI-O"),
     ("/run/cri-dockerd.sock", "cri-dockerd"),
@@ -34,7 +34,7 @@ const OTHERS: [(&str, &str); 2] = [
 /// containerd's own default.
 const CONFIG: &str = "/etc/containerd/config.toml";
 
-/// Why the host could not be looked at; another look may go well.
+/// Why the host could not be examined; a retry may succeed.
 #[derive(Debug, thiserror::Error)]
 pub enum HostError {
     #[error(transparent)]
@@ -47,7 +47,7 @@ pub enum HostError {
     Read { path: PathBuf, cause: io::Error },
     #[error("{path} is not of the form that proc(5) gives it: {text:?}", path = path.display())]
     Proc { path: PathBuf, text: String },
-    /// Something is in a state that a restart may end by itself; a look that finds it again refuses the host.
+    /// Something is in a state that the end of a restart may fix; a host that stays so is refused.
     #[error("{0}")]
     Unavailable(Refusal),
     #[error(transparent)]
@@ -57,7 +57,7 @@ pub enum HostError {
 }
 
 impl HostError {
-    /// What there is to say of a host that stays like this.
+    /// The refusal of a host that stays like this.
     pub fn refusal(&self) -> Refusal {
         match self {
             HostError::Refused(refusal) | HostError::Unavailable(refusal) => refusal.clone(),
@@ -139,7 +139,7 @@ impl Host {
     ///
     /// # Errors
     ///
-    /// When there is none that can be worked with; each call that it takes ends within ten seconds.
+    /// When there is none that the agent can work with; each call that it takes ends within ten seconds.
     pub async fn containerd(&self, pod_uid: Option<&str>) -> Result<Containerd, HostError> {
         if !super::systemd::socket(&self.root).exists() || !self.path(Path::new("/run/systemd/system")).exists() {
             return Err(Refusal::no_systemd().into());
@@ -223,8 +223,10 @@ impl Host {
             Ok((cri, health, is_ours))
         };
         let (cri, health, is_ours) = asked.await.map_err(|error| match error {
-            CriError::Disabled => Refusal::cri_disabled(socket, &config).into(),
-            CriError::NotLoaded { cause } => Refusal::cri_not_loaded(socket, &config, &cause).into(),
+            CriError::Disabled => without_cri(&process, &config, || Refusal::no_cri(socket)).into(),
+            CriError::NotLoaded { cause } => {
+                without_cri(&process, &config, || Refusal::cri_not_loaded(socket, &config, &cause)).into()
+            }
             CriError::OtherVersion => Refusal::cri_version(socket).into(),
             CriError::NoAnswer { .. } => {
                 HostError::Unavailable(Refusal::no_answer(socket, pid, is_stopped(&process), &error))
@@ -291,12 +293,7 @@ impl Host {
             .parse()
             .map_err(|()| Refusal::unreadable_release(&health.release))?;
         let disk = HostDisk { root: root.to_owned() };
-        let files = match Files::load(config, &disk) {
-            Err(LoadError::Read { path, cause }) if path == config && cause.kind() == io::ErrorKind::NotFound => {
-                return Err(Refusal::no_config(config).into());
-            }
-            files => files.map_err(|error| Refusal::load(error, binary))?,
-        };
+        let files = files_of(config, binary, &disk)?;
         Ok(Configuration {
             release,
             binary: binary.to_owned(),
@@ -320,7 +317,7 @@ struct Found {
 ///
 /// # Errors
 ///
-/// When proc(5) does not tell.
+/// When procfs cannot be read.
 fn config_file(process: &Path) -> Result<PathBuf, HostError> {
     let cmdline = process.join("cmdline");
     let config = config_of(&fs::read(&cmdline).map_err(read_error(&cmdline))?);
@@ -328,6 +325,30 @@ fn config_file(process: &Path) -> Result<PathBuf, HostError> {
         return Ok(config);
     }
     Ok(config::clean(&read_link(&process.join("cwd"))?.join(config)))
+}
+
+/// The files of a containerd whose root file is `config`.
+fn files_of(config: &Path, binary: &Path, disk: &HostDisk) -> Result<Files, Refusal> {
+    Files::load(config, disk).map_err(|error| match error {
+        LoadError::Read { path, cause } if path == config && cause.kind() == io::ErrorKind::NotFound => {
+            Refusal::no_config(config)
+        }
+        error => Refusal::load(error, binary),
+    })
+}
+
+/// Why a containerd that answers serves no CRI: its files disable it or cannot be read, or `otherwise`.
+fn without_cri(process: &Path, config: &Path, otherwise: impl FnOnce() -> Refusal) -> Refusal {
+    let disk = HostDisk {
+        root: process.join("root"),
+    };
+    match files_of(config, Path::new("containerd"), &disk) {
+        Err(refusal) => refusal,
+        Ok(files) => match files.disabled_cri() {
+            disabled if disabled.is_empty() => otherwise(),
+            disabled => config::Refusal::CriDisabled(disabled).into(),
+        },
+    }
 }
 
 /// `--config` or `-c` of a command line, else the default.

@@ -20,7 +20,7 @@ use super::systemd::Job;
 pub struct Refusal {
     /// A word in CamelCase, for programs.
     pub reason: &'static str,
-    /// What was found and what mends it, for people.
+    /// What was found and how to fix it, for people.
     pub message: String,
 }
 
@@ -75,25 +75,25 @@ impl Refusal {
         )
     }
 
-    /// A containerd that takes connections and does not answer.
+    /// A containerd that accepts connections and does not answer.
     pub fn no_answer(socket: &Path, pid: u32, is_stopped: bool, what: &dyn Display) -> Refusal {
-        let mend = match is_stopped {
+        let fix = match is_stopped {
             true => format!("it is stopped by a signal: continue it with `kill -CONT {pid}`"),
             false => "see its log for what holds it up, and restart it".to_owned(),
         };
         Refusal::new(
             "ContainerdNotResponding",
-            format!("the containerd at {}, pid {pid}: {what}; {mend}", socket.display()),
+            format!("the containerd at {}, pid {pid}: {what}; {fix}", socket.display()),
         )
     }
 
-    pub fn cri_disabled(socket: &Path, config: &Path) -> Refusal {
-        let config = config.display();
+    /// A containerd without CRI, of which no file says why.
+    pub fn no_cri(socket: &Path) -> Refusal {
         Refusal::new(
             "CriDisabled",
             format!(
-                "the containerd at {} runs without its CRI plugin, as Docker's package configures it: remove \"cri\" from \
-                 disabled_plugins in {config} and restart containerd",
+                "the containerd at {} runs without its CRI plugin, and no file of its configuration disables that now: \
+                 restart containerd, or install a build of containerd that has CRI",
                 socket.display()
             ),
         )
@@ -120,7 +120,7 @@ impl Refusal {
         )
     }
 
-    /// containerd cannot be asked, in a way that none of the others is.
+    /// containerd cannot be asked, for a reason that no other refusal covers.
     pub fn unreachable(cause: &dyn Display) -> Refusal {
         Refusal::new(
             "ContainerdNotResponding",
@@ -142,15 +142,15 @@ impl Refusal {
         Refusal::new(
             "NoService",
             format!(
-                "containerd is not run by a service of systemd's: {cause}; run it as one, with KillMode=process, for it to \
-                 be restarted and to be taken back"
+                "containerd is not run by a service of systemd's: {cause}; run it as one, with KillMode=process, so that it can \
+                 be restarted and rolled back"
             ),
         )
     }
 
     /// Something about the host that is neither containerd's nor systemd's.
     pub fn host(cause: &dyn Display) -> Refusal {
-        Refusal::new("HostUnreadable", format!("the host could not be looked at: {cause}"))
+        Refusal::new("HostUnreadable", format!("the host could not be examined: {cause}"))
     }
 
     pub fn write(error: &WriteError) -> Refusal {
@@ -215,7 +215,7 @@ impl Refusal {
             return Refusal::new(
                 "ConfigUnreadable",
                 format!(
-                    "{path} cannot be read by the agent, which is root without CAP_DAC_OVERRIDE: {cause}; have it and its \
+                    "{path} cannot be read by the agent, which is root without CAP_DAC_OVERRIDE: {cause}; make it and its \
                      directory belong to root (`chown root {path}`) or be readable for others"
                 ),
             );
@@ -323,7 +323,7 @@ impl Refusal {
         Refusal::new(
             "NotWritable",
             format!(
-                "the agent, which is root without CAP_DAC_OVERRIDE, cannot write into {path}: {cause}; have it be a \
+                "the agent, which is root without CAP_DAC_OVERRIDE, cannot write into {path}: {cause}; make it a \
                  directory of root's (`chown root {path}; chmod u+wx {path}`)"
             ),
         )
@@ -337,7 +337,7 @@ impl Refusal {
                 let written = Timestamp::from_second(written).unwrap_or_default();
                 format!("it was last written at {written} and begins with {line:?}")
             }
-            None => "it is not there any more".to_owned(),
+            None => "it no longer exists".to_owned(),
         };
         Refusal::new(
             "ConfigOverwritten",
@@ -353,7 +353,7 @@ impl Refusal {
     pub fn not_ready() -> Refusal {
         Refusal::new(
             "RuntimeNotReady",
-            "CRI says that containerd is not ready; that has to be mended before anything is changed",
+            "CRI says that containerd is not ready; that has to be fixed before anything is changed",
         )
     }
 
@@ -378,7 +378,7 @@ impl From<config::Refusal> for Refusal {
             | config::Refusal::Version { .. } => "ConfigImports",
             config::Refusal::Rejected { .. } => "ConfigRejected",
             config::Refusal::Foreign { .. } | config::Refusal::Left { .. } => "HandlerTaken",
-            config::Refusal::CriDisabled { .. } => "CriDisabled",
+            config::Refusal::CriDisabled(_) => "CriDisabled",
             config::Refusal::ImagePull { .. } => "ImagePullSet",
             config::Refusal::NoPlace { .. } | config::Refusal::Form { .. } => "ConfigForm",
             config::Refusal::Edited { .. } | config::Refusal::NotRemovable { .. } => "ConfigEdited",

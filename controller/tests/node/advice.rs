@@ -76,6 +76,20 @@ on_every_containerd! {
         assert_eq!(node.handlers().await, ["runc", "wasi"]);
     }
 
+    async fn the_command_that_rewrites_a_root_of_format_1_keeps_the_plugins_that_it_disables(node) {
+        let root = node.folder.join("format-1.toml");
+        let text = "disabled_plugins = [\"nri\", 'aufs']\n[plugins.cri.containerd]\n\
+                    runtimes = { runc = { runtime_type = \"io.containerd.runc.v2\" } }\n";
+        fs::write(&root, text).unwrap();
+        let refused = with_root(node, &root).await.unwrap().install(&node.handler).await.unwrap_err().to_string();
+        paste(node, &refused);
+        let rewritten = fs::read_to_string(&root).unwrap();
+        for plugin in ["nri", "io.containerd.snapshotter.v1.aufs"] {
+            assert!(rewritten.contains(plugin), "{plugin} is not in {rewritten}");
+        }
+        with_root(node, &root).await.unwrap().install(&node.handler).await.unwrap().unwrap();
+    }
+
     async fn runtimes_in_dotted_keys_are_no_reason_to_refuse(node) {
         let (_, plugin) = node.version.format();
         let text = format!(

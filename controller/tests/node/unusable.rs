@@ -8,6 +8,9 @@ use kubewasi_testbed::version::Version;
 
 use crate::check::{check_on, wait_for_check};
 
+/// Restarts the host's containerd.
+const RESTART: &str = "systemctl --user restart containerd";
+
 /// As long as a check may take on a machine that has more to do: each of its calls ends within ten seconds.
 const SOON: Duration = Duration::from_secs(40);
 
@@ -30,19 +33,33 @@ fn on_both(scenario: impl Fn(Version)) {
 }
 
 #[test]
-fn a_containerd_without_cri_is_refused_with_the_line_that_switches_it_off() {
+fn a_containerd_without_cri_is_refused_with_the_command_that_enables_it_in_every_file() {
     on_both(|version| {
         let host = SystemdHost::start(version, "disabled_plugins = [\"io.containerd.grpc.v1.cri\"]");
-        expect_refused(&host, "CriDisabled", &[SOCKET, "disabled_plugins", CONFIG]);
+        // containerd disables what any of its files disables.
+        let import = "/etc/containerd/conf.d/docker.toml";
         host.sh(&format!(
-            "sed -i '/^disabled_plugins/d' {CONFIG} && systemctl --user restart containerd"
+            "mkdir /etc/containerd/conf.d && \
+             printf 'version = 2\\ndisabled_plugins = [\\n\"io.containerd.snapshotter.v1.aufs\",\\n' >{import} && \
+             printf '\"io.containerd.grpc.v1.cri\"\\n]\\n' >>{import} && sed -i '1i imports = [\"/etc/containerd/conf.d/*.toml\"]' {CONFIG} && {RESTART}"
         ));
+        expect_refused(&host, "CriDisabled", &["disabled_plugins", CONFIG, import]);
+        host.sh(&advice(&host));
+        expect_refused(&host, "CriDisabled", &[SOCKET, "restart containerd"]);
+        host.sh(RESTART);
         wait_for_check(&host);
     });
 }
 
+/// The command in what a check says.
+fn advice(host: &SystemdHost) -> String {
+    let (text, _) = check_on(host);
+    let command = text.split('`').nth(1);
+    command.unwrap_or_else(|| panic!("no command in: {text}")).to_owned()
+}
+
 #[test]
-fn a_cri_plugin_that_did_not_load_is_told_with_its_own_error() {
+fn a_cri_plugin_that_did_not_load_is_reported_with_its_own_error() {
     on_both(|version| {
         let host = SystemdHost::start(version, "");
         wait_for_check(&host);
@@ -56,17 +73,20 @@ fn a_cri_plugin_that_did_not_load_is_told_with_its_own_error() {
 }
 
 #[test]
-fn a_socket_at_which_nothing_listens_is_told_with_what_it_is() {
+fn a_socket_at_which_nothing_listens_is_reported_with_what_it_is() {
     let host = SystemdHost::start(Version::V2_4, "");
     wait_for_check(&host);
-    host.sh("kill -KILL $(systemctl --user show --value --property MainPID containerd)");
+    host.sh(
+        "pid=$(systemctl --user show --value --property MainPID containerd); kill -KILL $pid; \
+         while kill -0 $pid 2>/dev/null; do sleep 0.1; done",
+    );
     expect_refused(&host, "ContainerdDown", &[SOCKET, "Connection refused", "start it"]);
     host.sh(&format!("rm {SOCKET} && touch {SOCKET}"));
     expect_refused(&host, "ContainerdDown", &[SOCKET, "a file of another kind"]);
 }
 
 #[test]
-fn a_containerd_that_does_not_answer_is_told_within_seconds() {
+fn a_containerd_that_does_not_answer_is_reported_within_seconds() {
     on_both(|version| {
         let host = SystemdHost::start(version, "");
         wait_for_check(&host);
@@ -78,7 +98,7 @@ fn a_containerd_that_does_not_answer_is_told_within_seconds() {
 }
 
 #[test]
-fn a_systemd_or_a_bus_that_does_not_answer_is_told_within_seconds() {
+fn a_systemd_or_a_bus_that_does_not_answer_is_reported_within_seconds() {
     let host = SystemdHost::start(Version::V2_4, "");
     wait_for_check(&host);
     host.signal_systemd("STOP");

@@ -1,4 +1,4 @@
-//! The agent's text in a file: how it is put in, and how exactly it is taken out again, whatever others did to the rest.
+//! The agent's text in a file: how it is inserted, and how exactly that is removed, whatever others did to the rest.
 //!
 //! ```text
 //! # kubewasi default: written by the node agent, and removed by it

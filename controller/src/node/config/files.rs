@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use toml_edit::{Array, Document, DocumentMut, Item, Value, value};
 
 use super::candidate::Edit;
-use super::dump::PLUGINS;
+use super::dump::{CRI, PLUGINS};
 use super::path_pattern::{clean, expand};
 
 /// Files as a process sees them whose paths these are.
@@ -144,6 +144,28 @@ impl Files {
         self.loaded.iter().find(has).map(|file| file.path.as_path())
     }
 
+    /// Where the files disable plugins without which there is no CRI.
+    pub fn disabled_cri(&self) -> Vec<DisabledPlugin> {
+        let disabled = self.loaded.iter().flat_map(|file| {
+            let names = file.disabled_plugins().into_iter();
+            names
+                .filter(|name| CRI.contains(&name.as_str()))
+                .map(|name| DisabledPlugin {
+                    name,
+                    file: file.path.clone(),
+                    lines: file.lines_of("disabled_plugins").unwrap_or((1, 1)),
+                })
+        });
+        disabled.collect()
+    }
+
+    /// The plugins that the files disable or require.
+    pub fn named_plugins(&self) -> Vec<String> {
+        let lists = ["disabled_plugins", "required_plugins"];
+        let named = self.loaded.iter().flat_map(|file| lists.map(|key| file.list(key)));
+        named.flatten().collect()
+    }
+
     /// Copies of the files in `directory` that containerd reads to the same end, by name; the root file is the first. No
     /// copy imports another one of its own accord, so it does not matter what the originals are called.
     pub fn copies(&self, directory: &Path) -> Result<Vec<(PathBuf, String)>, LoadError> {
@@ -162,6 +184,16 @@ impl Files {
     }
 }
 
+/// An entry of `disabled_plugins`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DisabledPlugin {
+    /// The plugin, as the entry names it.
+    pub name: String,
+    pub file: PathBuf,
+    /// The first and the last line of the list, from 1.
+    pub lines: (usize, usize),
+}
+
 impl File {
     /// The parsed text; empty where it does not parse, which [`Files::load`] has ruled out.
     pub fn document(&self) -> DocumentMut {
@@ -175,10 +207,15 @@ impl File {
 
     /// The plugins that the file disables.
     pub fn disabled_plugins(&self) -> Vec<String> {
+        self.list("disabled_plugins")
+    }
+
+    /// The texts in a list that is in no table.
+    fn list(&self, key: &str) -> Vec<String> {
         let document = self.document();
-        let disabled = document.get("disabled_plugins").and_then(Item::as_array);
-        let disabled = disabled.into_iter().flatten().filter_map(Value::as_str);
-        disabled.map(str::to_owned).collect()
+        let list = document.get(key).and_then(Item::as_array);
+        let texts = list.into_iter().flatten().filter_map(Value::as_str);
+        texts.map(str::to_owned).collect()
     }
 
     /// The first and the last line of the value of a key of no table, from 1.

@@ -22,7 +22,7 @@ pub use block::{ForeignLine, copies, has_local_pull, is_marked};
 pub use candidate::{Change, Edit, cuts, places, written};
 pub use dump::{Dump, Mismatch, Ours, verify};
 pub use entry::{Entry, Handler, LOCAL_PULL};
-pub use files::{Disk, File, Files, LoadError, Overlay};
+pub use files::{DisabledPlugin, Disk, File, Files, LoadError, Overlay};
 pub use path_pattern::clean;
 pub use refusal::Refusal;
 pub use release::Release;

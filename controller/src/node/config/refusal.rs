@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::block::ForeignLine;
+use super::files::DisabledPlugin;
 use super::release::Release;
 
 /// Why nothing is changed. What is in backticks can be pasted into a root shell of the host.
@@ -48,27 +49,24 @@ pub enum Refusal {
         place(.file.as_deref())
     )]
     Left { handler: String, file: Option<PathBuf> },
+    /// Plugins without which there is no CRI.
     #[error(
-        "the disabled plugin {plugin:?} in {file} leaves containerd without CRI: enable it with \
-         `sed -i -E \"{first},{last}s/['\\\"]{pattern}['\\\"],?//\" {file}` and restart containerd",
-        file = file.display(), pattern = pattern(plugin), first = lines.0, last = lines.1
+        "disabled_plugins leaves containerd without CRI: {}; enable it with `{}` and restart containerd",
+        named(.0), enabling(.0)
     )]
-    CriDisabled {
-        plugin: String,
-        file: PathBuf,
-        /// The first and the last line of the list.
-        lines: (usize, usize),
-    },
+    CriDisabled(Vec<DisabledPlugin>),
     #[error(
         "the handler cannot be written into {file} so that containerd has it and all else stays: {why}; \
          {advice} has containerd write its settings as tables of one file",
-        file = file.display(), advice = rewriting(binary, root)
+        file = file.display(), advice = rewriting(binary, root, plugins)
     )]
     NoPlace {
         file: PathBuf,
         why: String,
         root: PathBuf,
         binary: PathBuf,
+        /// The plugins that the files disable or require.
+        plugins: Vec<String>,
     },
     #[error(
         "use_local_image_pull is set in {file}, and an administrator's value stays: remove that line with \
@@ -95,21 +93,63 @@ pub enum Refusal {
 impl Refusal {
     /// The command by which containerd (`binary`) writes a root file as it understands it.
     pub fn rewriting(binary: &Path, root: &Path) -> String {
-        rewriting(binary, root)
+        rewriting(binary, root, &[])
     }
 }
 
-fn rewriting(binary: &Path, root: &Path) -> String {
+/// Names of plugins in format 1, which containerd 1.x dumps as format 2 as they are and does not start with then. The full
+/// names are those to which containerd 2.x migrates them, and NRI's of 1.7.
+const FORMAT_1: [(&str, &str); 17] = [
+    ("aufs", "io.containerd.snapshotter.v1.aufs"),
+    ("bolt", "io.containerd.metadata.v1.bolt"),
+    ("btrfs", "io.containerd.snapshotter.v1.btrfs"),
+    ("cgroups", "io.containerd.monitor.v1.cgroups"),
+    ("cri", "io.containerd.grpc.v1.cri"),
+    ("devmapper", "io.containerd.snapshotter.v1.devmapper"),
+    ("linux", "io.containerd.runtime.v1.linux"),
+    ("native", "io.containerd.snapshotter.v1.native"),
+    ("nri", "io.containerd.nri.v1.nri"),
+    ("opt", "io.containerd.internal.v1.opt"),
+    ("otlp", "io.containerd.tracing.processor.v1.otlp"),
+    ("overlayfs", "io.containerd.snapshotter.v1.overlayfs"),
+    ("restart", "io.containerd.internal.v1.restart"),
+    ("scheduler", "io.containerd.gc.v1.scheduler"),
+    ("task", "io.containerd.runtime.v2.task"),
+    ("tracing", "io.containerd.internal.v1.tracing"),
+    ("zfs", "io.containerd.snapshotter.v1.zfs"),
+];
+
+/// `plugins` are those that the files disable or require.
+fn rewriting(binary: &Path, root: &Path, plugins: &[String]) -> String {
     let (binary, root) = (binary.display(), root.display());
-    format!("`{binary} --config {root} config dump >{root}.new && cat {root}.new >{root} && rm {root}.new`")
+    let renamed = FORMAT_1
+        .iter()
+        .filter(|(name, _)| plugins.iter().any(|plugin| plugin == name))
+        .map(|(name, full)| format!("s/\\\"{name}\\\"/\\\"{full}\\\"/"));
+    let renamed = renamed.collect::<Vec<_>>().join("; ");
+    let renaming = match renamed.as_str() {
+        "" => String::new(),
+        _ => format!(" && sed -i -E \"/^(disabled|required)_plugins/ {{ {renamed} }}\" {root}.new"),
+    };
+    format!("`{binary} --config {root} config dump >{root}.new{renaming} && cat {root}.new >{root} && rm {root}.new`")
 }
 
-/// What a disabled plugin is called in a file: containerd 2.x renames those of format 1.
-fn pattern(plugin: &str) -> String {
-    match plugin {
-        "cri" | "io.containerd.grpc.v1.cri" => r"(io\.containerd\.grpc\.v1\.)?cri".to_owned(),
-        other => other.replace('.', r"\."),
-    }
+fn named(disabled: &[DisabledPlugin]) -> String {
+    let named = disabled
+        .iter()
+        .map(|plugin| format!("{:?} in {}", plugin.name, plugin.file.display()));
+    named.collect::<Vec<_>>().join(", ")
+}
+
+/// The commands that remove the entries; no line goes, so each command leaves the lines of the others where they are.
+fn enabling(disabled: &[DisabledPlugin]) -> String {
+    let commands = disabled.iter().map(|plugin| {
+        let (first, last) = plugin.lines;
+        let name = plugin.name.replace('.', r"\.");
+        let file = plugin.file.display();
+        format!("sed -i -E \"{first},{last}s/['\\\"]{name}['\\\"],?//\" {file}")
+    });
+    commands.collect::<Vec<_>>().join(" && ")
 }
 
 fn place(file: Option<&Path>) -> String {
