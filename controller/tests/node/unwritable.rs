@@ -5,9 +5,9 @@ use kubewasi_testbed::version::Version;
 
 use crate::check::{check_on, wait_for_check};
 
-/// Makes a host unfit by `spoil`, and checks that it is refused for `reason` with `said`; `mend` has it be none any more.
+/// Runs `spoil`, and checks that the host is refused for `reason` with `said`; after `fix`, nothing is refused.
 #[track_caller]
-fn refused(host: &SystemdHost, spoil: &str, reason: &str, said: &str, mend: &str) {
+fn refused(host: &SystemdHost, spoil: &str, reason: &str, said: &str, fix: &str) {
     host.sh(spoil);
     let (text, is_good) = check_on(host);
     let verdict = format!("verdict        refused, {reason}: ");
@@ -15,9 +15,9 @@ fn refused(host: &SystemdHost, spoil: &str, reason: &str, said: &str, mend: &str
         !is_good && text.contains(&verdict) && text.contains(said),
         "{spoil}: {text}"
     );
-    host.sh(mend);
+    host.sh(fix);
     let (text, is_good) = check_on(host);
-    assert!(is_good, "{mend}: {text}");
+    assert!(is_good, "{fix}: {text}");
 }
 
 fn host() -> SystemdHost {
@@ -38,6 +38,33 @@ fn a_file_that_is_a_mount_of_its_own_is_refused_with_commands_that_make_it_an_or
     let command = text.split('`').find(|part| part.starts_with("cp -p ")).unwrap();
     host.sh(command);
     assert!(check_on(&host).1, "{}", check_on(&host).0);
+}
+
+#[test]
+fn a_file_that_is_another_one_in_containerds_own_mount_namespace_is_refused() {
+    let host = host();
+    let with_mounts = |mounts: &str| {
+        let containerd = Version::V2_4.folder().join("containerd");
+        format!(
+            "mkdir -p /run/units/containerd.service.d && \
+             printf '[Service]\\nExecStart=\\nExecStart=/usr/bin/unshare --mount sh -c \"{mounts} && exec {} --config {CONFIG}\"\\n' \
+             >/run/units/containerd.service.d/mounts.conf && systemctl --user daemon-reload && systemctl --user restart containerd",
+            containerd.display()
+        )
+    };
+    let without_mounts = "rm /run/units/containerd.service.d/mounts.conf && systemctl --user daemon-reload && \
+                          systemctl --user restart containerd";
+    host.sh(&format!("cp {CONFIG} /srv/other.toml"));
+    refused(
+        &host,
+        &with_mounts(&format!("mount --bind /srv/other.toml {CONFIG}")),
+        "ConfigHidden",
+        &format!("containerd has another {CONFIG} than the host"),
+        without_mounts,
+    );
+    // As ProtectSystem= has it: the same file, which containerd only reads.
+    host.sh(&with_mounts("mount --bind /etc /etc && mount -o remount,bind,ro /etc"));
+    wait_for_check(&host);
 }
 
 #[test]
@@ -69,11 +96,11 @@ fn a_file_that_only_another_user_may_read_is_refused_by_the_check_as_by_the_agen
 fn an_immutable_file_or_directory_is_refused() {
     let host = host();
     // On the disk of the test: not every file system in memory has attributes.
-    let folder = host.folder().join("etc").display().to_string();
+    let directory = host.folder().join("etc").display().to_string();
     host.sh(&format!(
-        "mkdir {folder} && mv {CONFIG} {folder}/c.toml && ln -s {folder}/c.toml {CONFIG}"
+        "mkdir {directory} && mv {CONFIG} {directory}/c.toml && ln -s {directory}/c.toml {CONFIG}"
     ));
-    let file = format!("{folder}/c.toml");
+    let file = format!("{directory}/c.toml");
     refused(
         &host,
         &format!("chattr +i {file}"),
@@ -83,10 +110,10 @@ fn an_immutable_file_or_directory_is_refused() {
     );
     refused(
         &host,
-        &format!("chattr +a {folder}"),
+        &format!("chattr +a {directory}"),
         "Immutable",
-        &format!("`chattr -i -a {folder}`"),
-        &format!("chattr -i -a {folder}"),
+        &format!("`chattr -i -a {directory}`"),
+        &format!("chattr -i -a {directory}"),
     );
 }
 
