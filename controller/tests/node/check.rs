@@ -1,4 +1,4 @@
-//! What an administrator is told by `kubewasi-node` before anything is changed: the same that the agent would do.
+//! What `kubewasi-node` reports to an administrator before anything is changed: the same that the agent would do.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -26,6 +26,15 @@ pub fn check_on(host: &SystemdHost) -> (String, bool) {
 pub fn check_in_pod(host: &SystemdHost, parent: &str) -> (String, bool) {
     let command = format!("{} check --pod-uid=pod", program().display());
     said(host.run_under(parent, &command))
+}
+
+/// The same in a pod with a root of its own, which has nothing in `/run`; no process of the pod has a shim as its ancestor.
+pub fn check_in_pod_root(host: &SystemdHost) -> (String, bool) {
+    let command = format!(
+        "mount -t tmpfs pod /run && exec {} check --pod-uid=pod",
+        program().display()
+    );
+    said(host.run("unshare", &["--mount", "sh", "-c", &command]))
 }
 
 /// Waits until nothing of a host is refused.
@@ -93,7 +102,7 @@ async fn checked(node: &Node, containerd: &Containerd) -> (String, Option<&'stat
 }
 
 on_every_containerd! {
-    async fn a_check_and_a_dry_run_tell_what_would_be_changed_and_change_nothing(node) {
+    async fn a_check_and_a_dry_run_print_what_would_be_changed_and_change_nothing(node) {
         let before = node.config_text();
         let containerd = node.running().await;
         let (text, _) = checked(node, &containerd).await;
@@ -145,7 +154,7 @@ async fn a_configuration_that_can_only_be_read_is_refused_by_the_check_too() {
 }
 
 #[test]
-fn the_program_tells_of_a_host_without_systemd_and_fails() {
+fn the_program_refuses_a_host_without_systemd_and_fails() {
     // Whatever runs this test may have one.
     let mut check = Command::new("unshare");
     check.args(["--mount", "sh", "-c", "mount -t tmpfs run /run && exec \"$0\" check"]);
