@@ -78,6 +78,9 @@ async fn verdict(
         return Ok(());
     }
     let changes = Changes::read(layout)?;
+    // A pause is for one desired state, which the record has as a hash of the WasmRuntime's specification, its shim image
+    // and options included. None of these is known here, so it is taken to be the same as in the last changes: the agent of
+    // a WasmRuntime that was edited since does not wait.
     if let Some(until) = changes.paused(Timestamp::now()) {
         return Err(overwritten(host, containerd, &changes, change.as_ref(), until).into());
     }
@@ -170,7 +173,7 @@ mod tests {
     use crate::node::config::{Change, Edit, Ours};
 
     #[test]
-    fn a_plan_is_told_with_the_lines_that_it_changes() {
+    fn a_plan_is_described_with_the_lines_that_it_changes() {
         let planned = Planned {
             plan: Plan {
                 hash: "abc".into(),
