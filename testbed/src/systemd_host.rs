@@ -14,17 +14,17 @@ use std::time::Duration;
 
 use crate::version::Version;
 
-/// Where a host that is not told otherwise has containerd listen.
+/// The socket of a host's containerd unless a test sets another one.
 pub const SOCKET: &str = "/run/containerd/containerd.sock";
 /// The configuration of a host's containerd.
 pub const CONFIG: &str = "/etc/containerd/config.toml";
 
 /// The image of its pods' sandboxes, which is nowhere to be pulled from.
 pub const PAUSE: &str = "kubewasi.test/pause:latest";
-/// Why nothing of it fails.
+/// The assumption under which starting a host cannot fail.
 const OWN: &str = "the machine lets root start a host of a test's own";
 
-/// A bus on which everybody may do everything.
+/// The configuration of a bus without restrictions.
 const BUS: &str = r#"<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-Bus Bus Configuration 1.0//EN" "http://www.freedesktop.org/standards/dbus/1.0/busconfig.dtd">
 <busconfig><listen>unix:path=/run/dbus/system_bus_socket</listen><auth>EXTERNAL</auth>
 <policy context="default"><allow send_destination="*" eavesdrop="true"/><allow eavesdrop="true"/><allow own="*"/></policy>
@@ -71,7 +71,7 @@ impl SystemdHost {
         host
     }
 
-    /// The same with containerd listening at `socket`, which it need not come to.
+    /// The same with containerd listening at `socket`, which may never happen.
     pub fn boot(version: Version, lines: &str, socket: &str) -> SystemdHost {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let mark = format!("kwh{}-{:03}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
@@ -150,7 +150,7 @@ impl SystemdHost {
         Path::new(&root).join(path.trim_start_matches('/'))
     }
 
-    /// Where the test keeps what the host does not know of.
+    /// The test's own directory, which the host does not use.
     pub fn folder(&self) -> &Path {
         &self.folder
     }
@@ -162,7 +162,7 @@ impl SystemdHost {
             }
             thread::sleep(Duration::from_millis(100));
         }
-        panic!("waited in vain for {what}:\n{}", self.log());
+        panic!("timed out waiting for {what}:\n{}", self.log());
     }
 
     /// The first process of the namespaces.
@@ -182,7 +182,7 @@ impl SystemdHost {
     }
 }
 
-/// A node's configuration, all that it writes below `folder`.
+/// A node's configuration, with all that it writes below `folder`.
 fn config(version: Version, folder: &Path, lines: &str, socket: &str) -> String {
     let (number, plugin) = version.format();
     let folder = folder.display();
@@ -213,7 +213,7 @@ impl Drop for SystemdHost {
         }
         drop(self.init.stdin.take().map(|mut input| input.write_all(b"\n")));
         let _ = self.init.wait();
-        // Processes may be a moment in leaving.
+        // Processes may take a moment to exit.
         for _ in 0..100 {
             remove_cgroups(&self.cgroup);
             if !self.cgroup.exists() {

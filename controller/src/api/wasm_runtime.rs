@@ -84,7 +84,7 @@ pub struct WasmRuntimeSpec {
     /// Whether agents may restart containerd.
     #[serde(default)]
     pub containerd_restart: ContainerdRestart,
-    /// What agents write into containerd's configuration besides the handler.
+    /// What agents write into containerd's configuration in addition to the handler.
     #[serde(default, skip_serializing_if = "Installation::is_default")]
     pub installation: Installation,
     /// After how many seconds without a report a node counts as not ready. Agents report every 5 minutes.
@@ -213,7 +213,7 @@ pub enum ContainerdRestart {
     Never,
 }
 
-/// What agents write into containerd's configuration besides the handler.
+/// What agents write into containerd's configuration in addition to the handler.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Installation {

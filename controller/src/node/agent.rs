@@ -30,9 +30,9 @@ use super::report::Reporter;
 use super::shim;
 use super::work::Work;
 
-/// How often a host is looked at that has nothing to do.
+/// How often a host without a pending change is examined.
 const LOOK: Duration = Duration::from_secs(30);
-/// How soon one is that waits for something, or could not be looked at.
+/// How soon a host is examined again that waits for something, or could not be examined.
 const SOON: Duration = Duration::from_secs(5);
 /// How long a host may be in a state that ends by itself, as a restart of containerd is, before the report says so. With
 /// [`LOOK`] and two calls that are not answered this is within a minute.
@@ -108,9 +108,9 @@ pub struct Agent {
     unwritten: Option<Journal>,
     /// What was done to the host, also after the runtime's directory is gone.
     changes: Changes,
-    /// What was said when the agent came to let containerd be, and until when.
+    /// The refusal of the present pause, and when that ends.
     paused: Option<(Timestamp, Refused)>,
-    /// Since when the host cannot be looked at.
+    /// Since when the host cannot be examined.
     unseen_since: Option<Instant>,
 }
 
@@ -166,7 +166,7 @@ impl Agent {
         }
     }
 
-    /// Looks at the host, and reports why that was not possible once it has not been for a while; returns when to look again.
+    /// Examines the host, and reports an error that persists; returns when to do so again.
     async fn try_to_look(&mut self, node: &WasmNode) -> Duration {
         let begun = Instant::now();
         let error = match self.look(node).await {
@@ -176,7 +176,7 @@ impl Agent {
             }
             Err(error) => error,
         };
-        tracing::warn!(%error, "the host could not be looked at");
+        tracing::warn!(%error, "the host could not be examined");
         let since = *self.unseen_since.get_or_insert(begun);
         if error.is_lasting() || since.elapsed() >= PASSING {
             self.report_unseen(node, error.refusal()).await;
@@ -184,7 +184,7 @@ impl Agent {
         SOON
     }
 
-    /// Reports why the host cannot be looked at. A plan that is under way stays the node's, since its helper goes on.
+    /// Reports why the host cannot be examined. The phase of a plan in progress stays, since its helper continues.
     async fn report_unseen(&mut self, node: &WasmNode, refusal: Refused) {
         let reviewed = self.review_rest().await;
         reviewed.unwrap_or_else(|error| tracing::warn!(%error, "the proof could not be reviewed"));
@@ -272,7 +272,7 @@ impl Agent {
             }
             return self.work(node, status, containerd, journal).await;
         }
-        // A host that is as it should be has no failure to tell of.
+        // A host in its desired state has no failure to report.
         status.failure = failed.as_ref().filter(|_| !planned.is_done()).and_then(failure);
         if planned.is_done() && wish.state == WishedState::Removed {
             status.phase = Some(Phase::Removed);
@@ -318,8 +318,8 @@ impl Agent {
         Ok(None)
     }
 
-    /// Why containerd is let be, where that was changed too often in a row. It is said as at first until the pause ends, since
-    /// each look may find the file written once more.
+    /// The refusal during a pause, after too many changes in a row. It stays the same until the pause ends, although the
+    /// file may be written again meanwhile.
     fn pause(&mut self, containerd: &Containerd, planned: &Planned) -> Option<Refused> {
         let until = self.changes.pause_of(planned, Timestamp::now())?;
         let (changes, change) = (&self.changes, planned.change.as_ref());
@@ -444,7 +444,7 @@ pub(super) fn selection(identity: &Identity) -> watcher::Config {
         .labels(&format!("{}={}", labels::RUNTIME, identity.runtime))
 }
 
-/// What there is to tell of a host that was not looked at.
+/// What is reported of a host that was not examined.
 fn unseen(node: &WasmNode) -> WasmNodeStatus {
     WasmNodeStatus {
         observed_wish: Some(node.spec.wish.hash()),

@@ -1,5 +1,5 @@
-//! How often the agent changed the host lately: a configuration manager that puts its own file back is not answered with a
-//! restart of containerd each time.
+//! How often the agent changed the host lately: so that a configuration manager that restores its own file does not
+//! cause a restart of containerd each time.
 
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
@@ -12,7 +12,7 @@ use super::plan::Planned;
 
 /// Changes that follow each other within this time are one row of them.
 const TOGETHER: SignedDuration = SignedDuration::from_hours(1);
-/// How long the agent lets containerd be after the second change of a row; each further one doubles it.
+/// How long the agent pauses after the second change of a row; each further one doubles it.
 const FIRST_PAUSE: SignedDuration = SignedDuration::from_mins(10);
 const LONGEST_PAUSE: SignedDuration = SignedDuration::from_hours(2);
 
@@ -70,11 +70,11 @@ impl Changes {
         self.paused(now).filter(|_| is_next)
     }
 
-    /// Until when the agent lets containerd be.
+    /// Until when the agent pauses.
     pub fn paused(&self, now: Timestamp) -> Option<Timestamp> {
         let last = self.last?;
         let until = last + self.pause();
-        // The time of a change that is yet to come is one from before a clock was put right.
+        // A change in the future was recorded before the clock was set back.
         (last <= now && now < until).then_some(until)
     }
 
@@ -119,7 +119,7 @@ mod tests {
         Timestamp::from_second(1_800_000_000 + 60 * minute).unwrap()
     }
 
-    /// The minutes at which changes are made of a file that somebody puts back every minute, within so many minutes.
+    /// The minutes at which changes are made of a file that is restored every minute, within this number of minutes.
     fn made(within: i64) -> Vec<i64> {
         let plan = planned("w", &[Step::RestartContainerd]);
         let (mut changes, mut made) = (Changes::default(), Vec::new());
@@ -133,13 +133,13 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_is_always_put_back_is_changed_twice_and_then_ever_more_seldom() {
+    fn a_file_that_is_always_restored_is_changed_twice_and_then_less_and_less_often() {
         assert_eq!(made(10), [0, 1]);
         assert_eq!(made(24 * 60)[..7], [0, 1, 11, 31, 71, 151, 271]);
     }
 
     #[test]
-    fn a_file_that_is_put_back_every_half_an_hour_is_left_alone_too() {
+    fn a_file_that_is_restored_every_half_hour_is_left_alone_too() {
         let plan = planned("w", &[Step::RestartContainerd]);
         let (mut changes, mut made) = (Changes::default(), 0);
         for run in 0..48 {
@@ -173,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn a_clock_that_was_put_back_keeps_nobody_waiting() {
+    fn a_clock_that_was_set_back_delays_no_change() {
         let plan = planned("w", &[Step::RestartContainerd]);
         let twice = Changes::default()
             .carried_out(&plan, minute(60))

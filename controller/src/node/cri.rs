@@ -109,7 +109,7 @@ impl Cri {
             default_runtime: String::new(),
             handlers: BTreeMap::new(),
         };
-        // Another runtime need not tell its configuration; who asks for containerd looks at the name first.
+        // Another runtime need not report its configuration; callers check the name first.
         if health.runtime_name == "containerd" {
             let config = status.info.get("config").ok_or(AnswerError::Missing("config"))?;
             health.read_config(config)?;
@@ -117,7 +117,7 @@ impl Cri {
         Ok(health)
     }
 
-    /// Why a containerd does not serve CRI, as it tells of its plugins.
+    /// Why a containerd does not serve CRI, by its list of plugins.
     async fn missing(&self) -> Result<CriError, CriError> {
         let answer = IntrospectionClient::new(self.channel.clone())
             .plugins(timed(PluginsRequest::default()))

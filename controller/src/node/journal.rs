@@ -79,7 +79,7 @@ pub struct Kept {
     pub wish: String,
 }
 
-/// The files of containerd's configuration that the agent ever wrote: containerd may not read all of them any more.
+/// The files of containerd's configuration that the agent ever wrote: containerd may no longer read all of them.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Written {
     pub files: BTreeSet<PathBuf>,

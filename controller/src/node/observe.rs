@@ -33,7 +33,7 @@ pub enum ObserveError {
 }
 
 impl ObserveError {
-    /// What there is to say of a host that stays like this.
+    /// The refusal of a host that stays like this.
     pub fn refusal(&self) -> Refusal {
         match self {
             ObserveError::Refused(refusal) => refusal.clone(),

@@ -27,7 +27,7 @@ pub enum Parent {
     Other(&'static str),
 }
 
-/// What runs the container of the process `pid` (a number, or `self`), as its ancestors tell; nothing when none of them is
+/// What runs the container of the process `pid` (a number, or `self`), by its ancestors; none when none of them is
 /// a shim. `processes` is a procfs.
 pub fn parent(processes: &Path, pid: &str) -> Option<Parent> {
     let mut pid = pid.to_owned();

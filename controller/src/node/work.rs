@@ -274,7 +274,7 @@ impl Work<'_> {
                     durable::remove(&layout.order())?;
                     return Err(error.into());
                 }
-                // The helper works on while the bus is away. Whoever waits is to be told of it, and comes back.
+                // The helper continues while the bus is away. The caller gets the error and retries.
                 Err(error) if heard.elapsed() >= UNHEARD => return Err(StepError::Unheard(error)),
                 Err(error) => tracing::warn!(%error, "systemd cannot be asked"),
             }

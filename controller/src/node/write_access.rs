@@ -21,7 +21,7 @@ use super::refusal::Refusal;
 
 /// Room for a shim and the helper, in bytes; they are some 35 MB and 15 MB.
 const PROGRAMS: u64 = 64 << 20;
-/// Room for a directory's growth and the records beside a file, in bytes.
+/// Room for a directory's growth and the records next to a file, in bytes.
 const SLACK: u64 = 64 << 10;
 
 /// Refuses an edit of a configuration file that could not be carried out on the host with this root.
@@ -39,14 +39,14 @@ pub fn refuse_edit(root: &Path, edit: &Edit) -> Result<(), Refusal> {
     match Place::open(root, &file) {
         Ok(place) if place.has(StatxAttributes::MOUNT_ROOT) => Err(Refusal::mount_point(&place.path)),
         Ok(place) if place.is_immutable() => Err(Refusal::immutable(&place.path, WHAT)),
-        // A new file, or one that nobody has kept from being read before.
+        // A new file, or one that can be replaced.
         _ => Ok(()),
     }
 }
 
 /// Refuses a file that a process with another root, containerd, finds to be another one.
 pub fn refuse_hidden(root: &Path, other: &Path, file: &Path) -> Result<(), Refusal> {
-    // A file that is not there yet comes to be in its directory.
+    // A file that does not exist yet is created in its directory.
     for path in [Some(file), file.parent()].into_iter().flatten() {
         if let (Ok(here), Ok(there)) = (Place::open(root, path), Place::open(other, path)) {
             return match here.identity() == there.identity() {
@@ -62,9 +62,9 @@ pub fn refuse_hidden(root: &Path, other: &Path, file: &Path) -> Result<(), Refus
 /// it.
 pub fn refuse_programs(root: &Path, layout: &Layout) -> Result<(), Refusal> {
     const WHAT: &str = "the shim";
-    let folder = layout.folder();
-    let folder = resolve(root, &folder).map_err(|cause| Refusal::not_writable(&folder, &cause))?;
-    let ancestors = folder.ancestors();
+    let directory = layout.folder();
+    let directory = resolve(root, &directory).map_err(|cause| Refusal::not_writable(&directory, &cause))?;
+    let ancestors = directory.ancestors();
     let Some(place) = ancestors.filter_map(|path| Place::open(root, path).ok()).next() else {
         // Nothing of it can be seen from here, so the step that writes there says why.
         return Ok(());
@@ -127,7 +127,7 @@ impl Place {
         )
     }
 
-    /// Refuses a directory in which nobody can write.
+    /// Refuses a directory in which no process can write.
     fn refuse_unwritable(&self, what: &str) -> Result<(), Refusal> {
         if self.system.f_flag.contains(StatVfsMountFlags::RDONLY) {
             return Err(Refusal::read_only(&self.path, what));

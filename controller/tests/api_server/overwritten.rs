@@ -70,7 +70,7 @@ async fn a_file_that_somebody_always_puts_back_has_containerd_restarted_twice_an
     };
     let message = tokio::time::timeout(Duration::from_secs(240), refused()).await;
     let restarts = containerds.len() - 1;
-    let message = message.unwrap_or_else(|_| panic!("not told of after {restarts} restarts by {given} permits"));
+    let message = message.unwrap_or_else(|_| panic!("not reported after {restarts} restarts by {given} permits"));
     assert_eq!((restarts, given), (2, 2), "{message}");
     for said in [
         CONFIG,

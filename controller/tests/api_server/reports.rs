@@ -119,13 +119,13 @@ async fn a_host_that_its_agent_refuses_is_told_of_and_stays_as_it_is() {
 
     // Others follow them, as after a restart of their pods, and have nothing new to say.
     let wasm_nodes: Api<WasmNode> = Api::all(client.clone());
-    let told = versions(&wasm_nodes).await;
+    let reported = versions(&wasm_nodes).await;
     agents.clear();
     for (node, root) in NODES.iter().zip(&roots) {
         agents.push(Running::start(&control_plane, node, root.path()).await);
     }
     tokio::time::sleep(Duration::from_secs(5)).await;
-    assert_eq!(versions(&wasm_nodes).await, told);
+    assert_eq!(versions(&wasm_nodes).await, reported);
 
     runtimes.delete("wasi", &DeleteParams::default()).await.unwrap();
     wait_for("the end of the runtime", async || {
@@ -136,9 +136,9 @@ async fn a_host_that_its_agent_refuses_is_told_of_and_stays_as_it_is() {
     assert_eq!(roots.each_ref().map(|root| files(root.path())), before);
 }
 
-/// A node's containerd may hang, or be none: its WasmNode says so, and a state that passes by itself is none to tell.
+/// A node's containerd may hang or not run: its WasmNode reports that, and no state that lasts for a moment.
 #[tokio::test]
-async fn a_host_whose_containerd_cannot_be_asked_is_told_of_within_a_minute() {
+async fn a_host_whose_containerd_cannot_be_asked_is_reported_within_a_minute() {
     let control_plane = ControlPlane::start().await;
     let client = &control_plane.client;
     make_nodes(client, &NODES).await;
@@ -175,10 +175,10 @@ async fn a_host_whose_containerd_cannot_be_asked_is_told_of_within_a_minute() {
     })
     .await;
 
-    // As long as it is the same, it is told once.
-    let told = versions(&wasm_nodes).await;
+    // As long as it is the same, it is reported once.
+    let reported = versions(&wasm_nodes).await;
     tokio::time::sleep(Duration::from_secs(20)).await;
-    assert_eq!(versions(&wasm_nodes).await, told);
+    assert_eq!(versions(&wasm_nodes).await, reported);
     drop(hangs);
 }
 

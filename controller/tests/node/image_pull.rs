@@ -66,7 +66,7 @@ async fn an_administrators_local_pull_stays() {
 }
 
 #[tokio::test]
-async fn an_administrator_who_turned_local_pull_off_is_told_what_to_do() {
+async fn a_local_pull_that_an_administrator_turned_off_is_refused_with_the_command_that_removes_the_line() {
     Node::with(Version::V2_4, async |node: &Node| {
         let theirs = format!("{}{TABLE}use_local_image_pull = false\n", node.config_text());
         fs::write(node.config(), &theirs).unwrap();
