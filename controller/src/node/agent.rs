@@ -69,7 +69,7 @@ pub enum AgentError {
 }
 
 impl AgentError {
-    /// What the report says of a host that stays like this.
+    /// The refusal to report if the host stays like this.
     fn refusal(&self) -> Refused {
         match self {
             AgentError::Host(error) | AgentError::Observe(ObserveError::Host(error)) => error.refusal(),
@@ -83,7 +83,7 @@ impl AgentError {
         }
     }
 
-    /// Whether it does not end by itself.
+    /// Whether only an administrator can end it.
     fn is_lasting(&self) -> bool {
         let (AgentError::Record(error)
         | AgentError::Observe(ObserveError::Record(error))
@@ -106,7 +106,7 @@ pub struct Agent {
     waits: Option<(Permit, usize)>,
     /// The plan that failed, where that could not be written down: on a full disk.
     unwritten: Option<Journal>,
-    /// What was done to the host, also after the runtime's directory is gone.
+    /// What was done to the host; it outlives the runtime's directory.
     changes: Changes,
     /// The refusal of the present pause, and when that ends.
     paused: Option<(Timestamp, Refused)>,
@@ -328,7 +328,7 @@ impl Agent {
         Some(self.paused.insert(said).1.clone())
     }
 
-    /// Writes down that a plan is begun: that the agent did so first, since its permit is spent with it.
+    /// Records that a plan has begun, before its first step: its permit is spent from then on.
     fn begin(&mut self, journal: &Journal) -> Result<(), RecordError> {
         self.unwritten = None;
         durable::make_folder(&self.layout.folder())?;

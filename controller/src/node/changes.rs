@@ -10,7 +10,7 @@ use super::journal::{self, RecordError};
 use super::layout::Layout;
 use super::plan::Planned;
 
-/// Changes that follow each other within this time are one row of them.
+/// The longest interval between two changes of the same row.
 const TOGETHER: SignedDuration = SignedDuration::from_hours(1);
 /// How long the agent pauses after the second change of a row; each further one doubles it.
 const FIRST_PAUSE: SignedDuration = SignedDuration::from_mins(10);
@@ -25,7 +25,7 @@ pub struct Changes {
     pub row: u32,
     /// The wish of that row, by its hash.
     pub wish: String,
-    /// When the last one was through.
+    /// When the last one was completed.
     pub last: Option<Timestamp>,
 }
 
@@ -39,18 +39,18 @@ impl Changes {
         journal::write(&layout.changes(), self)
     }
 
-    /// The one of two records that knows more.
+    /// The more recent one of two records.
     pub fn max(self, other: Changes) -> Changes {
         if other.begun > self.begun { other } else { self }
     }
 
-    /// What is known when one more plan is begun.
+    /// The record after one more plan has begun.
     pub fn begin(mut self) -> Changes {
         self.begun = self.begun.saturating_add(1);
         self
     }
 
-    /// What is known when a plan was carried out to its end. One that failed was not taken back by anybody else.
+    /// The record after a plan was completed. A failed plan does not count: the agent itself has rolled it back.
     pub fn carried_out(mut self, planned: &Planned, now: Timestamp) -> Changes {
         if !changes_containerd(planned) {
             return self;
@@ -64,7 +64,7 @@ impl Changes {
         self
     }
 
-    /// Until when a plan has to wait that would change containerd's configuration once more.
+    /// Until when a plan that would change containerd's configuration again has to wait.
     pub fn pause_of(&self, planned: &Planned, now: Timestamp) -> Option<Timestamp> {
         let is_next = self.wish == planned.wish && changes_containerd(planned);
         self.paused(now).filter(|_| is_next)

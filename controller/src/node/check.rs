@@ -20,7 +20,7 @@ pub struct Findings {
     pub is_good: bool,
 }
 
-/// What an administrator is to know of a containerd that pulls images as its default has it.
+/// The note about a containerd that pulls images by its default.
 const PULLS_BY_TRANSFER: &str = "by the transfer service: an image for wasi/wasm alone is not unpacked, and its containers \
     fail with `parent snapshot ... does not exist`; publish an index with linux/amd64 and linux/arm64, or set \
     spec.installation.imagePull of the WasmRuntime to Local (docs/images.md)";
@@ -58,7 +58,7 @@ async fn verdict(
         runtime: layout.runtime().to_owned(),
         name: handler.to_owned(),
         shim: layout.stable(),
-        // How CRI pulls is the WasmRuntime's to say: what the agent has written stays.
+        // The WasmRuntime decides how CRI pulls, and is unknown here: what the agent has written stays.
         local_pull: containerd.configuration.writes_local_pull(layout.runtime()),
     };
     let change = install_change(host, containerd, layout, &handler).await?;

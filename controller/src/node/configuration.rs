@@ -16,7 +16,7 @@ use super::dumper::{DumpError, Dumper};
 pub enum ConfigurationError {
     #[error(transparent)]
     Refused(#[from] Refusal),
-    /// containerd could not be asked; another time it may answer.
+    /// containerd could not be asked; a retry may succeed.
     #[error(transparent)]
     Dump(DumpError),
     #[error(transparent)]
@@ -35,7 +35,7 @@ pub struct Configuration {
 }
 
 impl Configuration {
-    /// Whether containerd would have the handler, and nothing of it is anybody else's; or the change that gives it to it.
+    /// The change that installs the handler; none where containerd has it and all of it is the agent's.
     ///
     /// # Errors
     ///
@@ -118,7 +118,7 @@ impl Configuration {
         .into())
     }
 
-    /// The change that takes the handler out of every file that the agent wrote, `recorded` ones too; nothing where no file
+    /// The change that removes the handler from every file that the agent wrote, `recorded` ones too; none where no file
     /// has it. What others wrote stays.
     ///
     /// # Errors
@@ -152,7 +152,7 @@ impl Configuration {
                         ours,
                     }));
                 }
-                // Of somebody else's handler there is nothing to take away, unless it needs the shim that would go.
+                // Another's handler stays, unless it needs the shim that is removed.
                 Err(Mismatch::StillSeen(name)) => {
                     let left = new.runtime(&name);
                     let path = handler.values().remove(&vec!["runtime_path".to_owned()]);
@@ -200,7 +200,7 @@ impl Configuration {
     async fn now(&self) -> Result<Dump, ConfigurationError> {
         let in_place = self.dumper.in_place(&self.binary, self.root(), &self.files).await;
         let in_place = in_place.map_err(|error| self.rejected(error))?;
-        // What is read here has to be what containerd reads, or nothing follows from a trial.
+        // A trial is meaningful only if this reads the same files as containerd.
         if self.trial(&self.files).await? != in_place {
             return Err(Refusal::Unfollowed {
                 root: self.root().display().to_string(),
@@ -241,7 +241,7 @@ impl Configuration {
         })
     }
 
-    /// The files with the agent's text, with what they have: loaded ones and recorded ones.
+    /// The files that have the agent's text, loaded ones and recorded ones, with their texts.
     fn marked(&self, handler: &Handler, recorded: &[PathBuf]) -> Vec<(PathBuf, String)> {
         let loaded = self.files.loaded().iter().map(|file| file.path.clone());
         let mut found: Vec<(PathBuf, String)> = Vec::new();

@@ -181,7 +181,7 @@ pub(super) fn timed<T>(message: T) -> Request<T> {
 
 fn failed(call: &'static str) -> impl FnOnce(Status) -> CriError {
     move |status| match status.code() {
-        // The first is what the client makes of its own timeout.
+        // The first is the client's own timeout.
         Code::Cancelled | Code::DeadlineExceeded => CriError::NoAnswer { call },
         _ => CriError::Call {
             call,
@@ -190,7 +190,7 @@ fn failed(call: &'static str) -> impl FnOnce(Status) -> CriError {
     }
 }
 
-/// What an error is in the end caused by: the transport's own texts name their layer only.
+/// The root cause of an error: the transport's own texts name their layer only.
 fn innermost(error: &transport::Error) -> String {
     let mut innermost: &dyn Error = error;
     while let Some(source) = innermost.source() {

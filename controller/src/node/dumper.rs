@@ -20,9 +20,9 @@ use super::config::{Dump, Files, LoadError, Mismatch};
 use super::durable::{self, WriteError};
 use super::systemd::{Systemd, SystemdError};
 
-/// The longest that a dump may take; it takes a tenth of a second.
+/// The timeout of a dump, which takes a tenth of a second.
 const DUMP_TIMEOUT: Duration = Duration::from_secs(30);
-/// How many answers are remembered: those of a few candidates.
+/// The maximum number of cached dumps: those of a few candidates.
 const REMEMBERED: usize = 32;
 /// Where candidates are tried, on the host; a number follows.
 const TRIAL: &str = "/run/kubewasi-trial-";
@@ -34,7 +34,7 @@ pub enum DumpError {
     Run { binary: PathBuf, cause: io::Error },
     #[error("`{binary} config dump` did not end within {secs} seconds", binary = binary.display(), secs = DUMP_TIMEOUT.as_secs())]
     TimedOut { binary: PathBuf },
-    /// containerd does not read the files; what it says.
+    /// containerd rejects the files; its error message.
     #[error("containerd does not read its configuration: {0}")]
     Rejected(String),
     #[error(transparent)]
@@ -56,10 +56,10 @@ enum Way {
     BySystemd,
 }
 
-/// What a key of the memory is made of: the program as it is, and the texts.
+/// Dumps by a digest of the program's identity and the texts.
 type Memory = HashMap<[u8; 32], Dump>;
 
-/// Asks containerd, and remembers its answers: the same question is asked every half minute.
+/// Asks containerd for dumps, and caches them: the agent asks for the same ones every half minute.
 #[derive(Clone, Debug)]
 pub struct Dumper {
     way: Way,
@@ -182,7 +182,7 @@ async fn directly(argv: &[String]) -> io::Result<Output> {
         .await
 }
 
-/// Copies of a configuration's files, for root alone: there may be passwords of registries in them. They go with the value.
+/// Copies of a configuration's files, for root alone: there may be passwords of registries in them. Dropping the value removes them.
 struct Trial {
     /// The root file, as the host names it.
     config: PathBuf,
@@ -200,7 +200,7 @@ impl Trial {
             config: host.join("0.toml"),
             directory: here(&host),
         };
-        // One of a process with the same id that was killed.
+        // Left by a killed process with the same id.
         durable::remove_folder(&trial.directory)?;
         let created = fs::DirBuilder::new().mode(0o700).create(&trial.directory);
         created.map_err(WriteError::of("create the directory", &trial.directory))?;

@@ -71,7 +71,7 @@ pub fn replace(path: &Path, bytes: &[u8], mode: u32) -> Result<(), WriteError> {
 fn copy_metadata(from: &File, to: &Path) -> io::Result<()> {
     let (found, to) = (from.metadata()?, File::open(to)?);
     fchown(&to, Some(found.uid()), Some(found.gid()))?;
-    // After the owner, whose change takes the set-id bits away.
+    // After the owner: changing that clears the set-id bits.
     to.set_permissions(fs::Permissions::from_mode(found.permissions().mode() & 0o7777))?;
     let mut names = vec![0; 0x10000];
     let length = match flistxattr(from, &mut names[..]) {

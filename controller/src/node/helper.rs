@@ -11,7 +11,7 @@ use super::transaction::{self, Order, Progress, TransactionError};
 
 /// How often the lock is asked for.
 const ASK: Duration = Duration::from_millis(200);
-/// How long a restart waits for jobs that came since the agent looked for them; containerd runs meanwhile.
+/// How long a restart waits for jobs that were queued after the agent's check; containerd runs meanwhile.
 const QUEUE: Duration = Duration::from_secs(120);
 
 /// Why the helper ended without a result.
@@ -45,7 +45,7 @@ pub async fn run(folder: &Path) -> Result<Progress, HelperError> {
     Ok(transaction::run(&order, &layout.progress(), restart).await?)
 }
 
-/// Restarts a unit once no other job would keep it down.
+/// Restarts a unit as soon as no other job would delay its start.
 async fn restart(root: &Path, unit: &str) -> Result<(), SystemdError> {
     let patience = Instant::now() + QUEUE;
     loop {

@@ -24,7 +24,7 @@ use super::restart::LossError;
 use super::runtime_socket::{self, Parent};
 use super::systemd::{Systemd, SystemdError, Unit};
 
-/// The longest that a listener may take to accept a connection.
+/// The timeout of a connection to a listener.
 const ACCEPT: Duration = Duration::from_secs(5);
 /// Sockets of unsupported runtimes, for a better message.
 const OTHERS: [(&str, &str); 2] = [
@@ -57,7 +57,7 @@ pub enum HostError {
 }
 
 impl HostError {
-    /// The refusal of a host that stays like this.
+    /// The refusal to report if the host stays like this.
     pub fn refusal(&self) -> Refusal {
         match self {
             HostError::Refused(refusal) | HostError::Unavailable(refusal) => refusal.clone(),
@@ -208,7 +208,7 @@ impl Host {
         })
     }
 
-    /// The containerd at a socket, when the pod is one of its.
+    /// The containerd at a socket, if it runs the pod.
     async fn ask(&self, socket: &Path, pod_uid: Option<&str>) -> Result<Option<Found>, HostError> {
         let pid = self.listener(socket).await?;
         let process = self.processes.join(pid.to_string());

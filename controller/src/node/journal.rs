@@ -72,7 +72,7 @@ pub struct Failed {
     pub at: String,
 }
 
-/// The wish that was last fulfilled.
+/// The desired state that was last reached.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Kept {
     /// The wish, by its hash.

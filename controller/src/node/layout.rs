@@ -9,7 +9,7 @@
 //!                       journal.json                     the plan that the agent is at
 //!                       order.json, progress.json        what the helper is to do, and how far it is
 //!                       changes.json                     how often the agent changed the host lately
-//!                       kept.json                        the wish that is fulfilled
+//!                       kept.json                        the desired state that is reached
 //!                       written.json                     the configuration files that the agent ever wrote
 //! ```
 

@@ -33,7 +33,7 @@ pub enum ObserveError {
 }
 
 impl ObserveError {
-    /// The refusal of a host that stays like this.
+    /// The refusal to report if the host stays like this.
     pub fn refusal(&self) -> Refusal {
         match self {
             ObserveError::Refused(refusal) => refusal.clone(),
@@ -142,7 +142,7 @@ pub async fn observe(
     ))
 }
 
-/// The change that installs the handler, on a host that nothing speaks against.
+/// The change that installs the handler, on a host where nothing prevents that.
 ///
 /// # Errors
 ///
@@ -183,8 +183,8 @@ fn writable(host: &Host, containerd: &Containerd, edit: &Edit) -> Result<(), Ref
     visible(host, containerd, &edit.file)
 }
 
-/// Why containerd is not changed `until` then, where somebody takes each change back: of the first file of `change`, or by
-/// having containerd not list the handler.
+/// The refusal `until` then, where each change is reverted: in the first file of `change`, or in containerd's list of
+/// handlers.
 pub fn overwritten(
     host: &Host,
     containerd: &Containerd,

@@ -46,7 +46,7 @@ pub struct Planned {
     pub options: String,
     pub change: Option<Change>,
     pub cache: Option<PathBuf>,
-    /// How many plans the agent has begun before this one: what is to be done again has another hash, so that a permit is for
+    /// How many plans the agent has begun before this one: a repeated plan has another hash, so that a permit is for
     /// one attempt.
     #[serde(default)]
     pub number: u64,

@@ -44,7 +44,7 @@ impl Refusal {
     pub fn no_systemd() -> Refusal {
         Refusal::new(
             "NoSystemd",
-            "the host does not run systemd with a system bus, and nothing else could restart containerd and roll it back",
+            "the host does not run systemd with a system bus, and no other service manager can restart containerd and roll it back",
         )
     }
 
@@ -87,7 +87,7 @@ impl Refusal {
         )
     }
 
-    /// A containerd without CRI, of which no file says why.
+    /// A containerd without CRI that no file disables.
     pub fn no_cri(socket: &Path) -> Refusal {
         Refusal::new(
             "CriDisabled",
@@ -186,7 +186,7 @@ impl Refusal {
         )
     }
 
-    /// A configuration of which containerd makes nothing.
+    /// A configuration that containerd rejects.
     pub fn dump(error: &DumpError) -> Refusal {
         Refusal::new("ConfigRejected", error.to_string())
     }
@@ -329,7 +329,7 @@ impl Refusal {
         )
     }
 
-    /// A change that somebody has taken back as often as `times`; `signature` is when its file was last written, in seconds
+    /// A change that was reverted `times` times; `signature` is when its file was last written, in seconds
     /// since the epoch, and its first line.
     pub fn overwritten(file: &Path, times: u32, signature: Option<(i64, String)>, until: Timestamp) -> Refusal {
         let who = match signature {
@@ -342,7 +342,7 @@ impl Refusal {
         Refusal::new(
             "ConfigOverwritten",
             format!(
-                "the agent changed {file} {times} times in a row, and each change was taken back: {who}; have whatever writes \
+                "the agent changed {file} {times} times in a row, and each change was reverted: {who}; have whatever writes \
                  it, such as a configuration management system, write what the agent does; containerd is not restarted for \
                  it again before {until}",
                 file = file.display()

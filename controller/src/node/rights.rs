@@ -1,4 +1,4 @@
-//! What the agent's container may do, and nothing more: `kubewasi-node check` on a host sees as much of it as the agent.
+//! The capabilities of the agent's container, with which `kubewasi-node check` on a host gets the agent's verdict.
 
 use rustix::io;
 use rustix::thread::{

@@ -7,8 +7,8 @@
 //! # kubewasi default: end of what the node agent wrote (5f3a9c01)
 //! ```
 //!
-//! The end has a digest of what is between the marks. What is unchanged is taken out by its span; what somebody has edited
-//! is looked at line by line, and theirs stays.
+//! The end has a digest of what is between the marks. An unchanged block is removed by its span; an edited one
+//! is examined line by line, and what others wrote stays.
 
 use std::ops::Range;
 
@@ -28,7 +28,7 @@ pub enum Kind {
     Copy,
 }
 
-/// Entries that are written together, and go together.
+/// Entries that are written and removed together.
 #[derive(Clone, Debug)]
 pub struct Part {
     pub kind: Kind,
@@ -174,8 +174,8 @@ pub fn without(text: &str, handler: &Handler) -> Result<String, ForeignLine> {
     Ok(rest)
 }
 
-/// A text with the agent's copies of containerd's own runtimes, and without its other blocks: what keeps those runtimes
-/// when others rely on the copies by now.
+/// A text with the agent's copies of containerd's own runtimes, and without its other blocks: it keeps those runtimes
+/// where others rely on the copies.
 pub fn keeping_copies(text: &str, handler: &Handler) -> Result<String, ForeignLine> {
     let mut kept = text.to_owned();
     for block in blocks(text, handler).into_iter().rev() {
@@ -244,7 +244,7 @@ fn blocks(text: &str, handler: &Handler) -> Vec<Block> {
         let close = (first..lines.len())
             .take_while(|next| opens(*next).is_none())
             .find(|next| line(*next).starts_with(&end));
-        // Where somebody has removed the end, the block goes as far as the lines are the agent's.
+        // Without an end mark, the block extends as far as the lines are the agent's.
         let last = close.unwrap_or_else(|| match kind {
             Kind::Own => (first..lines.len())
                 .find(|next| !is_own(line(*next), handler))

@@ -1,5 +1,5 @@
-//! Candidates for a change of containerd's files: into which file, for which plugin. Which of them does what is wanted is
-//! asked of containerd.
+//! Candidates for a change of containerd's files: into which file, for which plugin. containerd itself
+//! decides which of them does what is wanted.
 
 use std::path::{Path, PathBuf};
 
@@ -21,9 +21,9 @@ const CRI_V1: &str = PLUGINS[2];
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Edit {
     pub file: PathBuf,
-    /// What it has now; nothing when it is to be created.
+    /// Its present text; none when it is created.
     pub old: Option<String>,
-    /// What it will have; nothing when it is to be removed.
+    /// Its new text; none when it is removed.
     pub new: Option<String>,
 }
 
@@ -135,7 +135,7 @@ fn is_version_free(file: &File) -> bool {
         && is_empty("required_plugins")
 }
 
-/// The edits that take all of the agent's text out of `marked` files; with `keep_copies`, the copied runtimes stay.
+/// The edits that remove all of the agent's text from `marked` files; with `keep_copies`, the copied runtimes stay.
 ///
 /// # Errors
 ///
@@ -161,18 +161,18 @@ pub fn cuts(marked: &[(PathBuf, String)], handler: &Handler, keep_copies: bool) 
     Ok(edits)
 }
 
-/// Whether a file of the agent's own has nothing but its version left.
+/// Whether only the version is left in a file of the agent's own.
 fn is_version_alone(text: &str) -> bool {
     let mut lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
     lines.next().is_none_or(|line| line.starts_with("version = ")) && lines.next().is_none()
 }
 
-/// The edits that write the handler at `place` into files without the agent's text (`cuts` took it out), with copies of
+/// The edits that write the handler at `place` into files without the agent's text (`cuts` removed it), with copies of
 /// these runtimes of `dump`, and `key`.
 ///
 /// # Errors
 ///
-/// When the text cannot be taken out of the new file again, to the byte.
+/// When removing the text from the new file does not restore the old one byte for byte.
 pub fn written(
     files: &Files,
     cuts: &[Edit],

@@ -78,7 +78,7 @@ impl Dump {
         let disabled = disabled.into_iter().flatten().filter_map(Value::as_str);
         let disabled = disabled.map(str::to_owned).collect();
         let mut values = values_of(document.as_item());
-        // The names of files, which a candidate has others of; containerd 1.x lists them in any order.
+        // A candidate has other file names, and containerd 1.x lists them in any order.
         values.retain(|path, _| path[0] != "imports");
         Ok(Dump { values, disabled })
     }

@@ -93,7 +93,7 @@ fn collect(item: &Item, path: &mut KeyPath, into: &mut Values) {
     }
 }
 
-/// A value without what only its spelling has: comments, spaces, kinds of quotes.
+/// A value independent of its spelling: without comments and spaces, with one kind of quotes.
 pub fn canonical(item: &Item) -> String {
     match item {
         Item::Value(value) if value.is_str() => format!("{:?}", value.as_str().unwrap_or_default()),

@@ -1,6 +1,6 @@
 //! containerd's configuration: which files it reads, what the agent's text in them is, and what a dump says of both.
 //!
-//! Pure: texts and dumps in, texts and refusals out. What containerd makes of its files is containerd's to say
+//! Pure: texts and dumps in, texts and refusals out. What containerd makes of its files is asked of containerd
 //! (`config dump`); these are the facts that decide where the agent writes:
 //!
 //! - containerd 1.x replaces the CRI plugin's table by that of an imported file, and the built-in map of runtimes by the

@@ -85,7 +85,7 @@ pub enum Refusal {
     #[error("without the agent's text in {files}, containerd would not have what it has now: {why}")]
     NotRemovable { files: String, why: String },
     #[error(
-        "{root} imports files in a way that cannot be followed: containerd makes something else of them when it reads them one by one"
+        "{root} imports files in a way that the agent cannot follow: containerd reads something else from the files one by one"
     )]
     Unfollowed { root: String },
 }

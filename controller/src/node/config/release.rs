@@ -21,7 +21,7 @@ impl Release {
         }
     }
 
-    /// The highest format version of a file that is known of it; 1.6 does not look at the number.
+    /// The highest format version that it reads; 1.6 does not look at the number.
     pub fn highest_version(self) -> i64 {
         match (self.major, self.minor) {
             (..=1, 7..) => 2,
