@@ -88,14 +88,14 @@ impl StepError {
 
     /// Whether the step is only to be tried again later: it waits for somebody.
     pub fn waits(&self) -> bool {
-        match self {
+        matches!(
+            self,
             StepError::InUse(_)
-            | StepError::AwaitsRestart
-            | StepError::Locked
-            | StepError::Queued(_)
-            | StepError::Unheard(_) => true,
-            _ => false,
-        }
+                | StepError::AwaitsRestart
+                | StepError::Locked
+                | StepError::Queued(_)
+                | StepError::Unheard(_)
+        )
     }
 
     /// What the report says of a wait that may need somebody to act.
