@@ -128,6 +128,10 @@ fn start_agent(host: &SystemdHost, kubeconfig: &Path) -> Child {
         "--shim-image=registry/shim:1",
     ]);
     agent.arg("--staging").arg(staging).env("KUBECONFIG", kubeconfig);
+    // The host's /etc is empty, and a TLS client does not start without any root certificate.
+    let roots = host.folder().join("roots.pem");
+    fs::copy("/etc/ssl/certs/ca-certificates.crt", &roots).unwrap();
+    agent.env("SSL_CERT_FILE", roots);
     agent.spawn().unwrap()
 }
 
