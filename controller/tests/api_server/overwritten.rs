@@ -36,7 +36,7 @@ async fn a_file_that_somebody_always_puts_back_has_containerd_restarted_twice_an
     let host = SystemdHost::start(Version::V1_7, "");
     run_pod(&host, "agent-node-a");
     let token = agent_token(client, "node-a").await;
-    let _agent = start_agent(&host, &control_plane.kubeconfig("agent", &token));
+    let mut agent = start_agent(&host, &control_plane.kubeconfig("agent", &token));
 
     let file = host.path(CONFIG);
     let theirs = format!("# Managed by hand.\n{}", fs::read_to_string(&file).unwrap());
@@ -80,6 +80,8 @@ async fn a_file_that_somebody_always_puts_back_has_containerd_restarted_twice_an
     ] {
         assert!(message.contains(said), "{message}");
     }
+    drop(host);
+    agent.wait().unwrap();
 }
 
 /// Runs a pod on the network of its host, with this uid.
