@@ -62,7 +62,7 @@ const CASES: &[Case] = &[
         name: "not-found",
         container: "{command: [/nowhere.wasm]}",
         annotations: "{}",
-        said: &["/nowhere.wasm", "not found"],
+        said: &["/nowhere.wasm", "no such file or directory"],
     },
     Case {
         name: "no-image",
