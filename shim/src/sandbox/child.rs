@@ -29,7 +29,7 @@ use crate::image::memory;
 use crate::sys::fork::{Fork, exit, fork};
 use crate::sys::labels::When;
 use crate::sys::memory::Memory;
-use crate::sys::{counters, credentials, fds, keyring, mounts, namespaces, pty, seccomp, signals, standard};
+use crate::sys::{counters, credentials, fds, keyring, loopback, mounts, namespaces, pty, seccomp, signals, standard};
 
 fn report(socket: BorrowedFd<'_>, report: &Report) {
     // Nobody is left to tell when the server is gone; the process ends next.
@@ -306,6 +306,9 @@ fn move_in(confinement: &Confinement, mut users: Users, beside: Option<OwnedFd>)
     let made = |kind: &namespaces::Kind| *kind == namespaces::Kind::Mount || BEFORE_FORK.contains(kind);
     let others = confinement.make.iter().copied().filter(|kind| !made(kind));
     namespaces::make(others).map_err(step("make namespaces"))?;
+    if confinement.make.contains(&namespaces::Kind::Network) {
+        loopback::bring_up().map_err(step("bring the loopback device up"))?;
+    }
     identify(confinement, &settings)
 }
 

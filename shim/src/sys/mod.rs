@@ -14,6 +14,7 @@ pub mod kept;
 mod kept_blocks;
 pub mod keyring;
 pub mod labels;
+pub mod loopback;
 pub mod memory;
 pub mod mounts;
 pub mod namespaces;

@@ -171,6 +171,15 @@ on_every_containerd! {
         node.remove(&id);
     }
 
+    fn the_loopback_device_of_a_new_network_namespace_is_up(node) {
+        let (id, pid) = idle(node, |_| ());
+        let mut show = std::process::Command::new("nsenter");
+        show.args(["-t", &pid.to_string(), "-n", "ip", "-o", "address", "show", "up", "dev", "lo"]);
+        let said = run(&mut show).ok();
+        assert!(said.stdout.contains("127.0.0.1/8"), "{said}");
+        node.remove(&id);
+    }
+
     fn the_hostname_is_the_specs(node) {
         let (id, pid) = idle(node, |spec| spec["hostname"] = "guest-of-test".into());
         let said = run(std::process::Command::new("nsenter").args(["-t", &pid.to_string(), "-u", "hostname"])).ok();
