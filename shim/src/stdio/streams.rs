@@ -283,7 +283,7 @@ fn output(stream: &'static str, name: &str, target: &Target) -> Result<Ends, Str
     match target {
         Target::Nothing => Ok((None, None)),
         Target::Logger(_) => Err(StreamError::LoggerOfStderr(name.to_owned())),
-        Target::File(path) => {
+        Target::File(path) if !is_fifo(path).unwrap_or(false) => {
             if let Some(folder) = path.parent() {
                 fs::DirBuilder::new()
                     .recursive(true)
@@ -293,14 +293,14 @@ fn output(stream: &'static str, name: &str, target: &Target) -> Result<Ends, Str
             }
             Ok((Some(append(path).map_err(failed(path))?), None))
         }
-        Target::Fifo(path) if is_fifo(path).map_err(failed(path))? => {
+        Target::File(path) | Target::Fifo(path) if is_fifo(path).map_err(failed(path))? => {
             let kept = open_end(path, OFlags::RDONLY).map_err(failed(path))?;
             let guest = open_end(path, OFlags::WRONLY).map_err(failed(path))?;
             block(&guest).map_err(failed(path))?;
             Ok((Some(guest), Some(kept)))
         }
         // Some clients name a plain file without a scheme.
-        Target::Fifo(path) => Ok((Some(append(path).map_err(failed(path))?), None)),
+        Target::File(path) | Target::Fifo(path) => Ok((Some(append(path).map_err(failed(path))?), None)),
     }
 }
 
@@ -309,12 +309,16 @@ fn is_fifo(path: &Path) -> io::Result<bool> {
 }
 
 fn append(path: &Path) -> io::Result<OwnedFd> {
-    File::options()
+    let file = File::options()
         .create(true)
         .append(true)
         .mode(0o644)
-        .open(path)
-        .map(OwnedFd::from)
+        // A fifo may have taken its place since.
+        .custom_flags(libc::O_NONBLOCK)
+        .open(path)?;
+    let file = OwnedFd::from(file);
+    block(&file)?;
+    Ok(file)
 }
 
 fn open_end(path: &Path, direction: OFlags) -> io::Result<OwnedFd> {
@@ -389,6 +393,21 @@ mod tests {
         let (stdio, kept) = open(&Streams::default()).unwrap();
         assert!(stdio.stdin.is_none() && stdio.stdout.is_none() && stdio.stderr.is_none());
         assert!(kept.stdin.is_none());
+    }
+
+    #[test]
+    fn a_fifo_that_a_file_uri_names_opens_without_a_reader() {
+        let folder = scratch("file-fifo");
+        let path = fifo(&folder, "1");
+        let streams = Streams {
+            stdout: format!("file://{path}"),
+            stderr: format!("file://{path}"),
+            ..Streams::default()
+        };
+        let (stdio, _kept) = open(&streams).unwrap();
+        file(stdio.stdout).write_all(b"out").unwrap();
+        file(stdio.stderr).write_all(b"err").unwrap();
+        assert_eq!(rest(&path), "outerr");
     }
 
     #[test]
