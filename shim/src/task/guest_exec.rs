@@ -51,7 +51,10 @@ pub async fn run(
         options,
         open_files: open_files::before(),
     })?;
-    let opened = stdio::open(&facts.streams, facts.terminal, terminal::size_of(asked)).await?;
+    let opened = tokio::select! {
+        opened = stdio::open(&facts.streams, facts.terminal, terminal::size_of(asked)) => opened?,
+        () = process.abandoned() => return Err(TaskError::Discarded { id: facts.name() }),
+    };
     let started = node
         .launcher
         .exec(guest, &confinement, opened.stdio, artifact.as_ref())

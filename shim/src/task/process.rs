@@ -125,6 +125,16 @@ impl Process {
         phase.exit().cloned().ok_or_else(|| self.facts.unknown())
     }
 
+    /// Resolves when its start is waited for no more: it is being discarded, or containerd has given the container up.
+    pub async fn abandoned(&self) {
+        let mut given_up = self.given_up.clone();
+        tokio::select! {
+            // The sender is the container's, which holds this process.
+            _ = given_up.wait_for(|given_up| *given_up) => {}
+            _ = self.until(|phase| *phase == Phase::Discarding) => {}
+        }
+    }
+
     /// The terminal, if its streams are one.
     pub fn console(&self) -> Option<&Console> {
         self.console.get()
