@@ -25,10 +25,20 @@ const END_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long it may take after SIGTERM, as in containerd (`binaryIOProcTermTimeout`).
 const TERM_TIMEOUT: Duration = Duration::from_secs(12);
 
-/// A running logger. Dropping it kills it.
+/// A running logger. Dropping it kills one that is not ready yet; one that is ends by itself, when it has written all.
 #[derive(Debug)]
 pub struct Logger {
     child: Child,
+    ready: bool,
+}
+
+impl Drop for Logger {
+    fn drop(&mut self) {
+        if !self.ready {
+            // One that has ended already is what is wanted.
+            let _ = self.child.start_kill();
+        }
+    }
 }
 
 /// A logger with the ends of its pipes for the process.
@@ -51,11 +61,11 @@ pub async fn start(program: &Program, namespace: &str, id: &str) -> io::Result<S
     command
         .args(&program.arguments)
         .env_clear()
+        .envs(program.environment.iter().map(|(name, value)| (name, value)))
         .envs([("CONTAINER_ID", id), ("CONTAINER_NAMESPACE", namespace)])
         .stdin(Stdio::null())
         .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .kill_on_drop(true);
+        .stderr(Stdio::null());
     limit_open_files(&mut command);
     let kept = pass_files(
         &mut command,
@@ -64,19 +74,22 @@ pub async fn start(program: &Program, namespace: &str, id: &str) -> io::Result<S
     let child = command.spawn()?;
     // What the logger has, nobody else may: the ends of the pipes are what it waits for.
     drop((command, kept));
-    let logger = Logger { child };
+    let mut logger = Logger { child, ready: false };
     let mut ready = Receiver::from_owned_fd(ready.into())?;
     let mut byte = [0];
     let read = timeout(READY_TIMEOUT, ready.read(&mut byte)).await;
     let read = read.map_err(|_| {
         let seconds = READY_TIMEOUT.as_secs();
-        io::Error::other(format!("it is not ready after {seconds} s: it must close fd 5"))
+        io::Error::other(format!(
+            "it is not ready after {seconds} s: it must close fd 5 (with binary-v2: after it has written a byte)"
+        ))
     })??;
     if program.must_report && read == 0 {
         return Err(io::Error::other(
             "it ended, or closed fd 5, without writing a byte to it",
         ));
     }
+    logger.ready = true;
     Ok(Started {
         logger,
         stdout: stdout.into(),
@@ -125,6 +138,7 @@ mod tests {
         Program {
             path,
             arguments: vec!["a".to_owned(), "b c".to_owned()],
+            environment: Vec::new(),
             must_report,
         }
     }
@@ -173,10 +187,27 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn one_that_is_ready_writes_all_that_it_has_when_nothing_waits_for_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let script = "exec 5>&-\n/bin/sleep 0.5\n/bin/cat <&3 >out.new\n/bin/mv out.new out";
+        let started = start(&program(folder.path(), script, false), "n", "c1").await.unwrap();
+        File::from(started.stdout).write_all(b"out").unwrap();
+        drop((started.logger, started.stderr));
+        let written = async {
+            while !folder.path().join("out").exists() {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        timeout(Duration::from_secs(20), written).await.unwrap();
+        assert_eq!(fs::read_to_string(folder.path().join("out")).unwrap(), "out");
+    }
+
+    #[tokio::test]
     async fn one_that_is_missing_is_an_error() {
         let missing = Program {
             path: "/nowhere/logger".into(),
             arguments: Vec::new(),
+            environment: Vec::new(),
             must_report: false,
         };
         assert_eq!(

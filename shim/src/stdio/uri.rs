@@ -23,6 +23,8 @@ pub struct Program {
     pub path: PathBuf,
     /// The query's names, each followed by its first value.
     pub arguments: Vec<String>,
+    /// The query's `env.NAME` keys, each with its first value.
+    pub environment: Vec<(String, String)>,
     /// It says that it is ready by a byte (`binary-v2`), where the end of its pipe is enough for others.
     pub must_report: bool,
 }
@@ -44,9 +46,11 @@ pub fn target(stream: &'static str, name: &str) -> Result<Target, StreamError> {
         "file" => Ok(Target::File(path(stream, name)?.1)),
         "binary" | "binary-v2" => {
             let (uri, path) = path(stream, name)?;
+            let (environment, arguments) = query(&uri);
             Ok(Target::Logger(Program {
                 path,
-                arguments: arguments(&uri),
+                arguments,
+                environment,
                 must_report: scheme == "binary-v2",
             }))
         }
@@ -69,15 +73,22 @@ fn path(stream: &'static str, name: &str) -> Result<(Url, PathBuf), StreamError>
     })
 }
 
-fn arguments(uri: &Url) -> Vec<String> {
+/// The environment and the arguments of a logger (containerd, `NewBinaryCmd`). The names by which it is told its container
+/// are not the query's to set.
+fn query(uri: &Url) -> (Vec<(String, String)>, Vec<String>) {
     let mut names = HashSet::new();
-    let mut arguments = Vec::new();
+    let (mut environment, mut arguments) = (Vec::new(), Vec::new());
     for (name, value) in uri.query_pairs() {
-        if names.insert(name.clone()) {
-            arguments.extend([name.into_owned(), value.into_owned()]);
+        if !names.insert(name.clone()) {
+            continue;
+        }
+        match name.strip_prefix("env.") {
+            Some("" | "CONTAINER_ID" | "CONTAINER_NAMESPACE") => {}
+            Some(variable) => environment.push((variable.to_owned(), value.into_owned())),
+            None => arguments.extend([name.into_owned(), value.into_owned()]),
         }
     }
-    arguments
+    (environment, arguments)
 }
 
 #[cfg(test)]
@@ -114,6 +125,9 @@ mod tests {
             ["_NERDCTL_INTERNAL_LOGGING", "/var/lib", "x", "a b", "flag", ""]
         );
         assert!(asked.must_report && !plain.must_report);
+        let told = program("binary:///l?env.A=b&env.CONTAINER_ID=x&env.CONTAINER_NAMESPACE=y&c=d");
+        assert_eq!(told.environment, [("A".to_owned(), "b".to_owned())]);
+        assert_eq!(told.arguments, ["c", "d"]);
     }
 
     #[test]
