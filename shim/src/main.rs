@@ -25,7 +25,7 @@ fn main() -> ExitCode {
     match command {
         Command::Launch(engine) => sandbox::launcher::run(&engine),
         Command::Compile => compile::worker::run(),
-        Command::Sweep(record) => print(sandbox::record::sweep(&record).map(|()| Vec::new())),
+        Command::Sweep => print(sandbox::record::sweep(io::stdin().lock()).map(|()| Vec::new())),
         Command::Serve(folder) => task::server::run(&folder),
         Command::Start(flags) => print(bootstrap::start::run(&flags)),
         Command::Delete(flags) => print(bootstrap::delete::run(&flags)),

@@ -35,7 +35,7 @@ pub enum Command {
     Launch(String),
     Compile,
     /// What a `delete` had no time for: the text of a container's record.
-    Sweep(String),
+    Sweep,
 }
 
 /// Why a command line is refused.
@@ -57,8 +57,6 @@ pub enum ArgsError {
     NoFolder,
     #[error("launch needs the options of its engines")]
     NoEngine,
-    #[error("sweep needs the record of a container")]
-    NoRecord,
 }
 
 /// Reads the arguments behind argv\[0\]: flags with one dash or two, `-flag value` or `-flag=value`, then a command.
@@ -116,7 +114,7 @@ fn command(name: &str, flags: Flags, mut rest: impl Iterator<Item = String>) -> 
         "status" => Ok(Command::Status),
         "launch" => rest.next().map(Command::Launch).ok_or(ArgsError::NoEngine),
         "compile" => Ok(Command::Compile),
-        "sweep" => rest.next().map(Command::Sweep).ok_or(ArgsError::NoRecord),
+        "sweep" => Ok(Command::Sweep),
         _ => Err(ArgsError::UnknownCommand(name.to_owned())),
     }
 }

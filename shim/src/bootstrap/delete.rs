@@ -21,7 +21,9 @@ use super::burial;
 use super::control::{self, ControlError, Exit, Reply, Request};
 use super::folder;
 use super::remains;
-use crate::sandbox::record;
+use crate::image::memory;
+use crate::sandbox::hooks::Hooks;
+use crate::sandbox::record::{self, Rest};
 
 /// 128 + SIGKILL: what containerd is told of a container whose end nobody saw.
 const KILLED: u32 = 137;
@@ -40,6 +42,8 @@ pub enum DeleteError {
     Clean { bundle: PathBuf, cause: io::Error },
     #[error("cannot remove the dead server's folder {}: {cause}", folder.display())]
     Bury { folder: PathBuf, cause: io::Error },
+    #[error("cannot hand over what takes longer: {0}")]
+    Sweep(io::Error),
     #[error("cannot answer: {0}")]
     Encode(#[from] containerd_shim_protos::protobuf::Error),
 }
@@ -65,14 +69,11 @@ pub fn run(flags: &Flags) -> Result<Vec<u8>, DeleteError> {
     let exit = match ask_server(flags, &bundle, address.as_deref())? {
         Some(exit) => exit,
         None => {
-            clean(&bundle)?;
-            // A dead server's pod: containerd before 2.4 calls `delete` for its sandbox only.
-            for sibling in bundle::of_sandbox(&bundle, &flags.id) {
-                clean(&sibling)?;
-            }
-            if let Some(folder) = address.as_deref().and_then(folder::of_address) {
-                burial::bury(&folder).map_err(|cause| DeleteError::Bury { folder, cause })?;
-            }
+            let mut rests = Vec::new();
+            let cleaned = clean_all(flags, &bundle, address.as_deref(), &mut rests);
+            // What was taken over is handed on whatever failed: no other `delete` finds it.
+            let handed = sweep_later(&rests).map_err(DeleteError::Sweep);
+            cleaned.and(handed)?;
             None
         }
     };
@@ -101,13 +102,27 @@ fn ask_server(flags: &Flags, bundle: &Path, address: Option<&str>) -> Result<Opt
     }
 }
 
-fn clean(bundle: &Path) -> Result<(), DeleteError> {
+/// Cleans what a dead server has left of the container, of its pod and of itself; what takes longer is added to `rests`.
+fn clean_all(flags: &Flags, bundle: &Path, address: Option<&str>, rests: &mut Vec<Rest>) -> Result<(), DeleteError> {
+    rests.extend(clean(bundle)?);
+    // A dead server's pod: containerd before 2.4 calls `delete` for its sandbox only.
+    for sibling in bundle::of_sandbox(bundle, &flags.id) {
+        rests.extend(clean(&sibling)?);
+    }
+    if let Some(folder) = address.and_then(folder::of_address) {
+        burial::bury(&folder).map_err(|cause| DeleteError::Bury { folder, cause })?;
+    }
+    Ok(())
+}
+
+/// Cleans a bundle; returns what is left to do.
+fn clean(bundle: &Path) -> Result<Option<Rest>, DeleteError> {
     let cleaned = match remains::clean(bundle) {
         // Killed, but not gone yet: containerd does not wait for it, and removes the bundle.
         Err(cause) if [io::ErrorKind::TimedOut, io::ErrorKind::ResourceBusy].contains(&cause.kind()) => {
-            sweep_later(bundle)
+            record::take_rest(bundle)
         }
-        cleaned => cleaned,
+        cleaned => cleaned.map(|hooks| hooks.filter(Hooks::has_poststop).map(Rest::from)),
     };
     cleaned.map_err(|cause| DeleteError::Clean {
         bundle: bundle.to_owned(),
@@ -115,15 +130,19 @@ fn clean(bundle: &Path) -> Result<(), DeleteError> {
     })
 }
 
-fn sweep_later(bundle: &Path) -> io::Result<()> {
-    let Some(rest) = record::rest(bundle)? else {
+/// Hands `rests` to a process that containerd does not wait for. They hold environments and annotations, so they go by a
+/// file: a command line is everybody's to read, and short.
+fn sweep_later(rests: &[Rest]) -> io::Result<()> {
+    if rests.is_empty() {
         return Ok(());
-    };
+    }
+    let input = memory::sealed("rests", &serde_json::to_vec(rests)?)?;
     Process::new("/proc/self/exe")
-        .args(["sweep", &rest])
+        .arg("sweep")
         .env_clear()
+        .envs(env::var_os("PATH").map(|path| ("PATH", path)))
         .current_dir("/")
-        .stdin(Stdio::null())
+        .stdin(Stdio::from(input))
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .process_group(0)

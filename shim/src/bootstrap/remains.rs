@@ -3,14 +3,22 @@
 use std::io;
 use std::path::Path;
 
+use crate::sandbox::hooks::Hooks;
 use crate::{native, sandbox};
 
 /// Ends and removes all that the container of `bundle` holds. Idempotent; a bundle without a record, or no bundle, has
-/// nothing to clean. Blocks.
+/// nothing to clean. Returns the hooks that are to be run then. Blocks.
 ///
 /// # Errors
 ///
 /// The first step that failed; the steps after it ran all the same, and may be tried again.
-pub fn clean(bundle: &Path) -> io::Result<()> {
-    native::record::clean(bundle).and(sandbox::record::clean(bundle))
+pub fn clean(bundle: &Path) -> io::Result<Option<Hooks>> {
+    let native = native::record::clean(bundle);
+    let hooks = sandbox::record::clean(bundle)?;
+    if let (Err(error), Some(_)) = (&native, &hooks) {
+        // No container has both records; its hooks are run all the same.
+        tracing::warn!(%error, "a native container left something behind");
+        return Ok(hooks);
+    }
+    native.map(|()| hooks)
 }

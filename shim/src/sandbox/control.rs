@@ -18,7 +18,7 @@ use tokio::sync::Mutex;
 use tokio::time::timeout;
 
 use super::group::{Group, GroupError};
-use super::hooks::HookError;
+use super::hooks::{HookError, Hooks};
 use super::plan::{Confinement, Plan, Role};
 use super::process::{Guest, receive};
 use super::protocol::{Answer, Command, MESSAGE, Report, decode, encode};
@@ -54,8 +54,8 @@ pub enum SandboxError {
     Confine(String),
     #[error(transparent)]
     Hook(#[from] HookError),
-    #[error("its client went away before it was created")]
-    GivenUp,
+    #[error("container {0} was given up before it was created: its client went away")]
+    GivenUp(String),
     #[error("the process was not ready after {0} seconds: look for a volume that hangs")]
     NotReady(u64),
     #[error("the process ended with code {0} before it was ready")]
@@ -130,25 +130,31 @@ impl Launcher {
         }
     }
 
+    /// Runs the poststop hooks of a container of this server; see [`Hooks::poststop_until`].
+    pub async fn poststop(&self, hooks: Hooks, given_up: impl Future<Output = ()>) {
+        hooks.poststop_until(&self.children, given_up).await;
+    }
+
     /// How many launchers this server has started.
     pub fn starts(&self) -> u64 {
         self.starts.load(std::sync::atomic::Ordering::Relaxed)
     }
 
     /// Forks a process for `plan`, whose record goes into `bundle` first, and runs the plan's hooks. When this returns an
-    /// error nothing is left; it does so too once `given_up` resolves while a hook runs.
+    /// error nothing is left; it does so too once what `given_up` returns resolves while a hook runs.
     ///
     /// # Errors
     ///
     /// What could not be made, or what the process said when it could not confine itself or load its program; the hook
     /// that failed.
-    pub async fn spawn(
+    pub async fn spawn<F: Future<Output = ()>>(
         &self,
+        id: &str,
         bundle: &Path,
         plan: &Plan,
         stdio: Stdio,
         artifact: Option<&Artifact>,
-        given_up: impl Future<Output = ()>,
+        given_up: impl Fn() -> F,
     ) -> Result<Guest, SandboxError> {
         let group = Group::at(&plan.cgroup, &self.hierarchies, cgroup::systemd_runs(Path::new("/run")))
             .map_err(SandboxError::Cgroups)?;
@@ -164,8 +170,8 @@ impl Launcher {
             let guest = self.try_spawn(bundle, plan, stdio, artifact, group, record).await?;
             let pid = i32::try_from(guest.child().pid()).map_err(|error| SandboxError::Confine(error.to_string()))?;
             tokio::select! {
-                ran = plan.hooks.create(pid) => ran?,
-                () = given_up => return Err(SandboxError::GivenUp),
+                ran = plan.hooks.create(pid, &self.children) => ran?,
+                () = given_up() => return Err(SandboxError::GivenUp(id.to_owned())),
             }
             Ok(guest)
         };
@@ -173,8 +179,10 @@ impl Launcher {
         if result.is_err() {
             let bundle = bundle.to_owned();
             let cleaned = tokio::task::spawn_blocking(move || record::clean(&bundle)).await;
-            if let Ok(Err(error)) = cleaned {
-                tracing::warn!(%error, "a process that failed left something behind");
+            match cleaned {
+                Ok(Ok(Some(hooks))) => hooks.poststop_until(&self.children, given_up()).await,
+                Ok(Err(error)) => tracing::warn!(%error, "a process that failed left something behind"),
+                Ok(Ok(None)) | Err(_) => {}
             }
         }
         result

@@ -6,27 +6,36 @@
 //! Delete   process and cgroup are gone ── poststop
 //! ```
 //!
-//! They run in the server's namespaces, or in those of `delete` when the server is dead: the host's either way. runc runs
-//! `poststart` at the end of create too, in every version up to 1.4.
+//! They run in the server's namespaces, or in those of a process that `delete` leaves when the server is dead: the host's
+//! either way. runc runs `poststart` at the end of create too, in every version up to 1.4.
 
 use std::collections::HashMap;
+use std::env;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 
 use oci_spec::runtime::{self, ContainerState, Spec, State};
 use serde::{Deserialize, Serialize};
-use tokio::process::Command;
+use tokio::io::AsyncReadExt;
+use tokio::net::unix::pipe::Receiver;
+use tokio::process::{Child, Command};
+use tracing::Instrument;
 
 use super::plan::{PlanError, invalid, unsupported};
 use crate::image::memory;
+use crate::sys::children::Children;
 use crate::sys::command::limit_open_files;
 
 /// The version of the OCI runtime spec with which the state complies.
 const OCI_VERSION: &str = "1.3.0";
 
-/// How many bytes of a failed hook's output its error has, the last ones.
+/// The `PATH` of a hook without `env` where this process has none.
+const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// Maximum size of the output tail in an error, in bytes.
 const SHOWN_OUTPUT: usize = 4096;
 
 /// The hooks of one container.
@@ -47,7 +56,7 @@ struct Hook {
     name: String,
     path: PathBuf,
     args: Vec<String>,
-    /// Name and value; `None` for the runtime's own environment.
+    /// Name and value; `None` for `PATH` alone.
     env: Option<Vec<(String, String)>>,
     timeout: Option<Duration>,
 }
@@ -68,7 +77,7 @@ pub enum HookError {
         status: ExitStatus,
         output: String,
     },
-    #[error("the {hook} hook {} ran past its timeout of {} s", path.display(), timeout.as_secs())]
+    #[error("the {hook} hook {} ran past its timeout of {} s: raise `timeout` or fix the hook", path.display(), timeout.as_secs())]
     TimedOut {
         hook: String,
         path: PathBuf,
@@ -131,16 +140,18 @@ fn hook(name: String, asked: &runtime::Hook) -> Result<Hook, PlanError> {
             _ => return Err(malformed(format!("timeout {seconds}"), "it must be greater than zero")),
         },
     };
-    let variable = |entry: &String| {
+    let variable = |(index, entry): (usize, &String)| {
         let pair = entry.split_once('=').filter(|(name, _)| !name.is_empty());
         pair.map(|(name, value)| (name.to_owned(), value.to_owned()))
-            .ok_or_else(|| malformed("env".to_owned(), "an entry must be NAME=VALUE"))
+            .ok_or_else(|| malformed(format!("env #{index}"), "an entry must be NAME=VALUE"))
     };
     let env = asked.env().as_ref();
     Ok(Hook {
         path: asked.path().clone(),
         args: asked.args().clone().unwrap_or_default(),
-        env: env.map(|env| env.iter().map(variable).collect()).transpose()?,
+        env: env
+            .map(|env| env.iter().enumerate().map(variable).collect())
+            .transpose()?,
         timeout,
         name,
     })
@@ -148,39 +159,57 @@ fn hook(name: String, asked: &runtime::Hook) -> Result<Hook, PlanError> {
 
 impl Hooks {
     /// Runs the hooks of a container that has been made and not started, whose first process is `pid`: its namespaces are
-    /// the container's. The first that fails is the last that runs.
+    /// the container's. Stops at the first hook that fails. The hooks are among `children`.
     ///
     /// # Errors
     ///
     /// Names the hook, with its output.
-    pub async fn create(&self, pid: i32) -> Result<(), HookError> {
+    pub async fn create(&self, pid: i32, children: &Arc<Children>) -> Result<(), HookError> {
         let lists = [
             (ContainerState::Creating, &self.create),
             (ContainerState::Created, &self.poststart),
         ];
         for (status, hooks) in lists {
             for hook in hooks {
-                hook.run(&self.state(status, Some(pid)), &self.bundle).await?;
+                hook.run(&self.state(status, Some(pid)), &self.bundle, children).await?;
             }
         }
         Ok(())
     }
 
-    /// Runs the hooks of a container of which nothing is left. One that fails is logged, and the others run. Blocks.
-    pub fn poststop(&self) {
-        if self.poststop.is_empty() {
-            return;
-        }
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-        let runtime = match runtime {
-            Ok(runtime) => runtime,
-            Err(error) => return tracing::warn!(%error, "cannot run the poststop hooks"),
-        };
+    /// Whether there are hooks for a container of which nothing is left.
+    pub fn has_poststop(&self) -> bool {
+        !self.poststop.is_empty()
+    }
+
+    /// Runs the hooks of a container of which nothing is left. One that fails is logged, and the others run. The hooks are
+    /// among `children`.
+    pub async fn poststop(&self, children: &Arc<Children>) {
         let state = self.state(ContainerState::Stopped, None);
         for hook in &self.poststop {
-            if let Err(error) = runtime.block_on(hook.run(&state, &self.bundle)) {
+            if let Err(error) = hook.run(&state, &self.bundle, children).await {
                 tracing::warn!(id = self.id, %error, "a hook failed");
             }
+        }
+    }
+
+    /// As [`Hooks::poststop`]; once `given_up` resolves the hooks run on and are waited for a second more alone.
+    pub async fn poststop_until(self, children: &Arc<Children>, given_up: impl Future<Output = ()>) {
+        const GRACE: Duration = Duration::from_secs(1);
+        if !self.has_poststop() {
+            return;
+        }
+        let (id, children) = (self.id.clone(), children.clone());
+        let ran = tokio::spawn(async move { self.poststop(&children).await }.in_current_span());
+        let given_up = async {
+            given_up.await;
+            tokio::time::sleep(GRACE).await;
+        };
+        tokio::select! {
+            ran = ran => if let Err(error) = ran {
+                tracing::error!(id, %error, "the poststop hooks did not run to their end");
+            },
+            () = given_up => tracing::warn!(id, "a poststop hook takes long, its end is not waited for"),
         }
     }
 
@@ -200,38 +229,44 @@ impl Hooks {
 
 impl Hook {
     /// Runs the hook in `directory`, the bundle, which is where runc's own working directory is.
-    async fn run(&self, state: &State, directory: &Path) -> Result<(), HookError> {
+    async fn run(&self, state: &State, directory: &Path, children: &Arc<Children>) -> Result<(), HookError> {
         let failed = |cause| HookError::Run {
             hook: self.name.clone(),
             path: self.path.clone(),
             cause,
         };
         let state = serde_json::to_vec(state).map_err(|error| failed(error.into()))?;
-        // Files, so that nothing waits for a hook that does not read, or for a daemon that it leaves behind.
+        // A file, so that nothing waits for a hook that does not read.
         let input = memory::sealed("state", &state).map_err(failed)?;
-        let output = memory::file("output").map_err(failed)?;
+        let (reader, writer) = io::pipe().map_err(failed)?;
+        let reader = Receiver::from_owned_fd(reader.into()).map_err(failed)?;
         let mut command = Command::new(&self.path);
         if let Some((name, rest)) = self.args.split_first() {
             command.arg0(name).args(rest);
         }
-        if let Some(env) = &self.env {
-            command.env_clear().envs(env.iter().map(|(name, value)| (name, value)));
-        }
+        command.env_clear();
+        match &self.env {
+            Some(env) => command.envs(env.iter().map(|(name, value)| (name, value))),
+            None => command.env("PATH", env::var_os("PATH").unwrap_or_else(|| DEFAULT_PATH.into())),
+        };
         // `delete` may run when containerd has removed the bundle.
         if directory.is_dir() {
             command.current_dir(directory);
         }
         limit_open_files(&mut command);
-        let mut child = command
+        command
             .stdin(Stdio::from(input))
-            .stdout(Stdio::from(output.try_clone().map_err(failed)?))
-            .stderr(Stdio::from(output.try_clone().map_err(failed)?))
-            .kill_on_drop(true)
-            .spawn()
-            .map_err(failed)?;
+            .stdout(Stdio::from(writer.try_clone().map_err(failed)?))
+            .stderr(Stdio::from(writer))
+            .kill_on_drop(true);
+        let (mut child, _watched) = children.spawn(&mut command).map_err(failed)?;
+        // Our copies of the pipe's end for writing.
+        drop(command);
+        let mut output = Tail::default();
+        let ended = wait(&mut child, reader, &mut output);
         let status = match self.timeout {
-            None => child.wait().await.map_err(failed)?,
-            Some(timeout) => match tokio::time::timeout(timeout, child.wait()).await {
+            None => ended.await.map_err(failed)?,
+            Some(timeout) => match tokio::time::timeout(timeout, ended).await {
                 Ok(status) => status.map_err(failed)?,
                 Err(_) => {
                     child.kill().await.map_err(failed)?;
@@ -246,15 +281,54 @@ impl Hook {
         if status.success() {
             return Ok(());
         }
-        let output = memory::read(std::os::fd::AsFd::as_fd(&output)).map_err(failed)?;
-        let shown = &output[output.len().saturating_sub(SHOWN_OUTPUT)..];
         Err(HookError::Failed {
             hook: self.name.clone(),
             path: self.path.clone(),
             status,
-            output: String::from_utf8_lossy(shown).trim().to_owned(),
+            output: String::from_utf8_lossy(&output.0).trim().to_owned(),
         })
     }
+}
+
+/// The last bytes of a hook's output.
+#[derive(Default)]
+struct Tail(Vec<u8>);
+
+impl Tail {
+    fn add(&mut self, bytes: &[u8]) {
+        self.0.extend_from_slice(bytes);
+        self.0.drain(..self.0.len().saturating_sub(SHOWN_OUTPUT));
+    }
+}
+
+/// Waits for the end of `child`, whose output arrives at `reader`. A daemon that it leaves behind may hold the pipe: what
+/// that writes later goes nowhere.
+async fn wait(child: &mut Child, mut reader: Receiver, output: &mut Tail) -> io::Result<ExitStatus> {
+    /// What a pipe holds by default (pipe(7)), in bytes.
+    const PIPE_SIZE: usize = 64 * 1024;
+    let mut buffer = [0; SHOWN_OUTPUT];
+    let mut open = true;
+    let status = loop {
+        tokio::select! {
+            status = child.wait() => break status?,
+            read = reader.read(&mut buffer), if open => match read {
+                Ok(0) | Err(_) => open = false,
+                Ok(read) => output.add(&buffer[..read]),
+            },
+        }
+    };
+    // Not by the event loop, which may not have heard yet of what was written last.
+    let mut drained = 0;
+    while open && drained < PIPE_SIZE {
+        match rustix::io::read(&reader, &mut buffer) {
+            Ok(0) | Err(_) => open = false,
+            Ok(read) => {
+                output.add(&buffer[..read]);
+                drained += read;
+            }
+        }
+    }
+    Ok(status)
 }
 
 #[cfg(test)]
@@ -304,7 +378,7 @@ mod tests {
             ),
             (
                 r#""createRuntime":[{"path":"/a","env":["X"]}]"#.to_owned(),
-                ["createRuntime #0 env", "NAME=VALUE"],
+                ["createRuntime #0 env #0", "NAME=VALUE"],
             ),
         ] {
             let error = planned(&lists).unwrap_err().to_string();
@@ -321,7 +395,10 @@ mod tests {
             r#","env":["TO={}","X=1","PATH=/bin:/usr/bin"]"#,
             folder.path().join("out").display()
         );
-        shell("prestart", &[(script, &env)]).create(7).await.unwrap();
+        shell("prestart", &[(script, &env)])
+            .create(7, &Arc::default())
+            .await
+            .unwrap();
         let said = std::fs::read_to_string(folder.path().join("out")).unwrap();
         let expected = r#"{"ociVersion":"1.3.0","id":"c1","status":"creating","pid":7,"bundle":"/nonexistent","annotations":{"k":"v"}}"#;
         assert_eq!(said, format!("{expected}hook 1 \n"));
@@ -335,7 +412,7 @@ mod tests {
             "createRuntime",
             &[("echo broken >&2; exit 3", ""), (&format!("touch {mark}"), "")],
         );
-        let error = hooks.create(1).await.unwrap_err().to_string();
+        let error = hooks.create(1, &Arc::default()).await.unwrap_err().to_string();
         assert!(
             error.contains("createRuntime #0") && error.contains("exit status: 3") && error.contains("broken"),
             "{error}"
@@ -346,18 +423,20 @@ mod tests {
     #[tokio::test]
     async fn a_hook_is_killed_at_its_timeout() {
         let hooks = shell("poststart", &[("exec sleep 1000", r#","timeout":1"#)]);
-        let error = hooks.create(1).await.unwrap_err().to_string();
+        let error = hooks.create(1, &Arc::default()).await.unwrap_err().to_string();
         assert!(
             error.contains("poststart #0") && error.contains("timeout of 1 s"),
             "{error}"
         );
     }
 
-    #[test]
-    fn after_a_poststop_hook_that_fails_the_others_run() {
+    #[tokio::test]
+    async fn after_a_poststop_hook_that_fails_the_others_run() {
         let folder = tempfile::tempdir().unwrap();
         let mark = folder.path().join("mark").display().to_string();
-        shell("poststop", &[("exit 1", ""), (&format!("cat >{mark}"), "")]).poststop();
+        shell("poststop", &[("exit 1", ""), (&format!("cat >{mark}"), "")])
+            .poststop(&Arc::default())
+            .await;
         let state = std::fs::read_to_string(mark).unwrap();
         assert!(
             state.contains(r#""status":"stopped""#) && !state.contains("pid"),
@@ -366,7 +445,53 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_poststop_hook_that_hangs_is_not_waited_for_once_the_container_is_given_up() {
+        let hooks = shell("poststop", &[("exec sleep 1000", "")]);
+        let children = Arc::default();
+        let ran = hooks.poststop_until(&children, std::future::ready(()));
+        tokio::time::timeout(Duration::from_secs(10), ran).await.unwrap();
+    }
+
+    #[tokio::test]
     async fn a_daemon_that_a_hook_leaves_behind_delays_nothing() {
-        shell("prestart", &[("sleep 20 & exit 0", "")]).create(1).await.unwrap();
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("pid");
+        let script = format!("sleep 20 & echo $! >{}", file.display());
+        let hooks = shell("prestart", &[(&script, "")]);
+        let ran = tokio::time::timeout(Duration::from_secs(5), hooks.create(1, &Arc::default())).await;
+        let pid: i32 = std::fs::read_to_string(file).unwrap().trim().parse().unwrap();
+        let pid = rustix::process::Pid::from_raw(pid).unwrap();
+        rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+        ran.expect("the daemon holds the output and is not waited for").unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_failed_hooks_error_has_the_end_of_its_output() {
+        let script = "i=0; while [ $i -lt 20000 ]; do echo line $i; i=$((i+1)); done; echo the end; exit 1";
+        let error = shell("prestart", &[(script, "")])
+            .create(1, &Arc::default())
+            .await
+            .unwrap_err();
+        let HookError::Failed { output, .. } = error else {
+            panic!("{error}")
+        };
+        assert!(
+            output.len() <= SHOWN_OUTPUT && output.ends_with("line 19999\nthe end"),
+            "{output}"
+        );
+    }
+
+    #[tokio::test]
+    async fn a_hook_without_env_has_path_alone() {
+        let script = "env | grep -v -e ^PWD= -e ^SHLVL= -e ^_= -e ^OLDPWD= >&2; exit 1";
+        let error = shell("prestart", &[(script, "")])
+            .create(1, &Arc::default())
+            .await
+            .unwrap_err();
+        let HookError::Failed { output, .. } = error else {
+            panic!("{error}")
+        };
+        let path = env::var("PATH").unwrap_or_else(|_| DEFAULT_PATH.to_owned());
+        assert_eq!(output, format!("PATH={path}"));
     }
 }

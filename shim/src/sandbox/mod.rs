@@ -20,7 +20,7 @@ mod execute;
 pub mod failure;
 pub mod filter;
 pub mod group;
-mod hooks;
+pub mod hooks;
 pub mod launcher;
 pub mod limits;
 pub mod plan;

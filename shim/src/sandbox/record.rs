@@ -2,6 +2,7 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::process::Pid;
@@ -72,56 +73,90 @@ fn path(bundle: &Path) -> PathBuf {
 }
 
 /// Ends and removes all that the container of `bundle` holds: its process, its cgroup with whatever runs in it, and
-/// mounts on its root filesystem; then runs its poststop hooks. Idempotent; a bundle without a record, or no bundle, has
-/// nothing to clean.
+/// mounts on its root filesystem. Returns the hooks that are to be run then, to one caller alone. Idempotent; a bundle
+/// without a record, or no bundle, has nothing to clean.
 ///
 /// # Errors
 ///
 /// The first step that failed; the steps after it ran all the same, and the record stays for another try.
-pub fn clean(bundle: &Path) -> io::Result<()> {
+pub fn clean(bundle: &Path) -> io::Result<Option<Hooks>> {
     let unmounted = mounts::unmount_all(&bundle.join("rootfs"));
     let Some(record) = Record::read(bundle)? else {
-        return unmounted;
+        return unmounted.map(|()| None);
     };
     if let Some((pid, start)) = record.process {
         kill(pid, start);
     }
     unmounted.and(record.group.remove())?;
-    record.hooks.poststop();
-    kept::remove(&path(bundle))
+    Ok(kept::take(&path(bundle))?.then_some(record.hooks))
 }
 
-/// The text of what is left of the container of `bundle`, for [`sweep`]: containerd removes the bundle.
-///
-/// # Errors
-///
-/// As [`Record::read`].
-pub fn rest(bundle: &Path) -> io::Result<Option<String>> {
-    match Record::read(bundle)? {
-        Some(record) => Ok(Some(serde_json::to_string(&record)?)),
-        None => Ok(None),
+/// What `delete` leaves to [`sweep`], since it has no time for it.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Rest {
+    /// A cgroup whose processes are killed and not gone yet.
+    group: Option<Group>,
+    hooks: Hooks,
+}
+
+impl From<Hooks> for Rest {
+    /// Nothing but the hooks is left.
+    fn from(hooks: Hooks) -> Rest {
+        Rest { group: None, hooks }
     }
 }
 
-/// Waits for killed processes to be gone, which takes the kernel seconds when there are hundreds, removes their cgroup,
-/// and runs the poststop hooks.
+/// Takes over what is left of the container of `bundle`, which containerd removes; one caller alone gets it.
 ///
 /// # Errors
 ///
-/// The last failure, after a minute.
-pub fn sweep(record: &str) -> io::Result<()> {
-    const PATIENCE: Duration = Duration::from_secs(60);
-    let record: Record = serde_json::from_str(record)?;
-    let end = Instant::now() + PATIENCE;
-    loop {
-        match record.group.remove() {
-            Err(_) if Instant::now() < end => {}
-            Err(error) => return Err(error),
-            Ok(()) => {
-                record.hooks.poststop();
-                return Ok(());
+/// As [`Record::read`], and what unlink(2) says.
+pub fn take_rest(bundle: &Path) -> io::Result<Option<Rest>> {
+    let Some(record) = Record::read(bundle)? else {
+        return Ok(None);
+    };
+    Ok(kept::take(&path(bundle))?.then_some(Rest {
+        group: Some(record.group),
+        hooks: record.hooks,
+    }))
+}
+
+/// Reads a list of [`Rest`] as JSON from `input` and finishes them side by side. Blocks.
+///
+/// # Errors
+///
+/// When `input` cannot be read, and the first failure.
+pub fn sweep(input: impl io::Read) -> io::Result<()> {
+    let rests: Vec<Rest> = serde_json::from_reader(input)?;
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = rests.iter().map(|rest| scope.spawn(|| rest.finish())).collect();
+        let ended = threads.into_iter().map(|thread| thread.join());
+        ended
+            .map(|result| result.unwrap_or_else(|_| Err(io::Error::other("a thread of the sweep panicked"))))
+            .fold(Ok(()), Result::and)
+    })
+}
+
+impl Rest {
+    /// Waits for killed processes to be gone, which takes the kernel seconds when there are hundreds, removes their cgroup,
+    /// and runs the poststop hooks.
+    ///
+    /// # Errors
+    ///
+    /// The last failure, after a minute.
+    fn finish(&self) -> io::Result<()> {
+        const PATIENCE: Duration = Duration::from_secs(60);
+        let end = Instant::now() + PATIENCE;
+        while let Some(group) = &self.group {
+            match group.remove() {
+                Err(_) if Instant::now() < end => {}
+                Err(error) => return Err(error),
+                Ok(()) => break,
             }
         }
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        runtime.block_on(self.hooks.poststop(&Arc::default()));
+        Ok(())
     }
 }
 
@@ -185,8 +220,8 @@ mod tests {
     fn cleaning_twice_is_fine_and_the_record_is_gone() {
         let bundle = bundle("twice");
         Record::new(group(), Hooks::default()).write(&bundle).unwrap();
-        clean(&bundle).unwrap();
-        clean(&bundle).unwrap();
+        assert_eq!(clean(&bundle).unwrap(), Some(Hooks::default()));
+        assert_eq!(clean(&bundle).unwrap(), None, "its hooks are run once");
         assert_eq!(Record::read(&bundle).unwrap(), None);
         fs::remove_dir_all(bundle).unwrap();
     }
@@ -200,9 +235,11 @@ mod tests {
     fn what_delete_had_no_time_for_is_swept_without_the_bundle() {
         let bundle = bundle("rest");
         Record::new(group(), Hooks::default()).write(&bundle).unwrap();
-        let rest = rest(&bundle).unwrap().unwrap();
+        let rest = take_rest(&bundle).unwrap().unwrap();
+        assert!(take_rest(&bundle).unwrap().is_none(), "another sweeper gets nothing");
         fs::remove_dir_all(bundle).unwrap();
-        sweep(&rest).unwrap();
+        let rests = serde_json::to_vec(&[rest, Hooks::default().into()]).unwrap();
+        sweep(rests.as_slice()).unwrap();
     }
 
     #[test]

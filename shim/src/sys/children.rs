@@ -1,9 +1,10 @@
 //! Processes that became this one's children and belong to nobody: a helper or guest whose launcher died on the way,
 //! and what a container without a pid namespace of its own has left behind.
 //!
-//! Reaping a process that somebody waits for would be worse than a zombie. What this process executes itself stays in
-//! its session and is waited for there; what containers run is in another, and either watched or nobody's. In between,
-//! while it is made, it is expected: what had ended before can be told from it.
+//! Reaping a process that somebody waits for would be worse than a zombie. Workers and the launcher stay in this process's
+//! session and are waited for there. Everything else is in another session, and either watched or an orphan: what containers
+//! run, and hooks, whose own children are orphans once the hook has ended. While a process is made it is expected: what had
+//! ended before can be told from it.
 
 use std::collections::{BTreeSet, HashSet};
 use std::fs;
@@ -15,9 +16,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use rustix::process::{Pid, WaitOptions, getpid, waitpid};
+use tokio::process::Command;
 use tokio::time::sleep;
 
 use super::child::Child;
+use super::command::new_session;
 use super::stat::Stat;
 
 /// A process that is still a zombie after so long has no watcher: theirs reap at once.
@@ -59,6 +62,19 @@ impl Drop for Expected {
     }
 }
 
+/// A child of another session for which its owner waits: no sweep reaps it until this is dropped.
+#[derive(Debug)]
+pub struct Watched {
+    children: Arc<Children>,
+    pid: i32,
+}
+
+impl Drop for Watched {
+    fn drop(&mut self) {
+        self.children.forget(self.pid);
+    }
+}
+
 /// A process that has ended: its pid and when it was started.
 type Zombie = (i32, u64);
 
@@ -94,6 +110,22 @@ impl Children {
             last_words()
         });
         child.inspect_err(|_| self.forget(pid))
+    }
+
+    /// Spawns `command` in a session of its own. The caller waits for the child, and keeps the second value until then.
+    ///
+    /// # Errors
+    ///
+    /// What fork(2) and execve(2) say.
+    pub fn spawn(self: &Arc<Self>, command: &mut Command) -> io::Result<(tokio::process::Child, Watched)> {
+        new_session(command);
+        let _expected = self.expect();
+        let child = command.spawn()?;
+        let pid = child.id().and_then(|pid| i32::try_from(pid).ok());
+        let pid = pid.ok_or_else(|| io::Error::other("the child has no pid"))?;
+        self.known().watched.insert(pid);
+        let children = self.clone();
+        Ok((child, Watched { children, pid }))
     }
 
     fn forget(&self, pid: i32) {
@@ -190,9 +222,11 @@ fn is_orphan(stat: &Stat, parent: i32, session: i32) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::process::Command;
-
     use super::*;
+
+    fn process(path: &str) -> std::process::Command {
+        std::process::Command::new(path)
+    }
 
     fn orphan(stat: &str, parent: i32) -> bool {
         is_orphan(&Stat::from(stat.to_owned()), parent, 3)
@@ -236,13 +270,30 @@ mod tests {
         assert!(children.known().is_nobodys(7, began));
     }
 
+    /// One test, since a sweep reaps what another set of children watches.
     #[tokio::test]
-    async fn a_zombie_of_another_session_is_reaped_and_one_of_ours_is_not() {
-        let mut foreign = Command::new("setsid").arg("/bin/true").spawn().expect("setsid");
-        let mut own = Command::new("/bin/true").spawn().expect("true");
-        Arc::new(Children::default()).sweep_soon();
+    async fn an_unwatched_zombie_of_another_session_is_reaped_and_others_are_left_to_their_owners() {
+        let mut foreign = process("setsid").arg("/bin/true").spawn().expect("setsid");
+        let mut own = process("/bin/true").spawn().expect("true");
+        // Orphans come to this process as they come to a server.
+        rustix::process::set_child_subreaper(Some(getpid())).unwrap();
+        let children = Arc::new(Children::default());
+        let mut command = Command::new("/bin/sh");
+        command.args(["-c", "sleep 0.2 & echo $!; exit 3"]);
+        command.stdout(std::process::Stdio::piped());
+        let (mut watched, guard) = children.spawn(&mut command).unwrap();
+        let mut orphan = String::new();
+        let mut stdout = watched.stdout.take().unwrap();
+        tokio::io::AsyncReadExt::read_to_string(&mut stdout, &mut orphan)
+            .await
+            .unwrap();
+        children.sweep_soon();
         sleep(PATIENCE * 2 + PATIENCE / 2).await;
         assert!(foreign.try_wait().is_err(), "reaped");
         assert!(own.try_wait().expect("ours").is_some(), "left to its owner");
+        assert_eq!(watched.wait().await.expect("watched").code(), Some(3));
+        drop(guard);
+        let orphan = Path::new("/proc").join(orphan.trim());
+        assert!(!orphan.exists(), "what a watched child leaves behind is reaped");
     }
 }

@@ -22,6 +22,11 @@ pub fn limit_open_files(command: &mut Command) {
     }
 }
 
+/// Has the program lead a session of its own.
+pub fn new_session(command: &mut Command) {
+    before_exec(command, || Ok(rustix::process::setsid().map(drop)?));
+}
+
 /// The first fd after the standard streams.
 const FIRST_PASSED: RawFd = 3;
 
@@ -33,7 +38,7 @@ const FIRST_PASSED: RawFd = 3;
 /// What fcntl(2) says.
 pub fn pass_files<const N: usize>(command: &mut Command, files: [OwnedFd; N]) -> io::Result<Vec<OwnedFd>> {
     let after = FIRST_PASSED + RawFd::try_from(N).map_err(io::Error::other)?;
-    let mut kept = Vec::with_capacity(2 * N);
+    let mut kept = Vec::with_capacity(3 * N);
     for (file, target) in files.iter().zip(FIRST_PASSED..) {
         let copy = fcntl_dupfd_cloexec(file, after)?;
         let number = copy.as_raw_fd();
@@ -44,6 +49,8 @@ pub fn pass_files<const N: usize>(command: &mut Command, files: [OwnedFd; N]) ->
         // Takes those of the numbers that are free: the pipe by which a spawn hears of a failed exec must not be there.
         kept.push(fcntl_dupfd_cloexec(file, FIRST_PASSED)?);
     }
+    // They may have such numbers themselves, which would be free without them.
+    kept.extend(files);
     Ok(kept)
 }
 
@@ -60,8 +67,24 @@ fn place(number: RawFd, target: RawFd) -> io::Result<()> {
 /// Has `call`, one system call, made between fork and exec.
 fn before_exec(command: &mut Command, call: impl FnMut() -> io::Result<()> + Send + Sync + 'static) {
     #[expect(unsafe_code, reason = "what runs between fork and exec has few calls to choose from")]
-    // SAFETY: the callers make one system call (prctl(2), prlimit(2), dup2(2)), which allocates nothing and takes no lock.
+    // SAFETY: the callers make one system call (prctl(2), prlimit(2), dup2(2), setsid(2)), which allocates nothing and takes
+    // no lock.
     unsafe {
         command.pre_exec(call);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn passed_files_keep_their_numbers_taken_until_the_spawn() {
+        let files = [io::pipe().unwrap().0, io::pipe().unwrap().0].map(OwnedFd::from);
+        let numbers = [files[0].as_raw_fd(), files[1].as_raw_fd()];
+        let kept = pass_files(&mut Command::new("/bin/true"), files).unwrap();
+        for number in numbers {
+            assert!(kept.iter().any(|file| file.as_raw_fd() == number), "{number}");
+        }
     }
 }

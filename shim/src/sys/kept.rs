@@ -45,14 +45,24 @@ pub fn read<T: DeserializeOwned>(path: &Path, version: u32, version_of: impl Fn(
     }
 }
 
+/// Removes the file at `path` and returns whether it was there: of several callers one alone is told so.
+///
+/// # Errors
+///
+/// What unlink(2) says.
+pub fn take(path: &Path) -> io::Result<bool> {
+    match fs::remove_file(path) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
 /// Removes the file at `path`; one that is gone is fine.
 ///
 /// # Errors
 ///
 /// What unlink(2) says.
 pub fn remove(path: &Path) -> io::Result<()> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
-    }
+    take(path).map(drop)
 }

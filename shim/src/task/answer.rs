@@ -95,7 +95,12 @@ async fn answer(node: &Arc<Node>, request: Request) -> Reply {
             },
             // Not known here: deleted already, or never created. What is left of it goes all the same.
             Ok(None) => match tokio::task::spawn_blocking(move || remains::clean(&bundle)).await {
-                Ok(Ok(())) => Reply::Deleted { exit: None },
+                Ok(Ok(hooks)) => {
+                    if let Some(hooks) = hooks {
+                        node.launcher.poststop(hooks, std::future::ready(())).await;
+                    }
+                    Reply::Deleted { exit: None }
+                }
                 Ok(Err(error)) => Reply::Failed {
                     error: error.to_string(),
                 },

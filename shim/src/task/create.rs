@@ -225,10 +225,15 @@ async fn guest(
         options,
     })?;
     let size = spec.process().as_ref().and_then(terminal::size_of);
-    let opened = stdio::open(&facts.streams, facts.terminal, size).await?;
+    let opened = tokio::select! {
+        opened = stdio::open(&facts.streams, facts.terminal, size) => opened?,
+        () = container.given_up() => return Err(TaskError::GivenUp(facts.id.clone())),
+    };
     let guest = node
         .launcher
-        .spawn(&facts.bundle, &plan, opened.stdio, artifact, container.given_up())
+        .spawn(&facts.id, &facts.bundle, &plan, opened.stdio, artifact, || {
+            container.given_up()
+        })
         .await?;
     Ok((Body::Guest(Arc::new(guest)), opened.kept, opened.console))
 }

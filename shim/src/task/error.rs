@@ -124,7 +124,7 @@ impl TaskError {
             TaskError::ShuttingDown => Code::UNAVAILABLE,
             TaskError::GivenUp(_)
             | TaskError::Native(NativeError::GivenUp)
-            | TaskError::Sandbox(SandboxError::GivenUp) => Code::CANCELLED,
+            | TaskError::Sandbox(SandboxError::GivenUp(_)) => Code::CANCELLED,
             TaskError::Native(NativeError::NoRuntime { .. } | NativeError::Run { .. }) => Code::FAILED_PRECONDITION,
             TaskError::Native(NativeError::Rootfs(_)) => Code::INVALID_ARGUMENT,
             // As containerd's own runc shim has it.

@@ -181,14 +181,18 @@ pub async fn delete(node: &Arc<Node>, container: &Arc<Container>) -> Result<Exit
     container.step(Move::Delete, &node.events)?;
     let bundle = container.facts().bundle.clone();
     let cleaned = tokio::task::spawn_blocking(move || remains::clean(&bundle)).await;
-    if let Err(cause) = cleaned.unwrap_or_else(|panic| Err(io::Error::other(panic))) {
-        container.step(Move::FailDelete, &node.events)?;
-        tracing::error!(%cause, "cannot delete the container");
-        return Err(TaskError::Io {
-            id: container.facts().id.clone(),
-            act: "remove what it holds",
-            cause,
-        });
+    match cleaned.unwrap_or_else(|panic| Err(io::Error::other(panic))) {
+        Ok(None) => {}
+        Ok(Some(hooks)) => node.launcher.poststop(hooks, container.given_up()).await,
+        Err(cause) => {
+            container.step(Move::FailDelete, &node.events)?;
+            tracing::error!(%cause, "cannot delete the container");
+            return Err(TaskError::Io {
+                id: container.facts().id.clone(),
+                act: "remove what it holds",
+                cause,
+            });
+        }
     }
     end_streams(node, &container.init).await;
     let exit = container.ended().await?;

@@ -137,23 +137,35 @@ on_every_containerd! {
     }
 
     fn poststop_hooks_run_once_when_the_server_is_dead(node) {
-        let mut spec = probe(node, WASI, &["idle"]);
-        write_all(node, &mut spec);
-        let (id, _) = Run::of_spec(node, &spec).detach();
-        taken(node);
-        kill_process(Pid::from_raw(server::pid(node)).unwrap(), Signal::KILL).unwrap();
-        eventually("the task is gone or has ended", Duration::from_secs(20), || {
-            node.task(&id).is_none_or(|(_, state)| state == "STOPPED").then_some(())
-        });
-        node.ctr(&["task", "delete", "--force", &id]);
-        node.ctr(&["container", "delete", &id]).ok();
-        // containerd's clean-up of a shim that died is its own affair, which nobody waits for.
-        eventually("the last hook has run", Duration::from_secs(20), || {
-            fs::read_to_string(record(node)).ok()?.contains("poststop-2 {").then_some(())
-        });
-        let poststop = taken(node);
-        assert_eq!(names(&poststop), ["poststop-1", "poststop-2"]);
-        assert_eq!(poststop[0].1["status"], "stopped");
+        for kind in ["container", "sandbox"] {
+            let mut spec = probe(node, WASI, &["idle"]);
+            write_all(node, &mut spec);
+            // Longer than containerd waits for a `delete`.
+            spec["hooks"]["poststop"].as_array_mut().unwrap().insert(1, shell("slow", "exec sleep 6"));
+            spec["annotations"]["io.kubernetes.cri.container-type"] = kind.into();
+            let (id, _) = Run::of_spec(node, &spec).detach();
+            let states = fs::read_to_string(record(node)).unwrap();
+            let (_, state) = states.lines().next().unwrap().split_once(' ').unwrap();
+            let state: Value = serde_json::from_str(state).unwrap();
+            let bundle = PathBuf::from(state["bundle"].as_str().unwrap());
+            assert!(bundle.exists());
+            taken(node);
+            kill_process(Pid::from_raw(server::pid(node)).unwrap(), Signal::KILL).unwrap();
+            eventually("the task is gone or has ended", Duration::from_secs(20), || {
+                node.task(&id).is_none_or(|(_, state)| state == "STOPPED").then_some(())
+            });
+            node.ctr(&["task", "delete", "--force", &id]);
+            node.ctr(&["container", "delete", &id]).ok();
+            // containerd cleans up after a shim that died on its own.
+            eventually("the bundle is gone", Duration::from_secs(20), || (!bundle.exists()).then_some(()));
+            eventually("the last hook has run", Duration::from_secs(20), || {
+                fs::read_to_string(record(node)).ok()?.contains("poststop-2 {").then_some(())
+            });
+            // A second run of theirs would have begun with the first.
+            let poststop = taken(node);
+            assert_eq!(names(&poststop), ["poststop-1", "poststop-2"], "{kind}");
+            assert_eq!(poststop[0].1["status"], "stopped");
+        }
     }
 
     fn the_sandbox_of_a_pod_has_hooks_too(node) {
@@ -174,7 +186,7 @@ on_every_containerd! {
         let connect = format!(
             "set -e; pid=$(jq .pid); ip link add {link} type veth peer name eth0 netns $pid; \
              ip link set {link} master {bridge} up; \
-             nsenter -t $pid -n sh -c 'ip addr add 10.231.7.2/24 dev eth0; ip link set eth0 up; ip link set lo up'"
+             nsenter -t $pid -n sh -c 'ip addr add 10.231.7.2/24 dev eth0; ip link set eth0 up'"
         );
         let script = format!("ip link add {bridge} type bridge; ip addr add 10.231.7.1/24 dev {bridge}; ip link set {bridge} up");
         run(std::process::Command::new("sh").args(["-ec", &script])).ok();
