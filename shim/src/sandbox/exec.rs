@@ -32,7 +32,7 @@ pub struct Request<'a> {
 ///
 /// # Errors
 ///
-/// Names the field that is missing, wrong or not supported, its value and the mend.
+/// Names the field that is missing, wrong or not supported, its value and the fix.
 pub fn plan(request: Request<'_>) -> Result<Confinement, PlanError> {
     let Request {
         id,

@@ -124,11 +124,11 @@ pub struct Root {
 pub enum PlanError {
     #[error("config.json has no {0}")]
     Missing(&'static str),
-    #[error("{field} {value:?} is not supported for wasm containers: {mend}")]
+    #[error("{field} {value:?} is not supported for wasm containers: {fix}")]
     Unsupported {
         field: &'static str,
         value: String,
-        mend: &'static str,
+        fix: &'static str,
     },
     #[error("{field} {value:?} is not valid: {rule}")]
     Invalid {
@@ -144,14 +144,14 @@ pub enum PlanError {
     Profile(#[from] profile::ProfileError),
 }
 
-/// How to mend what no other setting can.
+/// The fix for what no other setting can.
 const LATER: &str = "remove it from the pod";
 
-pub(super) fn unsupported(field: &'static str, value: impl ToString, mend: &'static str) -> PlanError {
+pub(super) fn unsupported(field: &'static str, value: impl ToString, fix: &'static str) -> PlanError {
     PlanError::Unsupported {
         field,
         value: value.to_string(),
-        mend,
+        fix,
     }
 }
 
@@ -167,7 +167,7 @@ pub(super) fn invalid(field: &'static str, value: impl ToString, rule: &'static 
 ///
 /// # Errors
 ///
-/// Names the field that is missing, wrong or not supported, its value and the mend.
+/// Names the field that is missing, wrong or not supported, its value and the fix.
 pub fn plan(request: Request<'_>) -> Result<Plan, PlanError> {
     let spec = request.spec;
     let process = spec.process().as_ref().ok_or(PlanError::Missing("process"))?;

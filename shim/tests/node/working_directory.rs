@@ -34,7 +34,7 @@ fn says<'a>(node: &'a Node, spec: &Value, runtime: &str) -> Run<'a> {
     let mut spec = spec.clone();
     spec["process"]["args"] = match runtime {
         RUNC => json!(["/probe", "cwd"]),
-        _ => json!(["/probe.wasm", "say", "ran"]),
+        _ => json!(["/probe.wasm", "cwd"]),
     };
     Run::of_spec(node, &spec).runtime(runtime)
 }
@@ -53,7 +53,7 @@ on_newest_containerd! {
             for runtime in [RUNC, WASI] {
                 let (mut spec, root) = probes(node, "/srv/app/data");
                 spec["root"]["readonly"] = read_only.into();
-                says(node, &spec, runtime).finish().ok();
+                assert_eq!(says(node, &spec, runtime).finish().ok().stdout, "/srv/app/data\n", "{runtime}");
                 made.push(["srv", "srv/app", "srv/app/data"].map(|path| facts(&root.join(path))));
             }
             assert_eq!(made, [[(0o755, 0, 0); 3]; 2], "read-only: {read_only}");
@@ -78,7 +78,7 @@ on_newest_containerd! {
             fs::create_dir(&volume).unwrap();
             let bind = json!({"destination": "/data", "type": "bind", "source": volume, "options": ["rbind", "rw"]});
             spec["mounts"].as_array_mut().unwrap().push(bind);
-            says(node, &spec, runtime).finish().ok();
+            assert_eq!(says(node, &spec, runtime).finish().ok().stdout, "/data/app\n", "{runtime}");
             assert_eq!(facts(&volume.join("app")), (0o755, 0, 0), "{runtime}");
             let mounts = spec["mounts"].as_array_mut().unwrap();
             mounts.last_mut().unwrap()["options"] = json!(["rbind", "ro"]);
@@ -150,7 +150,8 @@ on_newest_containerd! {
         let (mut spec, _) = probes(node, "/scratch/app");
         let tmpfs = json!({"destination": "/scratch", "type": "tmpfs", "source": "tmpfs", "options": ["mode=0777"]});
         spec["mounts"].as_array_mut().unwrap().push(tmpfs);
-        says(node, &spec, RUNC).finish().ok();
-        says(node, &spec, WASI).finish().ok();
+        for runtime in [RUNC, WASI] {
+            assert_eq!(says(node, &spec, runtime).finish().ok().stdout, "/scratch/app\n", "{runtime}");
+        }
     }
 }
