@@ -59,7 +59,7 @@ impl Calls {
         terminal: bool,
     ) -> Result<Born, NativeError> {
         let _expected = children.expect();
-        let ends = self.open(streams, terminal).await?;
+        let ends = self.open(children, streams, terminal).await?;
         let pid_file = self.scratch("pid");
         let options = CreateOpts {
             io: Some(ends.handed()),
@@ -85,7 +85,7 @@ impl Calls {
         terminal: bool,
     ) -> Result<Born, NativeError> {
         let _expected = children.expect();
-        let ends = self.open(streams, terminal).await?;
+        let ends = self.open(children, streams, terminal).await?;
         let pid_file = self.scratch("pid");
         let options = ExecOpts {
             io: Some(ends.handed()),
@@ -182,8 +182,8 @@ impl Calls {
         }
     }
 
-    async fn open(&self, streams: &Streams, terminal: bool) -> Result<Ends, NativeError> {
-        Ends::open(streams, terminal, &self.bundle, &name("sock")).await
+    async fn open(&self, children: &Arc<Children>, streams: &Streams, terminal: bool) -> Result<Ends, NativeError> {
+        Ends::open(streams, terminal, &self.bundle, &name("sock"), children).await
     }
 
     /// The process that a call has made, with its streams.

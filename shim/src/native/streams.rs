@@ -13,6 +13,7 @@ use super::console::ConsoleSocket;
 use super::failure::NativeError;
 use crate::stdio::terminal::{self, Waiting};
 use crate::stdio::{Console, Kept, Stdio, Streams, streams};
+use crate::sys::children::Children;
 
 /// What stays here of the streams while runc makes the process.
 pub struct Ends {
@@ -27,13 +28,20 @@ enum Ours {
 
 impl Ends {
     /// Opens the streams; a terminal is waited for at the socket `name` in `bundle`.
+    /// A logger is among `children`.
     ///
     /// # Errors
     ///
     /// Names the stream, or the socket, that cannot be opened.
-    pub async fn open(streams: &Streams, terminal: bool, bundle: &Path, name: &str) -> Result<Ends, NativeError> {
+    pub async fn open(
+        streams: &Streams,
+        terminal: bool,
+        bundle: &Path,
+        name: &str,
+        children: &Arc<Children>,
+    ) -> Result<Ends, NativeError> {
         let (stdio, ours) = if terminal {
-            let streams = terminal::wait(streams).await?;
+            let streams = terminal::wait(streams, children).await?;
             let socket = ConsoleSocket::bind(bundle, name).map_err(|cause| NativeError::Bundle {
                 act: "listen at",
                 path: bundle.join(name),
@@ -41,7 +49,7 @@ impl Ends {
             })?;
             (Stdio::default(), Ours::Terminal { socket, streams })
         } else {
-            let (stdio, kept) = streams::open(streams).await?;
+            let (stdio, kept) = streams::open(streams, children).await?;
             (stdio, Ours::Streams(kept))
         };
         Ok(Ends {

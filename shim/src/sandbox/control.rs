@@ -135,6 +135,11 @@ impl Launcher {
         hooks.poststop_until(&self.children, given_up).await;
     }
 
+    /// Among whom is what this server has made.
+    pub fn children(&self) -> &Arc<Children> {
+        &self.children
+    }
+
     /// How many launchers this server has started.
     pub fn starts(&self) -> u64 {
         self.starts.load(std::sync::atomic::Ordering::Relaxed)

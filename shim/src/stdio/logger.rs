@@ -5,6 +5,7 @@
 use std::io;
 use std::os::fd::OwnedFd;
 use std::process::Stdio;
+use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -14,6 +15,7 @@ use tokio::process::{Child, Command};
 use tokio::time::timeout;
 
 use super::uri::Program;
+use crate::sys::children::{Children, Watched};
 use crate::sys::command::{limit_open_files, pass_files};
 
 /// The longest that a logger may take until it is ready.
@@ -30,6 +32,8 @@ const TERM_TIMEOUT: Duration = Duration::from_secs(12);
 pub struct Logger {
     child: Child,
     ready: bool,
+    /// Its end is waited for here; one that is dropped is reaped with the orphans.
+    _watched: Watched,
 }
 
 impl Drop for Logger {
@@ -48,12 +52,12 @@ pub struct Started {
     pub stderr: OwnedFd,
 }
 
-/// Starts `program` for the process `id` of `namespace`, and waits until it is ready.
+/// Starts `program` for the process `id` of `namespace`, as one of `children`, and waits until it is ready.
 ///
 /// # Errors
 ///
 /// When it cannot be run, or ends or takes a minute before it is ready.
-pub async fn start(program: &Program, namespace: &str, id: &str) -> io::Result<Started> {
+pub async fn start(program: &Program, namespace: &str, id: &str, children: &Arc<Children>) -> io::Result<Started> {
     let (stdout_reader, stdout) = io::pipe()?;
     let (stderr_reader, stderr) = io::pipe()?;
     let (ready, report) = io::pipe()?;
@@ -71,10 +75,14 @@ pub async fn start(program: &Program, namespace: &str, id: &str) -> io::Result<S
         &mut command,
         [stdout_reader.into(), stderr_reader.into(), report.into()],
     )?;
-    let child = command.spawn()?;
+    let (child, watched) = children.spawn(&mut command)?;
     // What the logger has, nobody else may: the ends of the pipes are what it waits for.
     drop((command, kept));
-    let mut logger = Logger { child, ready: false };
+    let mut logger = Logger {
+        child,
+        ready: false,
+        _watched: watched,
+    };
     let mut ready = Receiver::from_owned_fd(ready.into())?;
     let mut byte = [0];
     let read = timeout(READY_TIMEOUT, ready.read(&mut byte)).await;
@@ -147,7 +155,7 @@ mod tests {
     async fn it_gets_both_streams_its_arguments_and_the_names_of_its_container_alone() {
         let folder = tempfile::tempdir().unwrap();
         let script = "echo \"$1|$2|$CONTAINER_NAMESPACE|$CONTAINER_ID|$HOME\" >facts\nexec 5>&-\n/bin/cat <&3 >out\n/bin/cat <&4 >err";
-        let started = start(&program(folder.path(), script, false), "k8s.io", "c1")
+        let started = start(&program(folder.path(), script, false), "k8s.io", "c1", &Arc::default())
             .await
             .unwrap();
         File::from(started.stdout).write_all(b"out").unwrap();
@@ -163,7 +171,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let silent = program(folder.path(), "exec 5>&-; exec /bin/sleep 1000", true);
         assert!(
-            start(&silent, "n", "c1")
+            start(&silent, "n", "c1", &Arc::default())
                 .await
                 .err()
                 .unwrap()
@@ -171,7 +179,7 @@ mod tests {
                 .contains("fd 5")
         );
         let reports = program(folder.path(), "echo >&5; exec 5>&-; exec /bin/cat <&3 >/dev/null", true);
-        let started = start(&reports, "n", "c1").await.unwrap();
+        let started = start(&reports, "n", "c1", &Arc::default()).await.unwrap();
         drop((started.stdout, started.stderr));
         started.logger.end().await;
     }
@@ -180,7 +188,9 @@ mod tests {
     async fn one_that_does_not_end_with_its_streams_gets_sigterm() {
         let folder = tempfile::tempdir().unwrap();
         let script = "trap 'echo terminated >end; exit' TERM\nexec 5>&-\nwhile true; do /bin/sleep 0.05; done";
-        let started = start(&program(folder.path(), script, false), "n", "c1").await.unwrap();
+        let started = start(&program(folder.path(), script, false), "n", "c1", &Arc::default())
+            .await
+            .unwrap();
         drop((started.stdout, started.stderr));
         started.logger.end().await;
         assert_eq!(fs::read_to_string(folder.path().join("end")).unwrap(), "terminated\n");
@@ -190,7 +200,9 @@ mod tests {
     async fn one_that_is_ready_writes_all_that_it_has_when_nothing_waits_for_it() {
         let folder = tempfile::tempdir().unwrap();
         let script = "exec 5>&-\n/bin/sleep 0.5\n/bin/cat <&3 >out.new\n/bin/mv out.new out";
-        let started = start(&program(folder.path(), script, false), "n", "c1").await.unwrap();
+        let started = start(&program(folder.path(), script, false), "n", "c1", &Arc::default())
+            .await
+            .unwrap();
         File::from(started.stdout).write_all(b"out").unwrap();
         drop((started.logger, started.stderr));
         let written = async {
@@ -211,7 +223,7 @@ mod tests {
             must_report: false,
         };
         assert_eq!(
-            start(&missing, "n", "c").await.err().unwrap().kind(),
+            start(&missing, "n", "c", &Arc::default()).await.err().unwrap().kind(),
             io::ErrorKind::NotFound
         );
     }

@@ -16,6 +16,7 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::fs::{Mode, OFlags};
@@ -23,6 +24,7 @@ use rustix::fs::{Mode, OFlags};
 use super::Stdio;
 use super::logger::{self, Logger};
 use super::uri::{Target, target};
+use crate::sys::children::Children;
 
 /// How often one looks whether it was read.
 const LOOK: Duration = Duration::from_millis(50);
@@ -186,16 +188,16 @@ pub enum StreamError {
 }
 
 /// Opens the three streams: the guest's ends and ours. As in containerd's own shim, where stdout leads to a logger or a
-/// file, stderr leads there too.
+/// file, stderr leads there too. A logger is among `children`.
 ///
 /// # Errors
 ///
 /// Names the stream that cannot be opened, or the logger that cannot be started.
-pub async fn open(streams: &Streams) -> Result<(Stdio, Kept), StreamError> {
+pub async fn open(streams: &Streams, children: &Arc<Children>) -> Result<(Stdio, Kept), StreamError> {
     match target("stdout", &streams.stdout)? {
         Target::Logger(program) => {
             let (stdin, kept_stdin) = input(&streams.stdin)?;
-            let started = logger::start(&program, &streams.namespace, &streams.id).await;
+            let started = logger::start(&program, &streams.namespace, &streams.id, children).await;
             let started = started.map_err(|cause| StreamError::Logger {
                 path: program.path,
                 cause,

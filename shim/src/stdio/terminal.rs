@@ -23,6 +23,7 @@ use tokio::time::timeout;
 
 use super::streams::{self, Kept, StreamError, Streams};
 use super::{Opened, Stdio};
+use crate::sys::children::Children;
 use crate::sys::{fds, pty};
 
 pub use crate::sys::pty::Size;
@@ -57,13 +58,13 @@ pub fn size_of(process: &Process) -> Option<Size> {
     })
 }
 
-/// Opens streams with a terminal of `size` between.
+/// Opens streams with a terminal of `size` between; a logger is among `children`.
 ///
 /// # Errors
 ///
 /// Names the stream that cannot be opened and why.
-pub async fn open(streams: &Streams, size: Option<Size>) -> Result<Opened, StreamError> {
-    let waiting = wait(streams).await?;
+pub async fn open(streams: &Streams, size: Option<Size>, children: &Arc<Children>) -> Result<Opened, StreamError> {
+    let waiting = wait(streams, children).await?;
     let connected = || {
         let (master, terminal) = pty::pair()?;
         if let Some(size) = size {
@@ -90,17 +91,17 @@ pub struct Waiting {
     kept: Kept,
 }
 
-/// Opens streams for a terminal that is still to come.
+/// Opens streams for a terminal that is still to come; a logger is among `children`.
 ///
 /// # Errors
 ///
 /// As [`open`].
-pub async fn wait(streams: &Streams) -> Result<Waiting, StreamError> {
+pub async fn wait(streams: &Streams, children: &Arc<Children>) -> Result<Waiting, StreamError> {
     let only_two = Streams {
         stderr: String::new(),
         ..streams.clone()
     };
-    let (ends, kept) = streams::open(&only_two).await?;
+    let (ends, kept) = streams::open(&only_two, children).await?;
     Ok(Waiting { ends, kept })
 }
 
@@ -264,7 +265,7 @@ mod tests {
             stderr: "/nowhere".to_owned(),
             ..Streams::default()
         };
-        let opened = open(&streams, None).await.unwrap();
+        let opened = open(&streams, None, &Arc::default()).await.unwrap();
         fs::File::options()
             .write(true)
             .open(&streams.stdin)
@@ -286,7 +287,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_terminal_without_streams_swallows_output() {
-        let opened = open(&Streams::default(), None).await.unwrap();
+        let opened = open(&Streams::default(), None, &Arc::default()).await.unwrap();
         let mut process = File::from(opened.stdio.stdout.unwrap());
         drop((opened.stdio.stdin, opened.stdio.stderr));
         let wrote = tokio::task::spawn_blocking(move || process.write_all(&[b'x'; 100_000]));
@@ -302,7 +303,7 @@ mod tests {
             stdout: format!("file://{path}"),
             ..Streams::default()
         };
-        let opened = open(&streams, None).await.unwrap();
+        let opened = open(&streams, None, &Arc::default()).await.unwrap();
         File::from(opened.stdio.stdout.unwrap()).write_all(b"line\n").unwrap();
         drop((opened.stdio.stdin, opened.stdio.stderr));
         opened.console.unwrap().drained().await;
@@ -315,7 +316,9 @@ mod tests {
             r#"{"user":{"uid":0,"gid":0},"cwd":"/","args":["x"],"consoleSize":{"width":100,"height":30}}"#,
         )
         .unwrap();
-        let opened = open(&Streams::default(), size_of(&process)).await.unwrap();
+        let opened = open(&Streams::default(), size_of(&process), &Arc::default())
+            .await
+            .unwrap();
         let terminal = opened.stdio.stdin.as_ref().unwrap();
         let size = || tcgetwinsize(terminal).map(|size| (size.ws_col, size.ws_row)).unwrap();
         assert_eq!(size(), (100, 30));

@@ -3,7 +3,7 @@
 //!
 //! Reaping a process that somebody waits for would be worse than a zombie. Workers and the launcher stay in this process's
 //! session and are waited for there. Everything else is in another session, and either watched or an orphan: what containers
-//! run, and hooks, whose own children are orphans once the hook has ended. While a process is made it is expected: what had
+//! run, and hooks and loggers, whose own children are orphans once these have ended. While a process is made it is expected: what had
 //! ended before can be told from it.
 
 use std::collections::{BTreeSet, HashSet};

@@ -226,7 +226,7 @@ async fn guest(
     })?;
     let size = spec.process().as_ref().and_then(terminal::size_of);
     let opened = tokio::select! {
-        opened = stdio::open(&facts.streams, facts.terminal, size) => opened?,
+        opened = stdio::open(&facts.streams, facts.terminal, size, node.launcher.children()) => opened?,
         () = container.given_up() => return Err(TaskError::GivenUp(facts.id.clone())),
     };
     let guest = node

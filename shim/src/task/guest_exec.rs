@@ -51,8 +51,9 @@ pub async fn run(
         options,
         open_files: open_files::before(),
     })?;
+    let size = terminal::size_of(asked);
     let opened = tokio::select! {
-        opened = stdio::open(&facts.streams, facts.terminal, terminal::size_of(asked)) => opened?,
+        opened = stdio::open(&facts.streams, facts.terminal, size, node.launcher.children()) => opened?,
         () = process.abandoned() => return Err(TaskError::Discarded { id: facts.name() }),
     };
     let started = node

@@ -35,7 +35,6 @@ fn logger(node: &Node) -> PathBuf {
         "#!/bin/sh\n\
          cd {}\n\
          {{ for word; do echo \"argument $word\"; done; env | grep ^CONTAINER_ | sort; }} >\"facts.$CONTAINER_ID\"\n\
-         trap '' TERM\n\
          exec 5>&-\n\
          cat <&4 >\"err.$CONTAINER_ID\" &\n\
          exec 4<&-\n\
