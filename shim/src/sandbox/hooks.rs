@@ -11,7 +11,9 @@
 
 use std::collections::HashMap;
 use std::env;
+use std::fs::File;
 use std::io;
+use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::sync::Arc;
@@ -249,9 +251,10 @@ impl Hook {
             Some(env) => command.envs(env.iter().map(|(name, value)| (name, value))),
             None => command.env("PATH", env::var_os("PATH").unwrap_or_else(|| DEFAULT_PATH.into())),
         };
-        // `delete` may run when containerd has removed the bundle.
-        if directory.is_dir() {
-            command.current_dir(directory);
+        // containerd may remove the bundle before or while this runs: by its fd it is entered all the same.
+        let bundle = File::open(directory).ok();
+        if let Some(bundle) = &bundle {
+            command.current_dir(format!("/proc/self/fd/{}", bundle.as_raw_fd()));
         }
         limit_open_files(&mut command);
         command
