@@ -6,6 +6,9 @@
 use std::borrow::Cow;
 use std::io::{self, Read};
 
+use ruzstd::decoding::StreamingDecoder;
+use ruzstd::decoding::errors::{FrameDecoderError, ReadFrameHeaderError};
+
 use crate::image::MOST_WASM;
 
 /// What a gzip file begins with (RFC 1952, section 2.3.1).
@@ -40,25 +43,51 @@ pub fn decompress(bytes: &[u8]) -> Result<Cow<'_, [u8]>, CompressionError> {
 
 fn decompress_up_to(bytes: &[u8], most: u64) -> Result<Cow<'_, [u8]>, CompressionError> {
     if bytes.starts_with(GZIP) {
-        read("gzip", flate2::read::MultiGzDecoder::new(bytes), most).map(Cow::Owned)
+        let mut decompressed = Vec::new();
+        append(
+            "gzip",
+            flate2::read::MultiGzDecoder::new(bytes),
+            &mut decompressed,
+            most,
+        )?;
+        Ok(Cow::Owned(decompressed))
     } else if bytes.starts_with(ZSTD) {
-        let malformed = |error: ruzstd::decoding::errors::FrameDecoderError| CompressionError::Malformed {
-            format: "zstd",
-            cause: io::Error::other(error.to_string()),
-        };
-        let decoder = ruzstd::decoding::StreamingDecoder::new(bytes).map_err(malformed)?;
-        read("zstd", decoder, most).map(Cow::Owned)
+        zstd_frames(bytes, most).map(Cow::Owned)
     } else {
         Ok(Cow::Borrowed(bytes))
     }
 }
 
-fn read(format: &'static str, decoder: impl Read, most: u64) -> Result<Vec<u8>, CompressionError> {
+/// The content of all frames one after the other, as zstd(1) has it; skippable ones have none (RFC 8878, section 3.1).
+fn zstd_frames(mut bytes: &[u8], most: u64) -> Result<Vec<u8>, CompressionError> {
+    let malformed = |cause| CompressionError::Malformed { format: "zstd", cause };
     let mut decompressed = Vec::new();
-    match decoder.take(most + 1).read_to_end(&mut decompressed) {
-        Ok(size) if size as u64 > most => Err(CompressionError::TooLarge { format, most }),
-        Ok(_) => Ok(decompressed),
-        Err(cause) => Err(CompressionError::Malformed { format, cause }),
+    while !bytes.is_empty() {
+        match StreamingDecoder::new(&mut bytes) {
+            Ok(frame) => append("zstd", frame, &mut decompressed, most)?,
+            Err(FrameDecoderError::ReadFrameHeaderError(ReadFrameHeaderError::SkipFrame { length, .. })) => {
+                let rest = bytes.get(length as usize..);
+                bytes = rest.ok_or_else(|| malformed(io::ErrorKind::UnexpectedEof.into()))?;
+            }
+            Err(error) => return Err(malformed(io::Error::other(error.to_string()))),
+        }
+    }
+    Ok(decompressed)
+}
+
+/// Reads `decoder` to its end; all of `decompressed` may have `most` bytes.
+fn append(
+    format: &'static str,
+    decoder: impl Read,
+    decompressed: &mut Vec<u8>,
+    most: u64,
+) -> Result<(), CompressionError> {
+    let room = most.saturating_sub(decompressed.len() as u64);
+    let read = decoder.take(room + 1).read_to_end(decompressed);
+    let read = read.map_err(|cause| CompressionError::Malformed { format, cause })?;
+    match read as u64 > room {
+        true => Err(CompressionError::TooLarge { format, most }),
+        false => Ok(()),
     }
 }
 
@@ -96,6 +125,25 @@ mod tests {
             let error = decompress(&compressed[..compressed.len() - 3]).expect_err("cut");
             assert!(error.to_string().contains(format), "{error}");
         }
+    }
+
+    #[test]
+    fn all_members_and_frames_count_and_skippable_frames_have_no_content() {
+        let (first, second) = WASM.split_at(3);
+        let skippable = [b"\x50\x2a\x4d\x18\x02\0\0\0", b"xx".as_slice()].concat();
+        for compressed in [
+            [gzip(first), gzip(second)].concat(),
+            [zstd(first), skippable.clone(), zstd(second), skippable.clone()].concat(),
+        ] {
+            assert_eq!(decompress(&compressed).expect("wasm"), WASM);
+        }
+        assert!(decompress(&[zstd(WASM), b"rest".to_vec()].concat()).is_err());
+        assert!(decompress(&[zstd(WASM), skippable[..9].to_vec()].concat()).is_err());
+        let two = [zstd(&[0; 600]), zstd(&[0; 600])].concat();
+        assert!(matches!(
+            decompress_up_to(&two, 1000),
+            Err(CompressionError::TooLarge { .. })
+        ));
     }
 
     #[test]
