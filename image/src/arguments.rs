@@ -43,7 +43,8 @@ pub struct Arguments {
     /// A label; repeat it for more.
     #[arg(long, value_name = "NAME=VALUE")]
     label: Vec<String>,
-    /// The `config` object of the image's configuration as JSON; the options above add to it.
+    /// The `config` object of the image's configuration as JSON. Options above replace its fields; --env, --expose and
+    /// --label add to them.
     #[arg(long, value_name = "JSON", default_value = "{}")]
     config: String,
     /// Leaves the layers as they are: larger, and faster to load on this machine.
@@ -101,8 +102,13 @@ impl Arguments {
             ("WorkingDir", json!(self.workdir.as_deref().unwrap_or_default())),
             ("Labels", Value::Object(labels)),
         ] {
-            if !is_empty(&value) {
-                config.insert(field.to_owned(), value);
+            if is_empty(&value) {
+                continue;
+            }
+            match (config.get_mut(field), value) {
+                (Some(Value::Array(given)), Value::Array(more)) if field == "Env" => given.extend(more),
+                (Some(Value::Object(given)), Value::Object(more)) => given.extend(more),
+                (_, value) => _ = config.insert(field.to_owned(), value),
             }
         }
         Ok(config)
@@ -110,10 +116,11 @@ impl Arguments {
 
     /// The path in the image of the first .wasm file among the sources.
     fn program(&self) -> Option<String> {
-        let is_wasm = |source: &&Source| source.path.extension().is_some_and(|extension| extension == "wasm");
-        let source = self.sources.iter().find(is_wasm)?;
-        let name = source.path.file_name()?.to_string_lossy();
-        Some(source.destination.clone().unwrap_or_else(|| format!("/{name}")))
+        let is_program = |source: &&Source| {
+            source.path.extension().is_some_and(|extension| extension == "wasm") && !source.path.is_dir()
+        };
+        let source = self.sources.iter().find(is_program)?;
+        Some(source.target().display().to_string())
     }
 }
 
@@ -150,6 +157,13 @@ mod tests {
         assert_eq!(found, json!({"Entrypoint": ["/hello.wasm"]}));
         let found = config(&["out/hello.wasm:/bin/hello"]).unwrap();
         assert_eq!(found, json!({"Entrypoint": ["/bin/hello"]}));
+        let found = config(&["out/hello.wasm:/bin/"]).unwrap();
+        assert_eq!(found, json!({"Entrypoint": ["/bin/hello.wasm"]}));
+        let directory = tempfile::tempdir().unwrap();
+        let named = directory.path().join("site.wasm");
+        std::fs::create_dir(&named).unwrap();
+        let found = config(&[&named.display().to_string(), "hello.wasm"]).unwrap();
+        assert_eq!(found, json!({"Entrypoint": ["/hello.wasm"]}));
     }
 
     #[test]
@@ -194,6 +208,15 @@ mod tests {
         ])
         .unwrap();
         assert_eq!(found, json!({"Entrypoint": ["/x"], "User": "2"}));
+        let given = r#"{"Env":["PATH=/bin"],"Labels":{"a":"1"},"ExposedPorts":{"80/tcp":{}}}"#;
+        let found = config(&[
+            "--config", given, "--env", "B=2", "--label", "b=2", "--expose", "81", "root",
+        ])
+        .unwrap();
+        let expected = json!({
+            "Env": ["PATH=/bin", "B=2"], "Labels": {"a": "1", "b": "2"}, "ExposedPorts": {"80/tcp": {}, "81/tcp": {}},
+        });
+        assert_eq!(found, expected);
         let refused = config(&["--config", "[]", "a.wasm"]).unwrap_err().to_string();
         assert!(refused.contains("must be a JSON object"), "{refused}");
     }

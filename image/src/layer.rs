@@ -32,15 +32,10 @@ pub fn of(source: &Source) -> Result<Vec<u8>, Error> {
         layer.contents(path, &root)?;
     } else {
         check_program(path)?;
-        let name = path.file_name().unwrap_or_default();
-        // As cp(1) has it, a destination that ends in a slash is a directory.
-        let target = match destination {
-            "" => PathBuf::from(name),
-            _ if destination.ends_with('/') => Path::new(destination.trim_matches('/')).join(name),
-            _ => PathBuf::from(destination.trim_start_matches('/')),
-        };
+        let target = source.target();
+        let target = target.strip_prefix("/").unwrap_or(&target);
         layer.directories(target.ancestors().skip(1))?;
-        layer.file(path, &target, &metadata)?;
+        layer.file(path, target, &metadata)?;
     }
     layer.archive.into_inner().map_err(Error::layer(path))
 }

@@ -38,7 +38,7 @@ impl FromStr for Name {
         if !path.split('/').all(is_component) {
             return refuse("the repository must be of lower case letters, digits and . _ -");
         }
-        let full = match registry {
+        let full = match registry.filter(|registry| !["docker.io", "index.docker.io"].contains(registry)) {
             Some(_) => format!("{repository}:{tag}"),
             None if path.contains('/') => format!("docker.io/{path}:{tag}"),
             None => format!("docker.io/library/{path}:{tag}"),
@@ -59,6 +59,12 @@ mod tests {
         for (given, short, full) in [
             ("hello", "hello:latest", "docker.io/library/hello:latest"),
             ("me/hello:1", "me/hello:1", "docker.io/me/hello:1"),
+            ("docker.io/hello:1", "docker.io/hello:1", "docker.io/library/hello:1"),
+            (
+                "index.docker.io/me/hello:1",
+                "index.docker.io/me/hello:1",
+                "docker.io/me/hello:1",
+            ),
             ("localhost/hello", "localhost/hello:latest", "localhost/hello:latest"),
             (
                 "127.0.0.1:5000/a/b:V1",

@@ -1,6 +1,6 @@
 //! What goes into an image: `[PLATFORM[,PLATFORM...]=]PATH[:DESTINATION]`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 /// The platforms of an image that runs on every node: a node's containerd takes the entry for its own platform, and a client
@@ -16,6 +16,18 @@ pub struct Source {
     /// The absolute path in the image of the file, or of the directory's contents. Without it a file gets its own name in the
     /// root directory, and a directory's contents are in the root directory.
     pub destination: Option<String>,
+}
+
+impl Source {
+    /// The path in the image of a file: as cp(1) has it, a destination that ends in a slash is a directory.
+    pub fn target(&self) -> PathBuf {
+        let name = self.path.file_name().unwrap_or_default();
+        match self.destination.as_deref() {
+            None => Path::new("/").join(name),
+            Some(directory) if directory.ends_with('/') => Path::new(directory).join(name),
+            Some(file) => PathBuf::from(file),
+        }
+    }
 }
 
 impl FromStr for Source {
