@@ -1,4 +1,4 @@
-//! The shim of this tree beside those of other commits: interleaved rounds, and the table that compares them.
+//! The shim of this tree compared with those of other commits: interleaved rounds, and the table that compares them.
 
 use std::env::{self, VarError};
 use std::fmt::Write as _;
