@@ -190,12 +190,7 @@ mod tests {
                     old: Some("version = 2\n".into()),
                     new: Some("version = 2\n[ours]\n".into()),
                 }],
-                ours: Ours::new(&Handler {
-                    runtime: "default".into(),
-                    name: "wasi".into(),
-                    shim: "/shim".into(),
-                    local_pull: false,
-                }),
+                ours: Ours::new(&Handler::example()),
                 is_seen: true,
             }),
             cache: None,

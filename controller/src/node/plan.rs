@@ -154,12 +154,7 @@ mod tests {
                 old: Some("old".into()),
                 new: Some("new".into()),
             }],
-            ours: Ours::new(&Handler {
-                runtime: "default".into(),
-                name: "wasi".into(),
-                shim: "/shim".into(),
-                local_pull: false,
-            }),
+            ours: Ours::new(&Handler::example()),
             is_seen: true,
         })
     }

@@ -468,16 +468,22 @@ mod tests {
         ran.expect("the daemon holds the output and is not waited for").unwrap();
     }
 
-    #[tokio::test]
-    async fn a_failed_hooks_error_has_the_end_of_its_output() {
-        let script = "i=0; while [ $i -lt 20000 ]; do echo line $i; i=$((i+1)); done; echo the end; exit 1";
+    /// The output that the error of a hook has whose script fails.
+    async fn output_of_failed(script: &str) -> String {
         let error = shell("prestart", &[(script, "")])
             .create(1, &Arc::default())
             .await
             .unwrap_err();
-        let HookError::Failed { output, .. } = error else {
-            panic!("{error}")
-        };
+        match error {
+            HookError::Failed { output, .. } => output,
+            other => panic!("{other}"),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_failed_hooks_error_has_the_end_of_its_output() {
+        let script = "i=0; while [ $i -lt 20000 ]; do echo line $i; i=$((i+1)); done; echo the end; exit 1";
+        let output = output_of_failed(script).await;
         assert!(
             output.len() <= SHOWN_OUTPUT && output.ends_with("line 19999\nthe end"),
             "{output}"
@@ -487,13 +493,7 @@ mod tests {
     #[tokio::test]
     async fn a_hook_without_env_has_path_alone() {
         let script = "env | grep -v -e ^PWD= -e ^SHLVL= -e ^_= -e ^OLDPWD= >&2; exit 1";
-        let error = shell("prestart", &[(script, "")])
-            .create(1, &Arc::default())
-            .await
-            .unwrap_err();
-        let HookError::Failed { output, .. } = error else {
-            panic!("{error}")
-        };
+        let output = output_of_failed(script).await;
         let path = env::var("PATH").unwrap_or_else(|_| DEFAULT_PATH.to_owned());
         assert_eq!(output, format!("PATH={path}"));
     }

@@ -285,12 +285,7 @@ mod tests {
 
     #[test]
     fn a_file_of_our_own_goes_with_its_last_block_and_stays_for_what_others_wrote() {
-        let handler = Handler {
-            runtime: "default".into(),
-            name: "wasi".into(),
-            shim: "/shim".into(),
-            local_pull: false,
-        };
+        let handler = Handler::example();
         let disk = Memory::with(&[("/c.toml", "version = 3\n")]);
         let files = Files::load(Path::new("/c.toml"), &disk).unwrap();
         let place = &places(&files, "2.4.2".parse().unwrap(), Some(Path::new("/d")), "default")[0];

@@ -202,12 +202,7 @@ mod tests {
         pod_annotations = ['kubewasi.dev/*']\ncontainer_annotations = ['kubewasi.dev/*']\nsnapshotter = ''\n";
 
     fn ours() -> Ours {
-        Ours::new(&Handler {
-            runtime: "default".into(),
-            name: "wasi".into(),
-            shim: "/shim".into(),
-            local_pull: false,
-        })
+        Ours::new(&Handler::example())
     }
 
     fn verified(old: &str, new: &str, listed: bool) -> Result<(), Mismatch> {

@@ -47,6 +47,17 @@ pub struct Handler {
 }
 
 impl Handler {
+    /// One for tests.
+    #[cfg(test)]
+    pub fn example() -> Handler {
+        Handler {
+            runtime: "default".into(),
+            name: "wasi".into(),
+            shim: "/shim".into(),
+            local_pull: false,
+        }
+    }
+
     /// The keys of the handler's table, relative to it. It has no `options`: containerd 2.x starts no pod with
     /// `hostUsers: false` for a handler that has some, and those next to the shim change without a restart.
     pub fn table(&self) -> Vec<Entry> {
